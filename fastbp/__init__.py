@@ -1,0 +1,49 @@
+"""fastbp: dense neural networks on CPUs, trained by backpropagation and gradient descent in a compiled core."""
+
+from fastbp import datasets, ops, schedules
+from fastbp.callbacks import Callback, EarlyStopping
+from fastbp.checks import check_gradients
+from fastbp.core import get_num_threads, set_num_threads, show_config, use_backend
+from fastbp.data import batches
+from fastbp.layers import Activation, BatchNorm, Dense, Dropout, LayerNorm
+from fastbp.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber, Poisson, Quantile
+from fastbp.optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from fastbp.training import History, Sequential
+
+__version__ = "0.1.0"
+
+load = Sequential.load
+
+__all__ = [
+    "MAE",
+    "MSE",
+    "SGD",
+    "Activation",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "BatchNorm",
+    "BinaryCrossEntropy",
+    "Callback",
+    "CrossEntropy",
+    "Dense",
+    "Dropout",
+    "EarlyStopping",
+    "History",
+    "Huber",
+    "LayerNorm",
+    "Poisson",
+    "Quantile",
+    "RMSprop",
+    "Sequential",
+    "batches",
+    "check_gradients",
+    "datasets",
+    "get_num_threads",
+    "load",
+    "ops",
+    "schedules",
+    "set_num_threads",
+    "show_config",
+    "use_backend",
+]

@@ -1,0 +1,86 @@
+"""Callbacks: what ``fit`` calls at the beginning, after every epoch, and at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastbp.data import Array, positive_int, real_number
+
+if TYPE_CHECKING:  # for the types alone: callbacks lie below training
+    from fastbp.optim import Optimizer
+    from fastbp.training import Sequential
+
+
+class Callback:
+    """The base of all callbacks; override what you need.
+
+    Attributes
+    ----------
+    model : Sequential
+        The model in training. Setting ``model.stop_training = True`` ends ``fit`` after this epoch.
+    optimizer : Optimizer
+        The optimizer in use.
+    """
+
+    model: Sequential
+    optimizer: Optimizer
+
+    def on_train_begin(self) -> None:
+        """Before the first epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        """After epoch number ``epoch``, counted from 0, with its figures, such as ``logs["val_loss"]``."""
+
+    def on_train_end(self) -> None:
+        """After the last epoch."""
+
+
+class EarlyStopping(Callback):
+    """Stop when a figure has not improved for ``patience`` epochs, and restore the best epoch's weights.
+
+    The best weights, running statistics included, are restored at the end of ``fit`` in any case.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without improvement, at least 1.
+    monitor : str or None
+        A name in the epoch's figures; None is ``val_loss``, or ``loss`` without validation data. Less is better,
+        except for a name that ends in ``accuracy``.
+    min_delta : float
+        What counts as an improvement.
+
+    Attributes
+    ----------
+    best, best_epoch : float, int
+        The best figure and its epoch, counted from 0.
+
+    Raises
+    ------
+    ValueError
+        From ``fit``, if there is no figure of that name.
+    """
+
+    def __init__(self, patience: int = 5, monitor: str | None = None, min_delta: float = 0.0) -> None:
+        self.patience = positive_int("patience", patience)
+        self.monitor = monitor
+        self.min_delta = real_number("min_delta", min_delta, 0)
+
+    def on_train_begin(self) -> None:
+        self.best, self.best_epoch = float("inf"), -1
+        self._weights: tuple[Array, Array] | None = None
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        name = self.monitor or ("val_loss" if "val_loss" in logs else "loss")
+        if name not in logs:
+            raise ValueError(f"monitor: expected one of {', '.join(logs)}, got {name!r}")
+        sign = -1 if name.endswith("accuracy") else 1
+        if self.best_epoch < 0 or sign * logs[name] < sign * self.best - self.min_delta:
+            self.best, self.best_epoch = logs[name], epoch
+            self._weights = self.model.snapshot()
+        elif epoch - self.best_epoch >= self.patience:
+            self.model.stop_training = True
+
+    def on_train_end(self) -> None:
+        if self._weights is not None:
+            self.model.restore(self._weights)

@@ -1,0 +1,147 @@
+"""The one door to the numeric floor: it picks the backend, shows what it picked, and counts the threads.
+
+A backend is a module with the functions of `reference`. The compiled ones are the same source under other flags; the
+best one that this CPU and operating system can run is picked at import, or the one that FASTBP_BACKEND names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+from fastbp.core import reference
+
+try:
+    from fastbp.core import _cpu
+except ImportError as error:
+    raise ImportError(
+        f"the compiled core of fastbp is not in {os.path.dirname(__file__)}. If this is the source folder, run outside "
+        "of it, use the `fastbp` command, or build in place with: pip install -e ."
+    ) from error
+
+#: Best first; the instruction sets each one needs are in the table below.
+BACKENDS = ("avx512", "avx2", "neon", "generic", "numpy")
+_NEEDS = {
+    "avx512": ("avx512f", "avx512dq", "avx512bw", "avx512vl", "avx2", "fma"),
+    "avx2": ("avx2", "fma"),
+    "neon": ("neon",),
+}
+
+
+def why_not(name: str) -> str | None:
+    """Why a backend cannot run here, or None if it can."""
+    features = _cpu.features()
+    missing = [feature for feature in _NEEDS.get(name, ()) if not features[feature]]
+    if missing:
+        return f"this CPU or operating system does not offer {', '.join(missing)}"
+    if name != "numpy" and importlib.util.find_spec(f"fastbp.core._{name}") is None:
+        return "it was not built in this installation"
+    return None
+
+
+def available_backends() -> list[str]:
+    """The backends that can run here, best first."""
+    return [name for name in BACKENDS if why_not(name) is None]
+
+
+def _load(name: str, asked_by: str) -> tuple[str, ModuleType]:
+    if name not in BACKENDS:
+        raise ValueError(f"{asked_by}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    reason = why_not(name)
+    if reason is not None:
+        raise RuntimeError(f"{asked_by}: backend {name!r} cannot run here: {reason}")
+    return name, reference if name == "numpy" else importlib.import_module(f"fastbp.core._{name}")
+
+
+def _pick() -> tuple[str, ModuleType]:
+    forced = os.environ.get("FASTBP_BACKEND", "")
+    if forced:
+        return _load(forced, "FASTBP_BACKEND")
+    return _load(available_backends()[0], "fastbp")
+
+
+_picked = _pick()
+_chosen: ContextVar[tuple[str, ModuleType]] = ContextVar("fastbp_backend")
+
+
+def backend() -> ModuleType:
+    """The active backend's kernels."""
+    return _chosen.get(_picked)[1]
+
+
+def backend_name() -> str:
+    """The active backend's name."""
+    return _chosen.get(_picked)[0]
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the body of a ``with`` statement on another backend.
+
+    Parameters
+    ----------
+    name : {"avx512", "avx2", "neon", "generic", "numpy"}
+        The compiled ones are the same kernels for other instruction sets; ``"numpy"`` is the plain NumPy reference.
+        The choice holds for the current thread.
+
+    Raises
+    ------
+    ValueError
+        If there is no backend of that name.
+    RuntimeError
+        If it cannot run on this machine; the message says why.
+    """
+    token = _chosen.set(_load(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _default_threads() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return min(int(asked), cores) if asked.isdigit() and int(asked) > 0 else cores
+
+
+_num_threads = _default_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads the kernels may use; results do not depend on it.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. Small work runs on fewer threads than this.
+
+    Raises
+    ------
+    ValueError
+        If n is not a positive integer.
+    """
+    global _num_threads
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"n: expected a positive integer, got {n!r}")
+    _num_threads = n
+
+
+def get_num_threads() -> int:
+    """How many threads the kernels may use: at first as many as this process may run on, or OMP_NUM_THREADS."""
+    return _num_threads
+
+
+def show_config() -> None:
+    """Print the version's backends, which one is active and why others are not, and the threads."""
+    from fastbp import __version__
+
+    print(f"fastbp {__version__}")
+    print(f"backend  {backend_name()}")
+    for name in BACKENDS:
+        print(f"  {name:8} {why_not(name) or 'available'}")
+    print(f"threads  {get_num_threads()} ({'OpenMP' if backend().openmp() else 'serial: this backend has no OpenMP'})")

@@ -1,0 +1,60 @@
+"""What both sides of the core agree on: codes, and the op record that a model is lowered to.
+
+A plan is a C-contiguous array of OP records in the order the data flows. All tensors live in flat buffers and a record
+holds offsets into them, in elements: parameters and their gradients at ``weight`` and ``bias``, running and batch
+statistics at ``stats``, and per-sample rows of the activation buffer at ``y``, ``z`` and ``row``, which are multiplied
+by the batch size. Minus one means that the op has no such tensor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM = range(5)
+
+ACTIVATIONS: dict[str | None, int] = {
+    None: 0,
+    "relu": 1,
+    "leaky_relu": 2,
+    "elu": 3,
+    "gelu": 4,
+    "silu": 5,
+    "tanh": 6,
+    "sigmoid": 7,
+    "softplus": 8,
+}
+#: Activations whose derivative needs the input z; that of the others follows from the output y.
+NEEDS_INPUT = frozenset({ACTIVATIONS["gelu"], ACTIVATIONS["silu"]})
+
+ELEMENTWISE_LOSSES = {"binary_cross_entropy": 0, "mse": 1, "mae": 2, "huber": 3, "quantile": 4, "poisson": 5}
+
+OP = np.dtype(
+    [
+        ("kind", np.int32),
+        ("activation", np.int32),  # applied to the op's result, fused into a dense op
+        ("prior", np.int32),  # the previous op's activation, if this op's dx includes its derivative
+        ("reserved", np.int32),
+        ("inputs", np.int64),
+        ("outputs", np.int64),
+        ("weight", np.int64),
+        ("bias", np.int64),
+        ("stats", np.int64),  # batch norm: running mean, running variance, batch mean, batch 1/std, n of each
+        ("y", np.int64),  # the result, (batch, outputs)
+        ("z", np.int64),  # what the activation was applied to, kept only for NEEDS_INPUT
+        ("row", np.int64),  # layer norm: mean and 1/std of each row, (batch, 2)
+        ("p", np.float64),
+        ("eps", np.float64),
+        ("momentum", np.float64),
+        ("key", np.uint64),  # dropout's random stream
+    ]
+)
+
+ALIGNMENT = 64  # bytes: a cache line and the widest vector register
+
+
+def aligned(count: int, dtype: np.dtype | type) -> np.ndarray:
+    """An uninitialised vector of count elements that starts on a cache line."""
+    dtype = np.dtype(dtype)
+    raw = np.empty(count * dtype.itemsize + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + count * dtype.itemsize].view(dtype)

@@ -1,0 +1,427 @@
+"""The NumPy twin of the compiled kernels: same names, same signatures, never optimised.
+
+It is the oracle of the tests and the baseline of the benchmarks, and it is the place to read what a kernel computes.
+Arguments run outputs, inputs, scalars, scratch, threads; the last two are for the compiled twins and unused here.
+B is the batch, I the inputs and O the outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastbp.core.plan import ACTIVATION, BATCHNORM, DENSE, DROPOUT, LAYERNORM, NEEDS_INPUT
+
+Array = Any  # np.ndarray of float32 or float64; the kernels check nothing, their callers did
+
+_RELU, _LEAKY_RELU, _ELU, _GELU, _SILU, _TANH, _SIGMOID, _SOFTPLUS = range(1, 9)
+_BCE, _MSE, _MAE, _HUBER, _QUANTILE, _POISSON = range(6)
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def openmp() -> bool:
+    """Whether this backend's kernels use OpenMP threads."""
+    return False
+
+
+def scratch_bytes(m: int, n: int, k: int, itemsize: int, threads: int) -> int:
+    """Bytes of scratch for one product: none here."""
+    return 1
+
+
+# --- products -------------------------------------------------------------------------------------------------------
+
+
+def matmul(c: Array, a: Array, b: Array, scratch: Array, threads: int) -> None:
+    """c (m, n) = a (m, k) @ b (k, n); a and b may be transposed views."""
+    np.matmul(a, b, out=c)
+
+
+def dense_forward(
+    y: Array, z: Array | None, x: Array, weight: Array, bias: Array | None, activation: int, scratch: Array, threads: int
+) -> None:
+    """y (B, O) = activation(z), z (B, O) = x (B, I) @ weight (I, O) + bias (O,); z is kept unless None."""
+    np.matmul(x, weight, out=y)
+    if bias is not None:
+        y += bias
+    if z is not None:
+        z[:] = y
+    activation_forward(y, y, activation, threads)
+
+
+def dense_backward(
+    dweight: Array,
+    dbias: Array | None,
+    dx: Array | None,
+    dz: Array,
+    x: Array,
+    x_z: Array | None,
+    weight: Array,
+    prior: int,
+    scratch: Array,
+    threads: int,
+) -> None:
+    """dweight (I, O) = x^T dz, dbias (O,) = sum of dz (B, O), dx (B, I) = dz weight^T * prior'(x_z).
+
+    ``prior`` is the activation that produced x; 0 leaves dx the gradient of x itself.
+    """
+    np.matmul(x.T, dz, out=dweight)
+    if dbias is not None:
+        np.sum(dz, axis=0, out=dbias)
+    if dx is not None:
+        np.matmul(dz, weight.T, out=dx)
+        activation_backward(dx, dx, x, x_z, prior, threads)
+
+
+# --- activations ----------------------------------------------------------------------------------------------------
+
+
+def _sigmoid(x: Array) -> Array:
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1 + _erf(x / math.sqrt(2)))
+
+
+def activation_forward(y: Array, z: Array, kind: int, threads: int) -> None:
+    """y = activation(z), any shape; y may be z."""
+    if kind == _RELU:
+        np.maximum(z, 0, out=y)
+    elif kind == _LEAKY_RELU:
+        y[:] = np.where(z < 0, 0.01 * z, z)
+    elif kind == _ELU:
+        y[:] = np.where(z < 0, np.expm1(np.minimum(z, 0)), z)
+    elif kind == _GELU:  # Hendrycks & Gimpel 2016
+        y[:] = z * _normal_cdf(z)
+    elif kind == _SILU:
+        y[:] = z * _sigmoid(z)
+    elif kind == _TANH:
+        np.tanh(z, out=y)
+    elif kind == _SIGMOID:
+        y[:] = _sigmoid(z)
+    elif kind == _SOFTPLUS:
+        y[:] = np.log1p(np.exp(-np.abs(z))) + np.maximum(z, 0)
+    elif y is not z:
+        y[:] = z
+
+
+def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, kind: int, threads: int) -> None:
+    """dz = dy * activation'(z), given y = activation(z), and z itself for GELU and SiLU; dz may be dy."""
+    if kind == _RELU:
+        dz[:] = np.where(y <= 0, 0, dy)
+    elif kind == _LEAKY_RELU:
+        dz[:] = np.where(y > 0, dy, 0.01 * dy)
+    elif kind == _ELU:
+        dz[:] = np.where(y > 0, dy, dy * (y + 1))
+    elif kind == _GELU:
+        dz[:] = dy * (_normal_cdf(z) + z * np.exp(-0.5 * np.square(z)) / math.sqrt(2 * math.pi))
+    elif kind == _SILU:
+        s = _sigmoid(z)
+        dz[:] = dy * (s + z * s * (1 - s))
+    elif kind == _TANH:
+        dz[:] = dy * (1 - y * y)
+    elif kind == _SIGMOID:
+        dz[:] = dy * (y * (1 - y))
+    elif kind == _SOFTPLUS:
+        dz[:] = dy * -np.expm1(-y)
+    elif dz is not dy:
+        dz[:] = dy
+
+
+# --- dropout and normalisation --------------------------------------------------------------------------------------
+
+
+def _mix(h: Array) -> Array:
+    """SplitMix64's output function (Steele, Lea & Flood 2014) on uint64."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+def dropout(y: Array, x: Array, p: float, key: int, step: int, threads: int) -> None:
+    """y = x * mask / (1 - p); the mask is element i of the SplitMix64 stream that key and step select.
+
+    Serves both directions: the backward pass asks for the same mask again instead of keeping it.
+    """
+    start = int(_mix(np.array([(key + _GOLDEN * step) & _MASK], dtype=np.uint64))[0])
+    index = np.arange(1, x.size + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(start)
+    keep = (_mix(index) >> np.uint64(32)) >= np.uint64(p * 2.0**32)
+    y[:] = np.where(keep.reshape(x.shape), x * x.dtype.type(1 / (1 - p)), 0)
+
+
+def batchnorm_forward(
+    y: Array, stats: Array, x: Array, weight: Array, bias: Array, momentum: float, eps: float, training: bool, threads: int
+) -> None:
+    """y (B, n) = weight * (x - mean) / std + bias (Ioffe & Szegedy 2015, algorithm 1).
+
+    stats (4, n): running mean, running variance, and the batch's mean and 1/std that training leaves for the backward
+    pass. A batch of one sample has no variance and leaves the running statistics alone.
+    """
+    if training:
+        mean = x.mean(axis=0, dtype=np.float64)
+        variance = np.square(x - mean).mean(axis=0, dtype=np.float64)
+        stats[2] = mean
+        stats[3] = 1 / np.sqrt(variance + eps)
+        n = x.shape[0]
+        if n > 1:
+            stats[0] += momentum * (mean - stats[0])
+            stats[1] += momentum * (variance * n / (n - 1) - stats[1])
+        mean, scale = stats[2], stats[3]
+    else:
+        mean, scale = stats[0], 1 / np.sqrt(stats[1] + eps)
+    y[:] = (x - mean) * (scale * weight) + bias
+
+
+def batchnorm_backward(
+    dweight: Array, dbias: Array, dx: Array | None, dy: Array, x: Array, stats: Array, weight: Array, threads: int
+) -> None:
+    """The gradients of batchnorm_forward in training, dx through the batch's mean and variance too."""
+    xhat = (x - stats[2]) * stats[3]
+    np.sum(dy * xhat, axis=0, out=dweight)
+    np.sum(dy, axis=0, out=dbias)
+    if dx is not None:
+        n = x.shape[0]
+        dx[:] = (weight * stats[3]) * (dy - dbias / n - xhat * (dweight / n))
+
+
+def layernorm_forward(y: Array, rows: Array, x: Array, weight: Array, bias: Array, eps: float, threads: int) -> None:
+    """y (B, n) = weight * (x - mean) / std + bias over each row (Ba, Kiros & Hinton 2016); rows (B, 2): mean, 1/std."""
+    rows[:, 0] = x.mean(axis=1, dtype=np.float64)
+    rows[:, 1] = 1 / np.sqrt(np.square(x - rows[:, :1]).mean(axis=1, dtype=np.float64) + eps)
+    y[:] = (x - rows[:, :1]) * rows[:, 1:] * weight + bias
+
+
+def layernorm_backward(
+    dweight: Array, dbias: Array, dx: Array | None, dy: Array, x: Array, rows: Array, weight: Array, threads: int
+) -> None:
+    """The gradients of layernorm_forward."""
+    xhat = (x - rows[:, :1]) * rows[:, 1:]
+    np.sum(dy * xhat, axis=0, out=dweight)
+    np.sum(dy, axis=0, out=dbias)
+    if dx is not None:
+        g = dy * weight
+        dx[:] = rows[:, 1:] * (g - g.mean(axis=1, keepdims=True) - xhat * (g * xhat).mean(axis=1, keepdims=True))
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(
+    dlogits: Array, logits: Array, labels: Array, class_weight: Array | None, label_smoothing: float, threads: int
+) -> float:
+    """The mean softmax cross-entropy of logits (B, C) and labels (B,) int64; dlogits (B, C) is its gradient.
+
+    With class weights w the mean is weighted: sum_i w[label_i] loss_i / sum_i w[label_i], as in PyTorch.
+    """
+    n, classes = logits.shape
+    weight = np.ones(classes) if class_weight is None else class_weight.astype(np.float64)
+    log_p = logits - logits.max(axis=1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    of_label, total = weight[labels], weight[labels].sum()
+    target = np.full(logits.shape, label_smoothing / classes) * weight
+    target[np.arange(n), labels] += (1 - label_smoothing) * of_label
+    dlogits[:] = (np.exp(log_p) * target.sum(axis=1, keepdims=True) - target) / total
+    return float(-(target * log_p).sum() / total)
+
+
+def elementwise_loss(dpred: Array, pred: Array, target: Array, kind: int, parameter: float, threads: int) -> float:
+    """The mean of an elementwise loss over all entries of pred and target (B, O); dpred is its gradient."""
+    e = pred - target
+    if kind == _BCE:
+        loss = np.maximum(pred, 0) - pred * target + np.log1p(np.exp(-np.abs(pred)))
+        gradient = _sigmoid(pred) - target
+    elif kind == _MSE:
+        loss, gradient = e * e, 2 * e
+    elif kind == _MAE:
+        loss, gradient = np.abs(e), np.sign(e)
+    elif kind == _HUBER:
+        inside = np.abs(e) <= parameter
+        loss = np.where(inside, 0.5 * e * e, parameter * (np.abs(e) - 0.5 * parameter))
+        gradient = np.clip(e, -parameter, parameter)
+    elif kind == _QUANTILE:
+        loss = np.where(e > 0, (1 - parameter) * e, -parameter * e)
+        gradient = np.where(e > 0, 1 - parameter, np.where(e < 0, -parameter, 0))
+    else:
+        loss, gradient = np.exp(pred) - target * pred, np.exp(pred) - target
+    dpred[:] = gradient / pred.size
+    return float(loss.mean(dtype=np.float64))
+
+
+# --- optimizer updates over the flat buffers ------------------------------------------------------------------------
+
+
+def sgd_update(
+    param: Array,
+    velocity: Array | None,
+    grad: Array,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    grad_scale: float,
+    threads: int,
+) -> None:
+    """v = momentum v + g, param -= lr (g + momentum v if nesterov else v), g = grad_scale grad + weight_decay param."""
+    g = grad * grad_scale + weight_decay * param
+    if velocity is not None:
+        velocity *= momentum
+        velocity += g
+        g = g + momentum * velocity if nesterov else velocity
+    param -= lr * g
+
+
+def adam_update(
+    param: Array,
+    m: Array,
+    v: Array,
+    grad: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    step: int,
+    grad_scale: float,
+    threads: int,
+) -> None:
+    """Adam (Kingma & Ba 2015, algorithm 1); decoupled weight decay makes it AdamW (Loshchilov & Hutter 2019).
+
+    step counts from 1.
+    """
+    g = grad * grad_scale
+    if decoupled:
+        param *= 1 - lr * weight_decay
+    else:
+        g += weight_decay * param
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g * g - v)
+    param -= (lr / (1 - beta1**step)) * m / (np.sqrt(v) / math.sqrt(1 - beta2**step) + eps)
+
+
+def rmsprop_update(
+    param: Array,
+    square: Array,
+    velocity: Array | None,
+    grad: Array,
+    lr: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
+    weight_decay: float,
+    grad_scale: float,
+    threads: int,
+) -> None:
+    """square = alpha square + (1 - alpha) g^2, param -= lr g / (sqrt(square) + eps), through a velocity if given."""
+    g = grad * grad_scale + weight_decay * param
+    square += (1 - alpha) * (g * g - square)
+    g = g / (np.sqrt(square) + eps)
+    if velocity is not None:
+        velocity *= momentum
+        velocity += g
+        g = velocity
+    param -= lr * g
+
+
+def adagrad_update(
+    param: Array, total: Array, grad: Array, lr: float, eps: float, weight_decay: float, grad_scale: float, threads: int
+) -> None:
+    """total += g^2, param -= lr g / (sqrt(total) + eps) (Duchi, Hazan & Singer 2011)."""
+    g = grad * grad_scale + weight_decay * param
+    total += g * g
+    param -= lr * g / (np.sqrt(total) + eps)
+
+
+def squared_norm(x: Array, threads: int) -> float:
+    """The sum of squares of x (n,), in float64."""
+    return float(np.square(x, dtype=np.float64).sum())
+
+
+def all_finite(x: Array) -> bool:
+    """Whether no entry of x is NaN or infinite; in chunks, so that a large x is not doubled in memory."""
+    flat = x.reshape(-1)
+    return all(bool(np.isfinite(flat[i : i + 65536]).all()) for i in range(0, flat.size, 65536))
+
+
+# --- the plan -------------------------------------------------------------------------------------------------------
+
+
+class Network:
+    """Runs a plan, one op at a time, over the flat buffers values and grads (n,) and stats (s,)."""
+
+    def __init__(self, ops: Array, values: Array, grads: Array, stats: Array) -> None:
+        self.ops = ops
+        self.values, self.grads, self.stats = values, grads, stats
+
+    def _parameter(self, flat: Array, offset: int, *shape: int) -> Array:
+        return flat[offset : offset + math.prod(shape)].reshape(shape) if offset >= 0 else None
+
+    def forward(self, y: Array, x: Array, step: int, training: bool, threads: int) -> None:
+        """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks."""
+        self._inputs, self._pre, self._rows, self._step = [], [], [], step
+        batch = x.shape[0]
+        for op in self.ops:
+            out = np.empty((batch, op["outputs"]), dtype=x.dtype)
+            pre = x if op["kind"] == ACTIVATION else np.empty_like(out) if op["activation"] in NEEDS_INPUT else None
+            rows = np.empty((batch, 2), dtype=x.dtype) if op["kind"] == LAYERNORM else None
+            n = int(op["inputs"])
+            weight = self._parameter(self.values, op["weight"], n)
+            bias = self._parameter(self.values, op["bias"], int(op["outputs"]))
+            if op["kind"] == DENSE:
+                weight = self._parameter(self.values, op["weight"], n, int(op["outputs"]))
+                dense_forward(out, pre, x, weight, bias, op["activation"], None, threads)
+            elif op["kind"] == ACTIVATION:
+                activation_forward(out, x, op["activation"], threads)
+            elif op["kind"] == DROPOUT:
+                dropout(out, x, float(op["p"]) if training else 0.0, int(op["key"]), step, threads)
+            elif op["kind"] == BATCHNORM:
+                stats = self._parameter(self.stats, op["stats"], 4, n)
+                batchnorm_forward(out, stats, x, weight, bias, op["momentum"], op["eps"], training, threads)
+            else:
+                layernorm_forward(out, rows, x, weight, bias, op["eps"], threads)
+            self._inputs.append(x)
+            self._pre.append(pre)
+            self._rows.append(rows)
+            x = out
+        self._inputs.append(x)
+        y[:] = x
+
+    def backward(self, dx: Array | None, dy: Array, threads: int) -> None:
+        """Fill grads from dy (B, O), the gradient of the last forward's y, and dx (B, I) if it is not None."""
+        for i in reversed(range(len(self.ops))):
+            op = self.ops[i]
+            x, y, pre = self._inputs[i], self._inputs[i + 1], self._pre[i]
+            if op["activation"] and not (i + 1 < len(self.ops) and self.ops[i + 1]["prior"]):
+                dz = np.empty_like(y)
+                activation_backward(dz, dy, y, pre, op["activation"], threads)
+                dy = dz
+            if op["kind"] == ACTIVATION and i > 0:
+                continue
+            out = np.empty_like(x) if i > 0 else dx
+            n = int(op["inputs"])
+            weight = self._parameter(self.values, op["weight"], n)
+            dweight = self._parameter(self.grads, op["weight"], n)
+            dbias = self._parameter(self.grads, op["bias"], int(op["outputs"]))
+            if op["kind"] == DENSE:
+                weight = self._parameter(self.values, op["weight"], n, int(op["outputs"]))
+                dweight = self._parameter(self.grads, op["weight"], n, int(op["outputs"]))
+                x_z = self._pre[i - 1] if op["prior"] else None
+                dense_backward(dweight, dbias, out, dy, x, x_z, weight, op["prior"], None, threads)
+            elif op["kind"] == DROPOUT and out is not None:
+                dropout(out, dy, float(op["p"]), int(op["key"]), self._step, threads)
+            elif op["kind"] == BATCHNORM:
+                stats = self._parameter(self.stats, op["stats"], 4, n)
+                batchnorm_backward(dweight, dbias, out, dy, x, stats, weight, threads)
+            elif op["kind"] == LAYERNORM:
+                layernorm_backward(dweight, dbias, out, dy, x, self._rows[i], weight, threads)
+            elif out is not None:
+                out[:] = dy  # an activation at the very front
+            if out is not None:
+                dy = out

@@ -1,0 +1,167 @@
+"""User data at the door: arrays are checked once and cast once, and batches() deals them out.
+
+This is the only place that casts or copies user data. float32 C-contiguous features pass through untouched; an error
+says which argument was wrong, what was expected and what came, and is raised before anything has changed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastbp.core import backend
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Seed = int | np.random.Generator | None
+
+
+def choice(name: str, value: object, valid: Iterable[str | None]) -> Any:
+    """``value`` if it is one of ``valid``, else a ValueError that offers the nearest names."""
+    options = list(valid)
+    if value in options:
+        return value
+    near = difflib.get_close_matches(str(value), [o for o in options if o is not None], n=3)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"expected one of {options}"
+    raise ValueError(f"{name}: unknown value {value!r}; {hint}")
+
+
+def positive_int(name: str, value: object) -> int:
+    """``value`` as an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected a positive integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value}")
+    return int(value)
+
+
+def real_number(name: str, value: object, low: float, high: float = float("inf"), open_low: bool = False) -> float:
+    """``value`` as a float in [low, high), or (low, high) if ``open_low``; an infinite bound is excluded."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not (low <= value < high) or (open_low and value == low):
+        raise ValueError(f"{name}: expected a number in {'(' if open_low else '['}{low}, {high}), got {value}")
+    return float(value)
+
+
+def cast(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
+    """``value`` as a C-contiguous array of ``dtype``: itself if it is one already."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # a ragged list
+        raise ValueError(f"{name}: expected a rectangular array of numbers, got {type(value).__name__}: {error}") from error
+    if array.dtype.kind not in "buif":
+        if array.dtype.kind != "O":
+            raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}")
+        try:
+            array = array.astype(dtype)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name}: expected numbers, got an array of objects: {error}") from error
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and finite() says so
+        return np.require(array, dtype=dtype, requirements=["C", "A"])
+
+
+def finite(name: str, array: Array) -> Array:
+    """``array`` if no entry is NaN or infinite."""
+    if not backend().all_finite(array):
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name}: expected finite numbers, got {array[where]} at index {where} (as {array.dtype})")
+    return array
+
+
+def features(name: str, value: ArrayLike, width: int, dtype: np.dtype[Any]) -> Array:
+    """``value`` as a finite (samples, width) array with at least one sample."""
+    array = cast(name, value, dtype)
+    if array.ndim != 2 or array.shape[1] != width:
+        raise ValueError(f"{name}: expected shape (samples, {width}), got {array.shape}")
+    if array.shape[0] == 0:
+        raise ValueError(f"{name}: expected at least one sample, got shape {array.shape}")
+    return finite(name, array)
+
+
+def labels(name: str, value: ArrayLike, samples: int, classes: int) -> Array:
+    """``value`` as (samples,) int64 class labels in 0..classes-1."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iub":
+        raise TypeError(f"{name}: expected integer class labels, got dtype {array.dtype}")
+    same_length(name, array, samples)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected class labels of shape ({samples},), got {array.shape}")
+    low, high = array.min(), array.max()
+    if low < 0 or high >= classes:
+        raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got {low if low < 0 else high}")
+    return np.require(array, dtype=np.int64, requirements=["C", "A"])
+
+
+def targets(name: str, value: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
+    """``value`` as a finite (samples, outputs) array; (samples,) is taken where there is one output."""
+    array = cast(name, value, dtype)
+    same_length(name, array, samples)
+    if array.ndim == 1 and outputs == 1:
+        array = array.reshape(samples, 1)
+    if array.shape != (samples, outputs):
+        shape = f"({samples}, {outputs})" + (f" or ({samples},)" if outputs == 1 else "")
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    return finite(name, array)
+
+
+def same_length(name: str, array: Array, samples: int) -> None:
+    """Raise unless ``array`` has one row per sample."""
+    if array.ndim == 0 or array.shape[0] != samples:
+        raise ValueError(f"{name}: expected {samples} rows, one per sample, got shape {array.shape}")
+
+
+def generator(seed: Seed) -> np.random.Generator:
+    """The random generator of a seed; a generator is itself, so that it goes on where it was."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"seed: expected a non-negative integer, a Generator or None, got {seed!r}") from error
+
+
+def index_batches(
+    samples: int, batch_size: int, shuffle: bool, rng: np.random.Generator
+) -> Iterator[Array]:
+    """The row numbers of each batch of one epoch; the last one may be smaller."""
+    order = rng.permutation(samples) if shuffle else np.arange(samples)
+    for start in range(0, samples, batch_size):
+        yield order[start : start + batch_size]
+
+
+def batches(
+    X: ArrayLike, y: ArrayLike, batch_size: int, shuffle: bool = True, seed: Seed = None
+) -> Iterator[tuple[Array, Array]]:
+    """Deal one epoch of (X, y) out in batches, in the order that ``Sequential.fit`` takes with the same seed.
+
+    Parameters
+    ----------
+    X, y : array_like
+        Features and targets with one row per sample; their dtypes are kept.
+    batch_size : int
+        Rows per batch; the last batch has what is left.
+    shuffle : bool
+        Whether to draw a new order.
+    seed : int, numpy.random.Generator or None
+        An integer gives the same order each time. Pass one generator to every epoch to get a new order each time and
+        the orders of ``fit(seed=...)`` with that seed.
+
+    Yields
+    ------
+    xb, yb : ndarray
+        Copies of the rows of one batch.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the lengths differ, there are no samples, or batch_size is not a positive integer; at the call.
+    """
+    X, y = np.asarray(X), np.asarray(y)
+    positive_int("batch_size", batch_size)
+    if X.ndim == 0 or X.shape[0] == 0:
+        raise ValueError(f"X: expected at least one sample, got shape {X.shape}")
+    same_length("y", y, X.shape[0])
+    rng = generator(seed)
+    return ((X[rows], y[rows]) for rows in index_batches(X.shape[0], batch_size, shuffle, rng))

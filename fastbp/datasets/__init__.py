@@ -1,0 +1,28 @@
+"""Data that comes with the package."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import numpy as np
+
+from fastbp.data import Array
+
+
+def load_digits() -> tuple[Array, Array]:
+    """1,797 handwritten digits of 8 x 8 pixels.
+
+    Returns
+    -------
+    X : ndarray (1797, 64) float32
+        Pixels row by row, counts of black from 0 to 16.
+    y : ndarray (1797,) int64
+        The digit, 0 to 9.
+
+    Notes
+    -----
+    The test part of *Optical Recognition of Handwritten Digits*: E. Alpaydin and C. Kaynak, UCI Machine Learning
+    Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0. The numbers are unchanged; they are stored as bytes.
+    """
+    with files(__package__).joinpath("digits.npz").open("rb") as file, np.load(file) as data:
+        return data["X"].astype(np.float32), data["y"].astype(np.int64)

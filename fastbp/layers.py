@@ -1,0 +1,320 @@
+"""Layers as descriptions: sizes, initial values and the op record that each is lowered to. No arithmetic.
+
+A layer gets its arrays when a ``Sequential`` takes it: views on the model's flat buffers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastbp.core import plan
+from fastbp.data import Array, choice, positive_int, real_number
+from fastbp.parameters import Parameters
+
+Init = str | Callable[[np.random.Generator, tuple[int, int]], Array] | None
+
+# Variance of the weights times (fan_in, fan_out) weights, and the distribution.
+_INITS: dict[str, Callable[[int, int], float]] = {
+    "glorot_uniform": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
+    "glorot_normal": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
+    "he_uniform": lambda fan_in, fan_out: 2 / fan_in,
+    "he_normal": lambda fan_in, fan_out: 2 / fan_in,
+    "lecun_uniform": lambda fan_in, fan_out: 1 / fan_in,
+    "lecun_normal": lambda fan_in, fan_out: 1 / fan_in,
+}
+
+
+class Layer:
+    """What every layer has: the op it is lowered to, its width, and its place in a model."""
+
+    kind: ClassVar[int]
+    #: Width of the input, or None where any will do.
+    width: int | None = None
+
+    def __init__(self) -> None:
+        self._parameters: Parameters | None = None
+        self._name = ""
+
+    def outputs(self, inputs: int) -> int:
+        """Width of the output for an input of width ``inputs``."""
+        return inputs
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters by name."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, for saving and copying."""
+        return {}
+
+    def fields(self) -> dict[str, float]:
+        """What the layer sets in its op record beyond sizes and offsets."""
+        return {}
+
+    def take(self, parameters: Parameters, name: str) -> None:
+        """Become the layer called ``name`` of the model that owns ``parameters``."""
+        self._parameters, self._name = parameters, name
+
+    def initialize(self, rng: np.random.Generator) -> None:
+        """Fill the parameters with their initial values."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
+
+
+class _Parametric(Layer):
+    """A layer with a weight and perhaps a bias."""
+
+    def _owner(self) -> Parameters:
+        if self._parameters is None:
+            raise RuntimeError(f"{self!r} has no arrays yet: they come with the Sequential that takes it")
+        return self._parameters
+
+    def _set(self, tensor: str, value: Any) -> None:
+        view = self._owner().value(f"{self._name}.{tensor}")
+        value = np.asarray(value)
+        if value.shape != view.shape:
+            raise ValueError(f"{tensor}: expected shape {view.shape}, got {value.shape}")
+        view[:] = value
+
+    @property
+    def weight(self) -> Array:
+        """The weight, a view on the model's parameters; assigning copies into it."""
+        return self._owner().value(f"{self._name}.weight")
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        self._set("weight", value)
+
+    @property
+    def bias(self) -> Array | None:
+        """The bias, a view as well; None if the layer has none."""
+        return self._owner().value(f"{self._name}.bias") if "bias" in self.shapes() else None
+
+    @bias.setter
+    def bias(self, value: Any) -> None:
+        if "bias" not in self.shapes():
+            raise ValueError(f"bias: {self!r} has none")
+        self._set("bias", value)
+
+    @property
+    def dweight(self) -> Array:
+        """The loss's gradient with respect to the weight, filled by ``backward``."""
+        return self._owner().grad(f"{self._name}.weight")
+
+    @property
+    def dbias(self) -> Array | None:
+        """The loss's gradient with respect to the bias, or None."""
+        return self._owner().grad(f"{self._name}.bias") if "bias" in self.shapes() else None
+
+
+class Dense(_Parametric):
+    """A fully connected layer, ``y = activation(x @ weight + bias)``.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Widths I and O of input and output.
+    activation : str or None
+        ``relu``, ``leaky_relu`` (slope 0.01), ``elu`` (alpha 1), ``gelu`` (exact), ``silu``, ``tanh``, ``sigmoid``,
+        ``softplus``, or None for none.
+    bias : bool
+        Whether there is a bias.
+    init : str, callable or None
+        ``he_uniform``, ``he_normal`` (He et al. 2015), ``glorot_uniform``, ``glorot_normal`` (Glorot & Bengio 2010),
+        ``lecun_uniform``, ``lecun_normal``, or ``init(rng, (I, O)) -> array``. None is he_uniform for the ReLU family,
+        GELU and SiLU, glorot_uniform otherwise. Biases start at zero.
+
+    Attributes
+    ----------
+    weight, dweight : ndarray (I, O)
+    bias, dbias : ndarray (O,) or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a width is not a positive integer, or the activation or init is unknown.
+    """
+
+    kind = plan.DENSE
+
+    def __init__(
+        self, in_features: int, out_features: int, activation: str | None = None, bias: bool = True, init: Init = None
+    ) -> None:
+        super().__init__()
+        self.in_features = self.width = positive_int("in_features", in_features)
+        self.out_features = positive_int("out_features", out_features)
+        self.activation: str | None = choice("activation", activation, plan.ACTIVATIONS)
+        self.has_bias = bool(bias)
+        self.init: Init = init if callable(init) else choice("init", init, [None, *_INITS])
+
+    def outputs(self, inputs: int) -> int:
+        return self.out_features
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.in_features, self.out_features)}
+        return shapes | {"bias": (self.out_features,)} if self.has_bias else shapes
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "activation": self.activation,
+            "bias": self.has_bias,
+        }
+
+    def fields(self) -> dict[str, float]:
+        return {"activation": plan.ACTIVATIONS[self.activation]}
+
+    def initialize(self, rng: np.random.Generator) -> None:
+        shape = (self.in_features, self.out_features)
+        if callable(self.init):
+            self._set("weight", self.init(rng, shape))
+            return
+        name = self.init or ("glorot_uniform" if self.activation in (None, "tanh", "sigmoid") else "he_uniform")
+        std = math.sqrt(_INITS[name](*shape))
+        if name.endswith("normal"):
+            self.weight[:] = rng.normal(0, std, shape)
+        else:
+            self.weight[:] = rng.uniform(-std * math.sqrt(3), std * math.sqrt(3), shape)
+
+
+class Activation(Layer):
+    """An activation as a layer of its own, for use after BatchNorm or LayerNorm; after a Dense it is fused into it.
+
+    Parameters
+    ----------
+    name : str
+        One of the names that ``Dense`` takes.
+    """
+
+    kind = plan.ACTIVATION
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name: str = choice("name", name, [a for a in plan.ACTIVATIONS if a is not None])
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def fields(self) -> dict[str, float]:
+        return {"activation": plan.ACTIVATIONS[self.name]}
+
+
+class Dropout(Layer):
+    """In training, zero each entry with probability p and scale the rest by 1 / (1 - p) (Srivastava et al. 2014).
+
+    The masks follow from the model's seed and its count of training steps, on every backend alike.
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1).
+    """
+
+    kind = plan.DROPOUT
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = real_number("p", p, 0, 1)
+
+    def settings(self) -> dict[str, Any]:
+        return {"p": self.p}
+
+    def fields(self) -> dict[str, float]:
+        return {"p": self.p}
+
+
+class _Norm(_Parametric):
+    """Batch and layer norm's common part: a scale that starts at one and a shift that starts at zero."""
+
+    def __init__(self, n: int, eps: float) -> None:
+        super().__init__()
+        self.n = self.width = positive_int("n", n)
+        self.eps = real_number("eps", eps, 0, open_low=True)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"weight": (self.n,), "bias": (self.n,)}
+
+    def settings(self) -> dict[str, Any]:
+        return {"n": self.n, "eps": self.eps}
+
+    def fields(self) -> dict[str, float]:
+        return {"eps": self.eps}
+
+    def initialize(self, rng: np.random.Generator) -> None:
+        self.weight[:] = 1
+
+
+class BatchNorm(_Norm):
+    """Normalise each feature over the batch (Ioffe & Szegedy 2015), then scale by ``weight`` and shift by ``bias``.
+
+    Training uses the batch's mean and variance and moves the running ones towards them (the variance unbiased, as in
+    PyTorch); inference uses the running ones. A batch of one sample, which has no variance, leaves them alone.
+
+    Parameters
+    ----------
+    n : int
+        Features.
+    momentum : float
+        Share of the batch in the running statistics, in [0, 1].
+    eps : float
+        Added to the variance.
+
+    Attributes
+    ----------
+    running_mean, running_var : ndarray (n,)
+        Views; they can be written in place.
+    """
+
+    kind = plan.BATCHNORM
+
+    def __init__(self, n: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__(n, eps)
+        self.momentum = real_number("momentum", momentum, 0, math.nextafter(1, 2))
+        self._stats: Array | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"momentum": self.momentum}
+
+    def fields(self) -> dict[str, float]:
+        return super().fields() | {"momentum": self.momentum}
+
+    def take_stats(self, stats: Array) -> None:
+        """Take the (4, n) view of the model's statistics: running mean and variance, batch mean and 1/std."""
+        self._stats = stats
+        stats[:] = 0
+        stats[1] = 1
+
+    @property
+    def running_mean(self) -> Array:
+        self._owner()
+        assert self._stats is not None
+        return self._stats[0]
+
+    @property
+    def running_var(self) -> Array:
+        self._owner()
+        assert self._stats is not None
+        return self._stats[1]
+
+
+class LayerNorm(_Norm):
+    """Normalise each sample over its features (Ba, Kiros & Hinton 2016), then scale and shift.
+
+    Parameters
+    ----------
+    n : int
+        Features.
+    eps : float
+        Added to the variance.
+    """
+
+    kind = plan.LAYERNORM
+
+    def __init__(self, n: int, eps: float = 1e-5) -> None:
+        super().__init__(n, eps)

@@ -1,0 +1,228 @@
+"""Losses as descriptions: what targets they take, which kernel computes them, and whether accuracy makes sense.
+
+Calling a loss gives ``(loss, dpred)``, the mean over the batch and its gradient; any callable with that signature
+serves as a loss too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastbp.core import backend, get_num_threads
+from fastbp.core.plan import ELEMENTWISE_LOSSES
+from fastbp.data import Array, cast, choice, features, finite, labels, real_number, targets
+
+LossFunction = Callable[[Array, Array], tuple[float, Array]]
+
+
+class Loss:
+    """The base of all losses. ``loss(pred, target)`` returns ``(loss, dpred)``.
+
+    pred has shape (B, O) and dtype float32 or float64 (anything else is cast to float32); dpred is like pred.
+    """
+
+    def __call__(self, pred: ArrayLike, target: ArrayLike) -> tuple[float, Array]:
+        array = np.asarray(pred)
+        dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float32)
+        if array.ndim != 2:
+            raise ValueError(f"pred: expected shape (samples, outputs), got {array.shape}")
+        array = features("pred", array, array.shape[1], dtype)
+        return self.compute(array, self.check("target", target, array.shape[0], array.shape[1], dtype))
+
+    def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
+        """``target`` as the array that ``compute`` takes, for predictions of shape (samples, outputs)."""
+        return targets(name, target, samples, outputs, dtype)
+
+    def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
+        """The loss and its gradient for arrays that were checked."""
+        raise NotImplementedError
+
+    def correct(self, pred: Array, target: Array) -> int | None:
+        """How many predictions are right, or None where the question makes no sense."""
+        return None
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy of logits (B, C) and integer labels (B,).
+
+    Parameters
+    ----------
+    label_smoothing : float
+        In [0, 1): the share of the target that is spread over all classes (Szegedy et al. 2016).
+    class_weight : array_like (C,), mapping from label to weight, or None
+        Non-negative. The mean is weighted, ``sum_i w[y_i] loss_i / sum_i w[y_i]``, as in PyTorch; labels that a
+        mapping leaves out weigh 1.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, class_weight: ArrayLike | Mapping[int, float] | None = None) -> None:
+        self.label_smoothing = real_number("label_smoothing", label_smoothing, 0, 1)
+        self.class_weight = class_weight
+        self._weights: dict[tuple[int, np.dtype[Any]], Array | None] = {}
+
+    def _weight(self, classes: int, dtype: np.dtype[Any]) -> Array | None:
+        key = (classes, dtype)
+        if key not in self._weights:
+            self._weights[key] = self._checked_weight(classes, dtype)
+        return self._weights[key]
+
+    def _checked_weight(self, classes: int, dtype: np.dtype[Any]) -> Array | None:
+        if self.class_weight is None:
+            return None
+        if isinstance(self.class_weight, Mapping):
+            given = labels("class_weight", list(self.class_weight), len(self.class_weight), classes)
+            weight = np.ones(classes, dtype)
+            weight[given] = cast("class_weight", list(self.class_weight.values()), dtype)
+        else:
+            weight = cast("class_weight", self.class_weight, dtype)
+        if weight.shape != (classes,):
+            raise ValueError(f"class_weight: expected {classes} weights, one per class, got shape {weight.shape}")
+        if finite("class_weight", weight).min() < 0 or weight.max() == 0:
+            raise ValueError("class_weight: expected non-negative weights that are not all zero")
+        return weight
+
+    def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
+        if outputs < 2:
+            raise ValueError(f"{name}: cross-entropy needs at least 2 logits per sample, got {outputs}")
+        self._weight(outputs, dtype)
+        return labels(name, target, samples, outputs)
+
+    def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
+        dlogits = np.empty_like(pred)
+        weight = self._weight(pred.shape[1], pred.dtype)
+        loss = backend().cross_entropy(dlogits, pred, target, weight, self.label_smoothing, get_num_threads())
+        return loss, dlogits
+
+    def correct(self, pred: Array, target: Array) -> int:
+        return int(np.count_nonzero(pred.argmax(axis=1) == target))
+
+
+class _Elementwise(Loss):
+    """A loss that is the mean over all entries of pred and target, both (B, O); (B,) is taken where O is 1."""
+
+    kind: int
+    parameter = 0.0
+
+    def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
+        dpred = np.empty_like(pred)
+        return backend().elementwise_loss(dpred, pred, target, self.kind, self.parameter, get_num_threads()), dpred
+
+
+class BinaryCrossEntropy(_Elementwise):
+    """Cross-entropy of sigmoid(logit) and targets in [0, 1], from logits: ``max(x, 0) - x t + log(1 + exp(-|x|))``."""
+
+    kind = ELEMENTWISE_LOSSES["binary_cross_entropy"]
+
+    def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
+        array = super().check(name, target, samples, outputs, dtype)
+        low, high = array.min(), array.max()
+        if low < 0 or high > 1:
+            raise ValueError(f"{name}: expected values in [0, 1], got {low if low < 0 else high}")
+        return array
+
+    def correct(self, pred: Array, target: Array) -> int:
+        """Rows of which every output is on its target's side of one half."""
+        return int(np.count_nonzero(((pred > 0) == (target > 0.5)).all(axis=1)))
+
+
+class MSE(_Elementwise):
+    """Mean squared error, ``e^2`` with ``e = pred - target``."""
+
+    kind = ELEMENTWISE_LOSSES["mse"]
+
+
+class MAE(_Elementwise):
+    """Mean absolute error, ``|e|``; its gradient at 0 is 0."""
+
+    kind = ELEMENTWISE_LOSSES["mae"]
+
+
+class Huber(_Elementwise):
+    """Huber 1964: ``e^2 / 2`` for ``|e| <= delta``, ``delta (|e| - delta / 2)`` beyond.
+
+    Parameters
+    ----------
+    delta : float
+        Positive.
+    """
+
+    kind = ELEMENTWISE_LOSSES["huber"]
+
+    def __init__(self, delta: float = 1.0) -> None:
+        self.parameter = self.delta = real_number("delta", delta, 0, open_low=True)
+
+
+class Quantile(_Elementwise):
+    """The pinball loss (Koenker & Bassett 1978): ``max(q (t - p), (q - 1) (t - p))``; predicts the q-quantile.
+
+    Parameters
+    ----------
+    q : float
+        In (0, 1).
+    """
+
+    kind = ELEMENTWISE_LOSSES["quantile"]
+
+    def __init__(self, q: float = 0.5) -> None:
+        self.parameter = self.q = real_number("q", q, 0, 1, open_low=True)
+
+
+class Poisson(_Elementwise):
+    """Poisson negative log-likelihood up to a constant, ``exp(p) - t p``: the prediction is the log of the rate."""
+
+    kind = ELEMENTWISE_LOSSES["poisson"]
+
+    def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
+        array = super().check(name, target, samples, outputs, dtype)
+        if array.min() < 0:
+            raise ValueError(f"{name}: expected non-negative counts, got {array.min()}")
+        return array
+
+
+class _Custom(Loss):
+    """A user's callable ``(pred, target) -> (loss, dpred)``; its targets are passed through as they are."""
+
+    def __init__(self, function: LossFunction) -> None:
+        self.function = function
+
+    def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
+        array = np.asarray(target)
+        if array.ndim == 0 or array.shape[0] != samples:
+            raise ValueError(f"{name}: expected {samples} rows, one per sample, got shape {array.shape}")
+        return array
+
+    def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
+        result = self.function(pred, target)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"loss: expected the callable to return (loss, dpred), got {type(result).__name__}")
+        dpred = cast("dpred", result[1], pred.dtype)
+        if dpred.shape != pred.shape:
+            raise ValueError(f"dpred: expected the shape of pred, {pred.shape}, from the loss, got {dpred.shape}")
+        return float(result[0]), dpred
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "cross_entropy": CrossEntropy,
+    "binary_cross_entropy": BinaryCrossEntropy,
+    "mse": MSE,
+    "mae": MAE,
+    "huber": Huber,
+    "quantile": Quantile,
+    "poisson": Poisson,
+}
+
+
+def resolve(loss: str | Loss | LossFunction) -> Loss:
+    """The loss that a name, a Loss or a callable stands for."""
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str):
+        return LOSSES[choice("loss", loss, LOSSES)]()
+    if isinstance(loss, type) and issubclass(loss, Loss):
+        raise TypeError(f"loss: expected an instance, got the class {loss.__name__}; write {loss.__name__}()")
+    if callable(loss):
+        return _Custom(loss)
+    raise TypeError(f"loss: expected a name, a Loss or a callable (pred, target) -> (loss, dpred), got {loss!r}")

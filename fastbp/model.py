@@ -1,0 +1,272 @@
+"""A stack of layers lowered to a plan over flat buffers: forward, backward, predict, summary, save.
+
+This file knows nothing of losses and optimizers; ``training.Sequential`` adds them.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastbp import layers as layer_types
+from fastbp.core import backend, backend_name, get_num_threads, plan
+from fastbp.data import Array, cast, features, finite, generator
+from fastbp.layers import BatchNorm, Layer
+from fastbp.parameters import Parameters
+
+M = TypeVar("M", bound="Model")
+
+_FORMAT = 1  # of saved files
+_CHUNK = 1024  # rows that predict sends through the network at a time
+
+
+class Model:
+    """The layers' forward and backward pass; see ``Sequential``."""
+
+    def __init__(self, layers: Sequence[Layer], dtype: str | np.dtype[Any] | type = "float32", seed: int | None = None):
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype: expected float32 or float64, got {self.dtype}")
+        self._rng = generator(seed)
+        self.layers = list(layers)
+        widths = _widths(self.layers)
+        self.inputs, self.outputs = widths[0], widths[-1]
+        self._parameters = Parameters(
+            {f"{i}.{name}": shape for i, layer in enumerate(self.layers) for name, shape in layer.shapes().items()},
+            self.dtype,
+        )
+        self._stats = plan.aligned(sum(4 * la.n for la in self.layers if isinstance(la, BatchNorm)), self.dtype)
+        self._ops = self._lower(widths)
+        for i, layer in enumerate(self.layers):
+            layer.take(self._parameters, str(i))
+            layer.initialize(self._rng)
+        self._networks: dict[str, Any] = {}
+        self._step = 0
+        self._ready: Any = None  # the network whose forward pass a backward pass may follow
+
+    def _lower(self, widths: list[int]) -> Array:
+        """The plan: one op per layer, but an activation after a plain dense layer becomes part of it."""
+        ops: list[Any] = []
+        keys = self._rng.integers(0, 2**63, size=len(self.layers), dtype=np.uint64)
+        per_sample = stats = 0
+        for i, layer in enumerate(self.layers):
+            previous = ops[-1] if ops else None
+            if layer.kind == plan.ACTIVATION and previous is not None:
+                if previous["kind"] == plan.DENSE and previous["activation"] == 0:
+                    previous["activation"] = layer.fields()["activation"]
+                    continue
+            op = np.zeros((), dtype=plan.OP)
+            op["kind"], op["key"] = layer.kind, keys[i]
+            op["inputs"], op["outputs"] = widths[i], widths[i + 1]
+            for field, value in layer.fields().items():
+                op[field] = value
+            for tensor in ("weight", "bias"):
+                op[tensor] = self._parameters.offsets.get(f"{i}.{tensor}", -1)
+            op["stats"] = -1
+            if isinstance(layer, BatchNorm):
+                layer.take_stats(self._stats[stats : stats + 4 * layer.n].reshape(4, layer.n))
+                op["stats"] = stats
+                stats += 4 * layer.n
+            if layer.kind == plan.DENSE and previous is not None and previous["kind"] in (plan.DENSE, plan.ACTIVATION):
+                op["prior"] = previous["activation"]
+            ops.append(op)
+        for op in ops:
+            op["y"], per_sample = per_sample, per_sample + op["outputs"]
+            op["z"] = op["row"] = -1
+            if op["kind"] == plan.DENSE and int(op["activation"]) in plan.NEEDS_INPUT:
+                op["z"], per_sample = per_sample, per_sample + op["outputs"]
+            if op["kind"] == plan.LAYERNORM:
+                op["row"], per_sample = per_sample, per_sample + 2
+        return np.array(ops, dtype=plan.OP)
+
+    def _network(self) -> Any:
+        name = backend_name()
+        if name not in self._networks:
+            self._networks[name] = backend().Network(
+                self._ops, self._parameters.values, self._parameters.grads, self._stats
+            )
+        return self._networks[name]
+
+    def _forward(self, x: Array, training: bool) -> Array:
+        """The forward pass for an array that was checked."""
+        network = self._network()
+        self._ready = None
+        y = np.empty((x.shape[0], self.outputs), self.dtype)
+        self._step += training
+        network.forward(y, x, self._step, training, get_num_threads())
+        self._ready = (network, y.shape, x) if training else None
+        return y
+
+    def _backward(self, dy: Array, dx: Array | None = None) -> None:
+        """The backward pass for a gradient that was checked."""
+        self._ready[0].backward(dx, dy, get_num_threads())
+
+    def forward(self, x: ArrayLike, training: bool = False) -> Array:
+        """The outputs for a batch.
+
+        Parameters
+        ----------
+        x : array_like (B, I)
+            Kept by reference, if it is a C-contiguous array of the model's dtype, until ``backward`` has used it.
+        training : bool
+            Whether dropout drops, batch norm uses the batch's statistics, and ``backward`` may follow.
+
+        Returns
+        -------
+        ndarray (B, O)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x is not numeric, has another width, no rows, or NaN or infinite entries.
+        """
+        return self._forward(features("x", x, self.inputs, self.dtype), bool(training))
+
+    def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None:
+        """Backpropagation (Rumelhart, Hinton & Williams 1986): fill every parameter's gradient.
+
+        Parameters
+        ----------
+        dy : array_like (B, O)
+            The loss's gradient with respect to the outputs of the last ``forward(x, training=True)``.
+        input_gradient : bool
+            Whether to return the gradient with respect to x, (B, I), as well.
+
+        Raises
+        ------
+        RuntimeError
+            If the last pass through the model was not ``forward(x, training=True)``.
+        ValueError
+            If dy has another shape than the outputs.
+        """
+        if self._ready is None:
+            raise RuntimeError("backward: call forward(x, training=True) first; another pass has run since, or none")
+        _, shape, x = self._ready
+        gradient = cast("dy", dy, self.dtype)
+        if gradient.shape != shape:
+            raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
+        dx = np.empty_like(x) if input_gradient else None
+        self._backward(gradient, dx)
+        return dx
+
+    def predict(self, x: ArrayLike) -> Array:
+        """The outputs (N, O) for any number of rows (N, I), as in inference: the logits, for a classifier."""
+        x = features("x", x, self.inputs, self.dtype)
+        if x.shape[0] <= _CHUNK:
+            return self._forward(x, False)
+        return np.concatenate([self._forward(x[i : i + _CHUNK], False) for i in range(0, x.shape[0], _CHUNK)])
+
+    def parameters(self) -> Parameters:
+        """The parameters, for an optimizer."""
+        return self._parameters
+
+    def summary(self) -> str:
+        """A table of the layers with their output widths and numbers of parameters."""
+        widths = _widths(self.layers)[1:]
+        rows = [("layer", "output", "parameters")]
+        for layer, width in zip(self.layers, widths, strict=True):
+            count = sum(int(np.prod(shape)) for shape in layer.shapes().values())
+            rows.append((repr(layer), f"(B, {width})", f"{count:,}"))
+        rows.append(("total", self.dtype.name, f"{self._parameters.count:,}"))
+        columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(f"{a:{columns[0]}}  {b:{columns[1]}}  {c:>{columns[2]}}" for a, b, c in rows)
+
+    def _arrays(self) -> dict[str, Array]:
+        arrays = {name: self._parameters.value(name) for name in self._parameters.shapes}
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, BatchNorm):
+                arrays |= {f"{i}.running_mean": layer.running_mean, f"{i}.running_var": layer.running_var}
+        return arrays
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write architecture, dtype, parameters and running statistics to one ``.npz`` file; ``fb.load`` reads it.
+
+        The file is written beside its final place and renamed, so that no reader ever finds half of it.
+        """
+        header = json.dumps({"format": _FORMAT, "dtype": self.dtype.name, "layers": self._config()})
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, header=np.array(header), **self._arrays())
+        temporary = f"{os.fspath(path)}.tmp{os.getpid()}"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(buffer.getvalue())
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The model that ``save`` wrote."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            header = json.loads(str(arrays.pop("header")))
+            version = int(header["format"])
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"path: expected a model saved by fastbp, got {os.fspath(path)!r}: {error}") from error
+        if version > _FORMAT:
+            raise ValueError(f"path: expected file format {_FORMAT} or older, got {version}; it needs a newer fastbp")
+        return cls._build(header["layers"], header["dtype"], arrays)
+
+    @classmethod
+    def _build(cls, config: list[dict[str, Any]], dtype: str, arrays: dict[str, Array]) -> Self:
+        types = {name: value for name, value in vars(layer_types).items() if isinstance(value, type)}
+        model = cls([types[settings.pop("type")](**settings) for settings in map(dict, config)], dtype=dtype)
+        own = model._arrays()
+        for name in own.keys() | arrays.keys():
+            if name not in own or name not in arrays or own[name].shape != arrays[name].shape:
+                raise ValueError(f"path: the file's tensors do not fit its layers: {name!r}")
+        for name, array in arrays.items():
+            own[name][:] = finite(name, cast(name, array, model.dtype))
+        return model
+
+    def astype(self, dtype: str) -> Self:
+        """A copy of the model that computes in another dtype."""
+        return _rebuild(type(self), self._config(), dtype, self._arrays(), self._ops, self._step, self._rng)
+
+    def _config(self) -> list[dict[str, Any]]:
+        """The layers as data: what ``_build`` makes them from."""
+        return [{"type": type(layer).__name__, **layer.settings()} for layer in self.layers]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are built anew: views of a copied buffer would not be views of it any more."""
+        arrays = {name: array.copy() for name, array in self._arrays().items()}
+        state = (type(self), self._config(), self.dtype.name, arrays, self._ops.copy(), self._step, self._rng)
+        return _rebuild, state
+
+
+def _rebuild(
+    cls: type[M], config: Any, dtype: str, arrays: dict[str, Array], ops: Array, step: int, rng: np.random.Generator
+) -> M:
+    model = cls._build(config, dtype, arrays)
+    model._ops[:], model._step, model._rng = ops, step, copy.deepcopy(rng)
+    return model
+
+
+def _widths(layers: list[Layer]) -> list[int]:
+    """The width before the first layer and after each one; raises where two layers do not fit."""
+    if not layers:
+        raise ValueError("layers: expected at least one layer, got none")
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layers[{i}]: expected a layer, got {type(layer).__name__}")
+        if layer._parameters is not None or layer in layers[:i]:
+            raise ValueError(f"layers[{i}]: {layer!r} is in a model already")
+    known = next((layer.width for layer in layers if layer.width is not None), None)
+    if known is None:
+        raise ValueError("layers: expected at least one layer with a width, such as Dense, got none")
+    widths = [known]
+    for i, layer in enumerate(layers):
+        if layer.width is not None and layer.width != widths[-1]:
+            raise ValueError(f"layers[{i}]: {layer!r} takes {layer.width} features, but gets {widths[-1]}")
+        widths.append(layer.outputs(widths[-1]))
+    return widths

@@ -1,0 +1,274 @@
+"""Optimizers as descriptions: hyperparameters, state over the flat buffers, and which update kernel applies them.
+
+Formulas, names and defaults are PyTorch's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastbp import schedules
+from fastbp.core import backend, get_num_threads
+from fastbp.core.plan import aligned
+from fastbp.data import Array, real_number
+from fastbp.parameters import Parameters
+
+
+class Optimizer:
+    """The base of all optimizers.
+
+    Parameters
+    ----------
+    params : Parameters
+        ``model.parameters()``.
+    lr : float or Schedule
+        The learning rate, or a function of the number of steps done.
+    weight_decay : float
+        Times the parameter, added to its gradient (L2), unless the optimizer says otherwise.
+    clip_norm : float or None
+        Scale the whole gradient down to this Euclidean norm where it is longer (Pascanu et al. 2013).
+
+    Attributes
+    ----------
+    steps : int
+        Steps done.
+    lr : float
+        The learning rate of the next step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If params is not a model's parameters or a number is out of range.
+    """
+
+    #: Names of the state vectors, each as long as the parameters.
+    slots: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float | schedules.Schedule,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
+        if not isinstance(params, Parameters):
+            raise TypeError(f"params: expected model.parameters(), got {type(params).__name__}")
+        self.params = params
+        self.schedule = schedules.resolve(lr)
+        self.weight_decay = real_number("weight_decay", weight_decay, 0)
+        self.clip_norm = None if clip_norm is None else real_number("clip_norm", clip_norm, 0, open_low=True)
+        self.steps = 0
+        self._state: dict[str, Array] = {}
+
+    @property
+    def lr(self) -> float:
+        return self.schedule(self.steps)
+
+    def _slot(self, name: str) -> Array:
+        """A state vector; it comes into being, zero, with the first step that needs it."""
+        if name not in self._state:
+            self._state[name] = aligned(self.params.values.size, self.params.values.dtype)
+            self._state[name][:] = 0
+        return self._state[name]
+
+    def step(self) -> None:
+        """Update the parameters from their gradients."""
+        threads = get_num_threads()
+        scale = 1.0
+        if self.clip_norm is not None:
+            norm = math.sqrt(backend().squared_norm(self.params.grads, threads))
+            scale = min(1.0, self.clip_norm / (norm + 1e-6))
+        self._update(self.lr, scale, threads)
+        self.steps += 1
+
+    def _update(self, lr: float, grad_scale: float, threads: int) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps and copies of the state vectors: what ``load_state_dict`` needs to go on from here."""
+        return {"steps": self.steps} | {name: array.copy() for name, array in self._state.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state_dict`` of an optimizer of the same kind over parameters of the same sizes.
+
+        Raises
+        ------
+        ValueError
+            If a state vector is unknown or has another length; nothing is changed then.
+        """
+        arrays = {name: np.asarray(value) for name, value in state.items() if name != "steps"}
+        for name, array in arrays.items():
+            if name not in self.slots or array.shape != self.params.values.shape:
+                raise ValueError(
+                    f"state: expected vectors {list(self.slots)} of shape {self.params.values.shape}, got {name!r} "
+                    f"of shape {array.shape}"
+                )
+        self.steps = int(state["steps"])
+        self._state = {}
+        for name, array in arrays.items():
+            self._slot(name)[:] = array
+
+
+class SGD(Optimizer):
+    """Gradient descent: ``v = momentum v + g``, ``param -= lr v``.
+
+    Parameters
+    ----------
+    params, lr, weight_decay, clip_norm
+        See ``Optimizer``.
+    momentum : float
+        In [0, 1).
+    nesterov : bool
+        Step along ``g + momentum v`` (Sutskever et al. 2013); needs momentum.
+    """
+
+    slots = ("velocity",)
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float | schedules.Schedule,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(params, lr, weight_decay, clip_norm)
+        self.momentum = real_number("momentum", momentum, 0, 1)
+        self.nesterov = bool(nesterov)
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: expected a momentum above 0 with it, got momentum=0")
+
+    def _update(self, lr: float, grad_scale: float, threads: int) -> None:
+        velocity = self._slot("velocity") if self.momentum else None
+        backend().sgd_update(
+            self.params.values, velocity, self.params.grads, lr, self.momentum, self.nesterov, self.weight_decay,
+            grad_scale, threads,
+        )  # fmt: skip
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015), weight decay as L2.
+
+    Parameters
+    ----------
+    params, lr, weight_decay, clip_norm
+        See ``Optimizer``.
+    betas : (float, float)
+        Decay of the gradient's and the squared gradient's running means, in [0, 1).
+    eps : float
+        Added to the root of the latter.
+    """
+
+    slots = ("m", "v")
+    _decoupled = False
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float | schedules.Schedule = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(params, lr, weight_decay, clip_norm)
+        self.betas = (real_number("betas[0]", betas[0], 0, 1), real_number("betas[1]", betas[1], 0, 1))
+        self.eps = real_number("eps", eps, 0, open_low=True)
+
+    def _update(self, lr: float, grad_scale: float, threads: int) -> None:
+        backend().adam_update(
+            self.params.values, self._slot("m"), self._slot("v"), self.params.grads, lr, *self.betas, self.eps,
+            self.weight_decay, self._decoupled, self.steps + 1, grad_scale, threads,
+        )  # fmt: skip
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay, ``param *= 1 - lr weight_decay`` (Loshchilov & Hutter 2019)."""
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float | schedules.Schedule = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, clip_norm)
+
+
+class RMSprop(Optimizer):
+    """RMSprop (Tieleman & Hinton 2012): ``param -= lr g / (sqrt(mean of g^2) + eps)``.
+
+    Parameters
+    ----------
+    params, lr, weight_decay, clip_norm
+        See ``Optimizer``.
+    alpha : float
+        Decay of the running mean of squares, in [0, 1).
+    eps : float
+        Added to its root.
+    momentum : float
+        In [0, 1).
+    """
+
+    slots = ("square", "velocity")
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float | schedules.Schedule = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(params, lr, weight_decay, clip_norm)
+        self.alpha = real_number("alpha", alpha, 0, 1)
+        self.eps = real_number("eps", eps, 0, open_low=True)
+        self.momentum = real_number("momentum", momentum, 0, 1)
+
+    def _update(self, lr: float, grad_scale: float, threads: int) -> None:
+        velocity = self._slot("velocity") if self.momentum else None
+        backend().rmsprop_update(
+            self.params.values, self._slot("square"), velocity, self.params.grads, lr, self.alpha, self.eps,
+            self.momentum, self.weight_decay, grad_scale, threads,
+        )  # fmt: skip
+
+
+class Adagrad(Optimizer):
+    """Adagrad (Duchi, Hazan & Singer 2011): ``param -= lr g / (sqrt(sum of g^2) + eps)``.
+
+    Parameters
+    ----------
+    params, lr, weight_decay, clip_norm
+        See ``Optimizer``.
+    eps : float
+        Added to the root.
+    """
+
+    slots = ("total",)
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float | schedules.Schedule = 1e-2,
+        weight_decay: float = 0.0,
+        eps: float = 1e-10,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(params, lr, weight_decay, clip_norm)
+        self.eps = real_number("eps", eps, 0, open_low=True)
+
+    def _update(self, lr: float, grad_scale: float, threads: int) -> None:
+        backend().adagrad_update(
+            self.params.values, self._slot("total"), self.params.grads, lr, self.eps, self.weight_decay, grad_scale,
+            threads,
+        )  # fmt: skip

@@ -1,0 +1,59 @@
+"""The flat buffers where layers and optimizers meet.
+
+All parameters of a model lie in one vector, all gradients in another, so an optimizer is one pass over them. Every
+tensor starts on a cache line; the few entries between two tensors are zero and stay zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fastbp.core.plan import ALIGNMENT, aligned
+from fastbp.data import Array
+
+
+class Parameters:
+    """The parameters of a model: ``values`` and ``grads``, flat, and every tensor as a view on them.
+
+    Iterating gives the parameter tensors in the order of the layers; they can be written in place.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
+        line = ALIGNMENT // dtype.itemsize
+        self.offsets: dict[str, int] = {}
+        self.shapes = shapes
+        size = 0
+        for name, shape in shapes.items():
+            self.offsets[name] = size
+            size += -(-math.prod(shape) // line) * line
+        self.values: Array = aligned(size, dtype)
+        self.grads: Array = aligned(size, dtype)
+        self.values[:] = 0
+        self.grads[:] = 0
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self.value(name) for name in self.shapes)
+
+    @property
+    def count(self) -> int:
+        """How many numbers are learned."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def value(self, name: str) -> Array:
+        """The parameter tensor of that name, a view."""
+        return self._view(self.values, name)
+
+    def grad(self, name: str) -> Array:
+        """Its gradient, a view."""
+        return self._view(self.grads, name)
+
+    def _view(self, flat: Array, name: str) -> Array:
+        start, shape = self.offsets[name], self.shapes[name]
+        return flat[start : start + math.prod(shape)].reshape(shape)

@@ -1,0 +1,232 @@
+"""Sequential: a model that is trained. ``fit`` repeats the four steps until the epochs are over.
+
+Forward, loss, backward, update: ``_train_step`` is those four lines, and everything else here deals out batches, counts
+and reports.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastbp import losses
+from fastbp.callbacks import Callback
+from fastbp.data import Array, Seed, features, generator, index_batches, positive_int
+from fastbp.losses import Loss, LossFunction
+from fastbp.model import Model
+from fastbp.optim import Optimizer
+
+LossLike = str | Loss | LossFunction
+
+
+class History:
+    """What ``fit`` returns.
+
+    Attributes
+    ----------
+    history : dict of str to list of float
+        For every epoch: ``loss`` and, for classification, ``accuracy``, averaged over the epoch's batches as they were
+        trained; ``val_loss`` and ``val_accuracy`` after it; ``lr`` at its end; ``samples_per_second``.
+    """
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[float]] = {}
+
+    def append(self, logs: dict[str, float]) -> None:
+        """Add one epoch's figures."""
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(value)
+
+
+class Sequential(Model):
+    """A feedforward network: layers, one after the other.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        Each with the width that the one before gives.
+    dtype : {"float32", "float64"}
+        Of parameters and computation.
+    seed : int or None
+        Of initial weights, dropout, and the order of samples in ``fit``. The same seed gives the same bits on the same
+        backend, for any number of threads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the layers do not fit each other, one is used twice, or the dtype is another.
+    """
+
+    #: Set by a callback to end ``fit``.
+    stop_training = False
+
+    def _check_batch(self, X: ArrayLike, y: ArrayLike, criterion: Loss, names: tuple[str, str]) -> tuple[Array, Array]:
+        X = features(names[0], X, self.inputs, self.dtype)
+        return X, criterion.check(names[1], y, X.shape[0], self.outputs, self.dtype)
+
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer: expected an Optimizer such as fb.SGD(...), got {optimizer!r}")
+        if optimizer.params is not self.parameters():
+            raise ValueError("optimizer: it was made for the parameters of another model")
+
+    def _train_step(self, xb: Array, yb: Array, criterion: Loss, optimizer: Optimizer) -> tuple[float, Array]:
+        """Forward, loss, backpropagation, gradient descent."""
+        pred = self._forward(xb, True)
+        loss, dpred = criterion.compute(pred, yb)
+        self._backward(dpred)
+        optimizer.step()
+        return loss, pred
+
+    def train_on_batch(self, xb: ArrayLike, yb: ArrayLike, loss: LossLike, optimizer: Optimizer) -> float:
+        """The four steps on one batch.
+
+        Parameters
+        ----------
+        xb : array_like (B, I)
+        yb : array_like
+            (B,) integer labels for cross-entropy, (B, O) or, with one output, (B,) elsewhere.
+        loss : str, Loss or callable
+            A callable takes ``(pred, target)`` and returns ``(loss, dpred)``.
+        optimizer : Optimizer
+            Made for this model's parameters.
+
+        Returns
+        -------
+        float
+            The loss before the update.
+        """
+        criterion = losses.resolve(loss)
+        self._check_optimizer(optimizer)
+        x, y = self._check_batch(xb, yb, criterion, ("xb", "yb"))
+        return self._train_step(x, y, criterion, optimizer)[0]
+
+    def evaluate(self, X: ArrayLike, y: ArrayLike, loss: LossLike) -> dict[str, float]:
+        """The loss, and for classification the accuracy, of the predictions for X (N, I)."""
+        criterion = losses.resolve(loss)
+        return self._evaluate(*self._check_batch(X, y, criterion, ("X", "y")), criterion)
+
+    def _evaluate(self, X: Array, y: Array, criterion: Loss) -> dict[str, float]:
+        pred = self.predict(X)
+        logs = {"loss": float(criterion.compute(pred, y)[0])}
+        correct = criterion.correct(pred, y)
+        return logs if correct is None else logs | {"accuracy": correct / X.shape[0]}
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        loss: LossLike,
+        optimizer: Optimizer,
+        epochs: int = 1,
+        batch_size: int = 32,
+        validation_data: tuple[ArrayLike, ArrayLike] | None = None,
+        callbacks: Sequence[Callback] = (),
+        verbose: int = 1,
+        shuffle: bool = True,
+        seed: Seed = None,
+    ) -> History:
+        """Train: for every epoch, for every batch, forward, loss, backward, update.
+
+        Parameters
+        ----------
+        X : array_like (N, I)
+            Used without a copy if it is a C-contiguous array of the model's dtype.
+        y : array_like
+            (N,) integer labels for cross-entropy, (N, O) or, with one output, (N,) elsewhere.
+        loss : str, Loss or callable
+            ``"cross_entropy"``, ``fb.MSE()``, or a callable ``(pred, target) -> (loss, dpred)``.
+        optimizer : Optimizer
+            Made for this model's parameters; calling ``fit`` again goes on with its state.
+        epochs, batch_size : int
+            At least 1. The last batch of an epoch has what is left.
+        validation_data : (Xv, yv) or None
+            Evaluated after every epoch.
+        callbacks : sequence of Callback
+            Called after every epoch.
+        verbose : int
+            1 prints a line per epoch, 0 nothing.
+        shuffle : bool
+            Whether every epoch has a new order.
+        seed : int, numpy.random.Generator or None
+            Of the orders, as in ``fb.batches``; None goes on with the model's own generator.
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit; nothing has changed then.
+        """
+        criterion = losses.resolve(loss)
+        self._check_optimizer(optimizer)
+        epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
+        X, y = self._check_batch(X, y, criterion, ("X", "y"))
+        validation = None
+        if validation_data is not None:
+            if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
+                raise TypeError("validation_data: expected a pair (Xv, yv)")
+            validation = self._check_batch(*validation_data, criterion, ("validation_data[0]", "validation_data[1]"))
+        for i, callback in enumerate(callbacks):
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks[{i}]: expected a Callback, got {callback!r}")
+        rng = self._rng if seed is None else generator(seed)
+
+        history, self.stop_training = History(), False
+        for callback in callbacks:
+            callback.model, callback.optimizer = self, optimizer
+            callback.on_train_begin()
+        for epoch in range(epochs):
+            logs = self._train_epoch(X, y, criterion, optimizer, index_batches(len(X), batch_size, shuffle, rng))
+            if validation is not None:
+                logs |= {f"val_{name}": value for name, value in self._evaluate(*validation, criterion).items()}
+            logs["lr"] = optimizer.lr
+            history.append(logs)
+            if verbose:
+                print(_line(epoch, epochs, logs), flush=True)
+            for callback in callbacks:
+                callback.on_epoch_end(epoch, logs)
+            if self.stop_training:
+                break
+        for callback in callbacks:
+            callback.on_train_end()
+        return history
+
+    def _train_epoch(self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, order: Any) -> dict[str, float]:
+        """One pass over the data in the given batches of row numbers; the epoch's figures."""
+        start, total, correct, gathered = time.perf_counter(), 0.0, 0, np.empty((0, 0), X.dtype)
+        for rows in order:
+            if len(gathered) < len(rows):
+                gathered = np.empty((len(rows), X.shape[1]), X.dtype)
+            xb, yb = gathered[: len(rows)], y[rows]
+            np.take(X, rows, axis=0, out=xb, mode="clip")  # the mode that needs no buffer; rows are in range
+            loss, pred = self._train_step(xb, yb, criterion, optimizer)
+            total += loss * len(rows)
+            right = criterion.correct(pred, yb)
+            correct = None if right is None or correct is None else correct + right
+        logs = {"loss": total / len(X)}
+        if correct is not None:
+            logs["accuracy"] = correct / len(X)
+        logs["samples_per_second"] = len(X) / (time.perf_counter() - start)
+        return logs
+
+    def snapshot(self) -> tuple[Array, Array]:
+        """Copies of all parameters and running statistics, for ``restore``."""
+        return self._parameters.values.copy(), self._stats.copy()
+
+    def restore(self, snapshot: tuple[Array, Array]) -> None:
+        """Go back to a ``snapshot`` of this model."""
+        self._parameters.values[:], self._stats[:] = snapshot
+
+
+def _line(epoch: int, epochs: int, logs: dict[str, float]) -> str:
+    """``epoch  3/20  loss 0.1234  accuracy 0.9567  123,456 samples/s``"""
+    figures = [f"{name} {logs[name]:.4f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in logs]
+    speed = f"{logs['samples_per_second']:,.0f} samples/s"
+    return "  ".join([f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}", *figures, speed])

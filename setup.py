@@ -1,0 +1,92 @@
+"""The compiled core: one Cython source, built once per instruction set. Metadata is in pyproject.toml."""
+
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# Contraction is off and fused multiply-add explicit, so that an element has the same bits wherever it is computed.
+COMMON = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
+
+# The one table of per-backend flags. What a backend needs at run time is checked in fastbp/core/_cpu.pyx.
+BACKENDS = {
+    "x86_64": {
+        "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
+        "avx2": ["-mavx2", "-mfma"],
+        "generic": [],
+    },
+    "aarch64": {"neon": [], "generic": []},  # NEON is part of AArch64; generic is its fallback name everywhere
+}
+MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "embedsignature": True,
+}
+
+
+class BuildExt(build_ext):
+    """Finds out whether the compiler works, and whether it has OpenMP, before the first file is compiled."""
+
+    def build_extensions(self):
+        if not self.compiles([]):
+            raise SystemExit(
+                "fastbp needs a C compiler to be built from source and found none that works. Install one (Debian or "
+                "Ubuntu: apt install gcc python3-dev; Fedora: dnf install gcc python3-devel; macOS: xcode-select "
+                "--install) or install a wheel instead: pip install --only-binary=:all: fastbp"
+            )
+        openmp = ["-fopenmp"] if self.compiles(["-fopenmp"]) else []
+        if not openmp:
+            print("fastbp: this compiler has no OpenMP; the kernels will be serial")
+        for extension in self.extensions:
+            if extension.name.endswith("_cpu"):
+                continue
+            extension.extra_compile_args += openmp
+            extension.extra_link_args += openmp
+        self.parallel = self.parallel or os.cpu_count()
+        super().build_extensions()
+
+    def compiles(self, flags):
+        """Whether a program that includes omp.h, if OpenMP is asked for, compiles and links."""
+        source = "#include <omp.h>\n" if flags else ""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "probe.c"
+            path.write_text(source + "int main(void) { return 0; }\n")
+            command = [*self.compiler.compiler_so[:1], str(path), *flags, "-o", str(path.with_suffix(".out"))]
+            try:
+                return subprocess.run(command, capture_output=True).returncode == 0
+            except OSError:
+                return False
+
+
+def cythonized(name, source, folder, **options):
+    """One extension; its generated C goes into a folder of its own, because the module's name is written into it."""
+    extension = Extension(f"fastbp.core.{name}", [f"fastbp/core/{source}"], **options)
+    return cythonize([extension], build_dir=f"build/cython/{folder}", compiler_directives=DIRECTIVES)[0]
+
+
+def extensions():
+    """_cpu without any instruction-set flag, then kernels.pyx under the name of each backend."""
+    parts = [str(path) for path in sorted(Path("fastbp/core").glob("*.pxi"))]
+    yield cythonized("_cpu", "_cpu.pyx", "cpu")
+    for backend, flags in BACKENDS.get(MACHINE, {"generic": []}).items():
+        yield cythonized(
+            f"_{backend}",
+            "kernels.pyx",
+            backend,
+            depends=[*parts, "fastbp/core/microkernel.h"],
+            include_dirs=["fastbp/core"],
+            extra_compile_args=COMMON + flags,
+        )
+
+
+setup(ext_modules=list(extensions()), cmdclass={"build_ext": BuildExt})
