@@ -231,7 +231,7 @@ class Model:
 
     def astype(self, dtype: str) -> Self:
         """A copy of the model that computes in another dtype."""
-        return _rebuild(type(self), self._config(), dtype, self._arrays(), self._ops, self._step, self._rng)
+        return _rebuild(type(self), self._config(), dtype, self._arrays(), self._ops["key"], self._step, self._rng)
 
     def _config(self) -> list[dict[str, Any]]:
         """The layers as data: what ``_build`` makes them from."""
@@ -240,15 +240,15 @@ class Model:
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are built anew: views of a copied buffer would not be views of it any more."""
         arrays = {name: array.copy() for name, array in self._arrays().items()}
-        state = (type(self), self._config(), self.dtype.name, arrays, self._ops.copy(), self._step, self._rng)
+        state = (type(self), self._config(), self.dtype.name, arrays, self._ops["key"].copy(), self._step, self._rng)
         return _rebuild, state
 
 
 def _rebuild(
-    cls: type[M], config: Any, dtype: str, arrays: dict[str, Array], ops: Array, step: int, rng: np.random.Generator
+    cls: type[M], config: Any, dtype: str, arrays: dict[str, Array], keys: Array, step: int, rng: np.random.Generator
 ) -> M:
     model = cls._build(config, dtype, arrays)
-    model._ops[:], model._step, model._rng = ops, step, copy.deepcopy(rng)
+    model._ops["key"], model._step, model._rng = keys, step, copy.deepcopy(rng)
     return model
 
 

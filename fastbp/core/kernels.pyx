@@ -197,10 +197,10 @@ def squared_norm(const real[::1] x, int threads):
     return total(partial)
 
 
-def all_finite(array):
-    cdef const char *data = <const char *> address(array)
-    cdef long n = array.size
-    cdef bint single = array.dtype.itemsize == 4, result
+def all_finite(x):
+    cdef const char *data = <const char *> address(x)
+    cdef long n = x.size
+    cdef bint single = x.dtype.itemsize == 4, result
     if n == 0:
         return True
     with nogil:

@@ -1,0 +1,49 @@
+"""What the tests share: the backends of this machine, and the tolerance of a sum of n terms."""
+
+import numpy as np
+import pytest
+
+import fastbp as fb
+from fastbp.core import available_backends
+
+COMPILED = [name for name in available_backends() if name != "numpy"]
+
+
+@pytest.fixture(params=COMPILED)
+def compiled(request):
+    """Runs the test on every compiled backend that this machine can run."""
+    with fb.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=available_backends())
+def any_backend(request):
+    with fb.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    return np.dtype(request.param)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """A test may set the number of threads; the next one finds it as it was."""
+    before = fb.get_num_threads()
+    yield
+    fb.set_num_threads(before)
+
+
+def rounding(dtype, terms=1):
+    """A bound on the relative difference of two ways to sum ``terms`` products of this dtype.
+
+    Each of two orders of summation is off by at most terms * eps / 2 of the sum of absolute values (Higham 2002,
+    section 4.2); in practice by its square root. Four times the root leaves room for the functions around the sum.
+    """
+    return 4 * np.finfo(dtype).eps * (4 + np.sqrt(terms))
