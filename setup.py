@@ -16,7 +16,15 @@ COMMON = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "
 # The one table of per-backend flags. What a backend needs at run time is checked in fastbp/core/_cpu.pyx.
 BACKENDS = {
     "x86_64": {
-        "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"],
+        "avx512": [
+            "-mavx512f",
+            "-mavx512dq",
+            "-mavx512bw",
+            "-mavx512vl",
+            "-mavx2",
+            "-mfma",
+            "-mprefer-vector-width=512",
+        ],
         "avx2": ["-mavx2", "-mfma"],
         "generic": [],
     },

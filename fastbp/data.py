@@ -52,7 +52,9 @@ def cast(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as error:  # a ragged list
-        raise ValueError(f"{name}: expected a rectangular array of numbers, got {type(value).__name__}: {error}") from error
+        raise ValueError(
+            f"{name}: expected a rectangular array of numbers, got {type(value).__name__}: {error}"
+        ) from error
     if array.dtype.kind not in "buif":
         if array.dtype.kind != "O":
             raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}")
@@ -122,9 +124,7 @@ def generator(seed: Seed) -> np.random.Generator:
         raise type(error)(f"seed: expected a non-negative integer, a Generator or None, got {seed!r}") from error
 
 
-def index_batches(
-    samples: int, batch_size: int, shuffle: bool, rng: np.random.Generator
-) -> Iterator[Array]:
+def index_batches(samples: int, batch_size: int, shuffle: bool, rng: np.random.Generator) -> Iterator[Array]:
     """The row numbers of each batch of one epoch; the last one may be smaller."""
     order = rng.permutation(samples) if shuffle else np.arange(samples)
     for start in range(0, samples, batch_size):

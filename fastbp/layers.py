@@ -290,17 +290,19 @@ class BatchNorm(_Norm):
         stats[:] = 0
         stats[1] = 1
 
+    def _running(self, row: int) -> Array:
+        self._owner()  # raises where there are no arrays yet
+        assert self._stats is not None
+        view: Array = self._stats[row]
+        return view
+
     @property
     def running_mean(self) -> Array:
-        self._owner()
-        assert self._stats is not None
-        return self._stats[0]
+        return self._running(0)
 
     @property
     def running_var(self) -> Array:
-        self._owner()
-        assert self._stats is not None
-        return self._stats[1]
+        return self._running(1)
 
 
 class LayerNorm(_Norm):

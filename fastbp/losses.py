@@ -58,7 +58,9 @@ class CrossEntropy(Loss):
         mapping leaves out weigh 1.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, class_weight: ArrayLike | Mapping[int, float] | None = None) -> None:
+    def __init__(
+        self, label_smoothing: float = 0.0, class_weight: ArrayLike | Mapping[int, float] | None = None
+    ) -> None:
         self.label_smoothing = real_number("label_smoothing", label_smoothing, 0, 1)
         self.class_weight = class_weight
         self._weights: dict[tuple[int, np.dtype[Any]], Array | None] = {}
@@ -221,7 +223,7 @@ def resolve(loss: str | Loss | LossFunction) -> Loss:
         return loss
     if isinstance(loss, str):
         return LOSSES[choice("loss", loss, LOSSES)]()
-    if isinstance(loss, type) and issubclass(loss, Loss):
+    if isinstance(loss, type):
         raise TypeError(f"loss: expected an instance, got the class {loss.__name__}; write {loss.__name__}()")
     if callable(loss):
         return _Custom(loss)

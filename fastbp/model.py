@@ -38,6 +38,9 @@ class Model:
         self._rng = generator(seed)
         self.layers = list(layers)
         widths = _widths(self.layers)
+        for i, layer in enumerate(self.layers):
+            if layer._parameters is not None or layer in self.layers[:i]:
+                raise ValueError(f"layers[{i}]: {layer!r} is in a model already")
         self.inputs, self.outputs = widths[0], widths[-1]
         self._parameters = Parameters(
             {f"{i}.{name}": shape for i, layer in enumerate(self.layers) for name, shape in layer.shapes().items()},
@@ -59,10 +62,10 @@ class Model:
         per_sample = stats = 0
         for i, layer in enumerate(self.layers):
             previous = ops[-1] if ops else None
-            if layer.kind == plan.ACTIVATION and previous is not None:
-                if previous["kind"] == plan.DENSE and previous["activation"] == 0:
-                    previous["activation"] = layer.fields()["activation"]
-                    continue
+            plain = previous is not None and previous["kind"] == plan.DENSE and previous["activation"] == 0
+            if layer.kind == plan.ACTIVATION and plain:
+                previous["activation"] = layer.fields()["activation"]
+                continue
             op = np.zeros((), dtype=plan.OP)
             op["kind"], op["key"] = layer.kind, keys[i]
             op["inputs"], op["outputs"] = widths[i], widths[i + 1]
@@ -107,7 +110,8 @@ class Model:
 
     def _backward(self, dy: Array, dx: Array | None = None) -> None:
         """The backward pass for a gradient that was checked."""
-        self._ready[0].backward(dx, dy, get_num_threads())
+        network, self._ready = self._ready[0], None
+        network.backward(dx, dy, get_num_threads())
 
     def forward(self, x: ArrayLike, training: bool = False) -> Array:
         """The outputs for a batch.
@@ -143,7 +147,7 @@ class Model:
         Raises
         ------
         RuntimeError
-            If the last pass through the model was not ``forward(x, training=True)``.
+            If the last pass through the model was not ``forward(x, training=True)``; one serves one backward pass.
         ValueError
             If dy has another shape than the outputs.
         """
@@ -259,8 +263,6 @@ def _widths(layers: list[Layer]) -> list[int]:
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):
             raise TypeError(f"layers[{i}]: expected a layer, got {type(layer).__name__}")
-        if layer._parameters is not None or layer in layers[:i]:
-            raise ValueError(f"layers[{i}]: {layer!r} is in a model already")
     known = next((layer.width for layer in layers if layer.width is not None), None)
     if known is None:
         raise ValueError("layers: expected at least one layer with a width, such as Dense, got none")

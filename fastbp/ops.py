@@ -30,7 +30,9 @@ def _expect(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: expected an ndarray, got {type(array).__name__}")
     if array.dtype != dtype or array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name}: expected dtype {dtype if dtype.kind == 'f' else 'float32 or float64'}, got {array.dtype}")
+        raise TypeError(
+            f"{name}: expected dtype {dtype if dtype.kind == 'f' else 'float32 or float64'}, got {array.dtype}"
+        )
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
     if contiguous and not array.flags.c_contiguous:
@@ -126,9 +128,7 @@ def activation_forward(y: Array, z: Array, name: str, threads: int | None = None
     backend().activation_forward(y, z, kind, threads or get_num_threads())
 
 
-def activation_backward(
-    dz: Array, dy: Array, y: Array, z: Array | None, name: str, threads: int | None = None
-) -> None:
+def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, name: str, threads: int | None = None) -> None:
     """dz (B, n) = dy * activation'(z), from y = activation(z) and, for GELU and SiLU, z; dz may be dy."""
     _two_dimensional("dz", dz)
     _expect("dz", dz, dz.shape, dz.dtype)

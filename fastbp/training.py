@@ -200,7 +200,8 @@ class Sequential(Model):
 
     def _train_epoch(self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, order: Any) -> dict[str, float]:
         """One pass over the data in the given batches of row numbers; the epoch's figures."""
-        start, total, correct, gathered = time.perf_counter(), 0.0, 0, np.empty((0, 0), X.dtype)
+        start, total, gathered = time.perf_counter(), 0.0, np.empty((0, 0), X.dtype)
+        correct: int | None = 0
         for rows in order:
             if len(gathered) < len(rows):
                 gathered = np.empty((len(rows), X.shape[1]), X.dtype)

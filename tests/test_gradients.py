@@ -5,6 +5,8 @@ check_gradients steps by 1e-6: the difference quotient is off by about 1e-12 fro
 formula is off by far more.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -71,7 +73,7 @@ def test_random_networks(any_backend, seed):
     rng = np.random.default_rng(seed)
     widths = rng.integers(1, 24, rng.integers(2, 6))
     layers = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers.append(fb.Dense(inputs, outputs, activation=rng.choice([None, "tanh", "gelu", "softplus", "elu"])))
         extra = rng.choice(["none", "dropout", "layernorm", "batchnorm", "activation"])
         if extra == "dropout":

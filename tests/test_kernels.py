@@ -54,7 +54,13 @@ def test_dense(compiled, dtype, rng, shape, activation):
             results[name] = y, z, dweight, dbias, dx
     scale_y = np.abs(x) @ np.abs(weight) + np.abs(bias)
     # GELU's slope is below 1.13 everywhere
-    scales = [1.13 * scale_y, scale_y, np.abs(x).T @ np.abs(dz), np.abs(dz).sum(0), 1.13 * np.abs(dz) @ np.abs(weight.T)]
+    scales = [
+        1.13 * scale_y,
+        scale_y,
+        np.abs(x).T @ np.abs(dz),
+        np.abs(dz).sum(0),
+        1.13 * np.abs(dz) @ np.abs(weight.T),
+    ]
     for got, expected, scale, terms in zip(
         results[compiled], results["numpy"], scales, [inputs, inputs, batch, batch, outputs], strict=True
     ):
@@ -152,7 +158,14 @@ def test_layernorm(compiled, dtype, rng, shape):
         assert_close(got, expected, 100 * largest**2 * (1 + np.abs(expected)), dtype, max(shape))
 
 
-LOSSES = [("mse", 0.0), ("mae", 0.0), ("huber", 0.7), ("quantile", 0.3), ("binary_cross_entropy", 0.0), ("poisson", 0.0)]
+LOSSES = [
+    ("mse", 0.0),
+    ("mae", 0.0),
+    ("huber", 0.7),
+    ("quantile", 0.3),
+    ("binary_cross_entropy", 0.0),
+    ("poisson", 0.0),
+]
 
 
 @pytest.mark.parametrize(("name", "parameter"), LOSSES)
@@ -236,7 +249,10 @@ def test_threads_do_not_change_a_bit(compiled, dtype, rng):
     def run(threads):
         fb.set_num_threads(threads)
         generator = np.random.default_rng(0)
-        x, weight = generator.standard_normal((700, 130)).astype(dtype), generator.standard_normal((130, 610)).astype(dtype)
+        x, weight = (
+            generator.standard_normal((700, 130)).astype(dtype),
+            generator.standard_normal((130, 610)).astype(dtype),
+        )
         bias = generator.standard_normal(610).astype(dtype)
         y, z, dz = np.empty((3, 700, 610), dtype)
         ops.dense_forward(y, z, x, weight, bias, "gelu")
@@ -275,5 +291,3 @@ def test_ops_say_what_is_wrong():
         ops.dense_backward(w.copy(), None, x.copy(), y, x, None, w, "gelu")
     with pytest.raises(TypeError, match="a: expected dtype float32 or float64, got int64"):
         ops.matmul(y, np.zeros((4, 3), int), np.zeros((3, 2), int))
-
-

@@ -6,6 +6,7 @@ best one that this CPU and operating system can run is picked at import, or the 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -49,6 +50,7 @@ def available_backends() -> list[str]:
     return [name for name in BACKENDS if why_not(name) is None]
 
 
+@functools.cache
 def _load(name: str, asked_by: str) -> tuple[str, ModuleType]:
     if name not in BACKENDS:
         raise ValueError(f"{asked_by}: expected one of {', '.join(BACKENDS)}, got {name!r}")

@@ -193,7 +193,8 @@ def squared_norm(const real[::1] x, int threads):
     cdef double partial[CHUNKS]
     cdef long chunk, n = x.shape[0]
     for chunk in prange(CHUNKS, num_threads=team_for(n, threads), schedule="static", nogil=True):
-        partial[chunk] = squared_norm_chunk(&x[chunk_begin(chunk, n)], chunk_begin(chunk + 1, n) - chunk_begin(chunk, n))
+        partial[chunk] = squared_norm_chunk(&x[chunk_begin(chunk, n)],
+                                            chunk_begin(chunk + 1, n) - chunk_begin(chunk, n))
     return total(partial)
 
 

@@ -43,7 +43,14 @@ def matmul(c: Array, a: Array, b: Array, scratch: Array, threads: int) -> None:
 
 
 def dense_forward(
-    y: Array, z: Array | None, x: Array, weight: Array, bias: Array | None, activation: int, scratch: Array, threads: int
+    y: Array,
+    z: Array | None,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    activation: int,
+    scratch: Array,
+    threads: int,
 ) -> None:
     """y (B, O) = activation(z), z (B, O) = x (B, I) @ weight (I, O) + bias (O,); z is kept unless None."""
     np.matmul(x, weight, out=y)
@@ -112,7 +119,7 @@ def activation_forward(y: Array, z: Array, kind: int, threads: int) -> None:
         y[:] = z
 
 
-def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, kind: int, threads: int) -> None:
+def activation_backward(dz: Array, dy: Array, y: Array, z: Array, kind: int, threads: int) -> None:
     """dz = dy * activation'(z), given y = activation(z), and z itself for GELU and SiLU; dz may be dy."""
     if kind == _RELU:
         dz[:] = np.where(y <= 0, 0, dy)
@@ -157,7 +164,15 @@ def dropout(y: Array, x: Array, p: float, key: int, step: int, threads: int) -> 
 
 
 def batchnorm_forward(
-    y: Array, stats: Array, x: Array, weight: Array, bias: Array, momentum: float, eps: float, training: bool, threads: int
+    y: Array,
+    stats: Array,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    momentum: float,
+    eps: float,
+    training: bool,
+    threads: int,
 ) -> None:
     """y (B, n) = weight * (x - mean) / std + bias (Ioffe & Szegedy 2015, algorithm 1).
 

@@ -1,7 +1,7 @@
 # The optimizers: one pass over the flat buffers of parameters, gradients and state.
 #
 # Every entry of the buffer is updated alike, so a chunk of each buffer is read once, updated in L1 and written once.
-# grad_scale is what clipping by the global norm multiplies the gradient with, so that clipping costs no pass of its own.
+# grad_scale is what clipping by the global norm multiplies the gradient with: clipping costs no pass of its own.
 
 cdef void sgd_chunk(real *param, real *velocity, const real *grad, real lr, real momentum, bint nesterov,
                     real weight_decay, real grad_scale, long n) noexcept nogil:

@@ -1,0 +1,162 @@
+"""Every product and update against its NumPy twin and against the machine's fused multiply-add peak.
+
+    python benchmarks/kernels.py [--quick] [--write]
+
+Each row is verified against the twin first, then both are timed in turns, best of N, so that a neighbour's load hits
+both. ``--write`` puts the tables into benchmarks/README.md. NumPy's threads are set to the same number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import fastbp as fb
+from fastbp import ops
+from fastbp.core import backend, backend_name
+
+README = Path(__file__).parent / "README.md"
+Row = tuple[str, int, float, float, float]  # what, threads, our rate, NumPy's rate, peak or 0
+
+
+def best_of(functions: dict[str, Callable[[], object]], rounds: int, budget: float) -> list[float]:
+    """The least seconds of each backend's function, run in turns for `rounds` rounds of `budget` seconds."""
+    best = dict.fromkeys(functions, float("inf"))
+    for _ in range(rounds):
+        for name, function in functions.items():
+            with fb.use_backend(name):
+                function()
+                end = time.perf_counter() + budget
+                while True:
+                    start = time.perf_counter()
+                    function()
+                    now = time.perf_counter()
+                    best[name] = min(best[name], now - start)
+                    if now > end:
+                        break
+    return list(best.values())
+
+
+def peak(dtype: np.dtype, rounds: int) -> float:
+    """GFLOP/s of one core, from multiply-adds that touch no memory."""
+    repeats = 2_000_000
+    operations = backend().peak_flops(dtype, repeats)
+    (seconds,) = best_of({backend_name(): lambda: backend().peak_flops(dtype, repeats)}, rounds, 0.1)
+    return operations / seconds / 1e9
+
+
+def products(dtype: np.dtype, sizes: list[tuple[int, int, int]], threads: int, rounds: int, peak_1: float) -> list[Row]:
+    """x W, dy W^T and x^T dy for (m, n, k), in GFLOP/s."""
+    rng, rows = np.random.default_rng(0), []
+    for m, n, k in sizes:
+        for name, shape_a, shape_b in (("x W", (m, k), (k, n)), ("dy W^T", (m, k), (n, k)), ("x^T dy", (k, m), (k, n))):
+            a, b = rng.standard_normal(shape_a).astype(dtype), rng.standard_normal(shape_b).astype(dtype)
+            a, b = (a.T if name == "x^T dy" else a), (b.T if name == "dy W^T" else b)
+            ours, theirs = np.empty((m, n), dtype), np.empty((m, n), dtype)
+            ops.matmul(ours, a, b, threads)
+            np.matmul(a, b, out=theirs)
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=64 * np.finfo(dtype).eps * np.sqrt(k))
+            functions = {
+                backend_name(): lambda c=ours, a=a, b=b: ops.matmul(c, a, b, threads),
+                "numpy": lambda c=theirs, a=a, b=b: np.matmul(a, b, out=c),
+            }
+            times = best_of(functions, rounds, 0.1)
+            work = 2.0 * m * n * k / 1e9
+            rows.append((f"{name} {m}x{n}x{k}", threads, work / times[0], work / times[1], threads * peak_1))
+    return rows
+
+
+UPDATES = {  # the state vectors, and what is read and written of the five or fewer vectors
+    "sgd": ("sgd_update", 0, 3, dict(lr=1e-3)),
+    "sgd momentum": ("sgd_update", 1, 5, dict(lr=1e-3, momentum=0.9)),
+    "adam": ("adam_update", 2, 7, dict(lr=1e-3, step=10)),
+    "rmsprop": ("rmsprop_update", 1, 5, dict(lr=1e-3)),
+    "adagrad": ("adagrad_update", 1, 5, dict(lr=1e-3)),
+}
+
+
+def updates(dtype: np.dtype, sizes: list[int], threads: int, rounds: int) -> list[Row]:
+    """The optimizers over flat vectors, in GB/s of the traffic that one pass needs."""
+    rows = []
+    for size in sizes:
+        for label, (name, states, traffic, settings) in UPDATES.items():
+            functions, results = {}, []
+            for which in (backend_name(), "numpy"):
+                rng = np.random.default_rng(0)
+                vectors = [rng.standard_normal(size).astype(dtype), *(np.zeros(size, dtype) for _ in range(states))]
+                if label in ("sgd", "rmsprop"):
+                    vectors.append(None)  # no velocity
+                vectors.append((1e-3 * rng.standard_normal(size)).astype(dtype))
+
+                def call(name=name, vectors=vectors, settings=settings):
+                    getattr(ops, name)(*vectors, **settings, threads=threads)
+
+                with fb.use_backend(which):
+                    call()
+                results.append(vectors[0].copy())
+                functions[which] = call
+            np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-6)
+            times = best_of(functions, rounds, 0.05)
+            moved = traffic * size * dtype.itemsize / 1e9
+            rows.append((f"{label} {size:,}", threads, moved / times[0], moved / times[1], 0.0))
+    return rows
+
+
+def table(title: str, unit: str, rows: list[Row]) -> str:
+    with_peak = any(row[4] for row in rows)
+    lines = [
+        f"### {title}",
+        "",
+        f"| kernel | threads | fastbp {unit} | NumPy {unit} | ratio |" + " of peak |" * with_peak,
+    ]
+    lines.append("| --- | ---: | ---: | ---: | ---: |" + " ---: |" * with_peak)
+    for name, threads, ours, theirs, limit in rows:
+        share = f" {ours / limit:.2f} |" if with_peak else ""
+        lines.append(f"| {name} | {threads} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} |{share}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two rounds instead of eight")
+    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
+    arguments = parser.parse_args()
+    rounds = 2 if arguments.quick else 8
+    squares = [(512, 512, 512), (1024, 1024, 1024)]
+    layers = [(32, 64, 64), (64, 128, 784), (128, 512, 784), (256, 1024, 1024)]
+    team = sorted({1, min(2, fb.get_num_threads())})
+    blas = ", ".join(
+        sorted({f"{i['internal_api']} {i.get('architecture')}" for i in threadpool_info() if i["user_api"] == "blas"})
+    )
+    parts = [
+        f"fastbp {fb.__version__}, backend {backend_name()}; NumPy {np.__version__} with {blas}; "
+        f"{os.cpu_count()} cores, {platform.machine()}. Best of {rounds} rounds, in turns.\n"
+    ]
+    for name in ("float32", "float64"):
+        dtype = np.dtype(name)
+        one = peak(dtype, rounds)
+        rows: list[Row] = []
+        streams: list[Row] = []
+        for threads in team:
+            with threadpool_limits(threads):
+                rows += products(dtype, squares + layers, threads, rounds, one)
+                streams += updates(dtype, [10_000, 1_000_000], threads, rounds)
+        parts.append(table(f"Products, {name}; peak {one:.0f} GFLOP/s a core", "GFLOP/s", rows))
+        parts.append(table(f"Updates, {name}", "GB/s", streams))
+    report = "\n".join(parts)
+    print(report)
+    if arguments.write:
+        head, marker, rest = README.read_text().partition("<!-- kernels.py -->\n")
+        _, end, tail = rest.partition("<!-- end -->\n")
+        README.write_text(f"{head}{marker}{report}{end}{tail}")
+
+
+if __name__ == "__main__":
+    main()

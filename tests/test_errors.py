@@ -1,0 +1,194 @@
+"""Wrong input: the error names the argument, what was expected and what came, and nothing has changed after it."""
+
+import numpy as np
+import pytest
+
+import fastbp as fb
+
+X = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+Y = np.arange(20) % 2
+
+
+def with_entry(array, value):
+    array = np.array(array, dtype=float)
+    array.flat[5] = value
+    return array
+
+
+# data and settings of fit: what to replace, the error, and what its message says
+CASES = [
+    (dict(X=X[:, :2]), ValueError, r"X: expected shape \(samples, 3\), got \(20, 2\)"),
+    (dict(X=X[:, 0]), ValueError, r"X: expected shape \(samples, 3\), got \(20,\)"),
+    (dict(X=X[:0], y=Y[:0]), ValueError, r"X: expected at least one sample, got shape \(0, 3\)"),
+    (dict(X=with_entry(X, np.nan)), ValueError, r"X: expected finite numbers, got nan at index \(1, 2\)"),
+    (dict(X=with_entry(X, np.inf)), ValueError, r"X: expected finite numbers, got inf"),
+    (dict(X=with_entry(X, 1e300)), ValueError, r"X: expected finite numbers, got inf .*\(as float32\)"),
+    (dict(X=X.astype(complex)), TypeError, "X: expected numbers, got an array of dtype complex128"),
+    (dict(X=[["a", "b", "c"]] * 20), TypeError, "X: expected numbers, got an array of dtype <U1"),
+    (dict(X=np.array([["a", 1, 2]] * 20, object)), TypeError, "X: expected numbers, got an array of objects"),
+    (dict(X=np.array([[None] * 3] * 20)), ValueError, "X: expected finite numbers, got nan"),
+    (dict(X=[[1, 2, 3], [1, 2]]), ValueError, "X: expected a rectangular array of numbers"),
+    (dict(y=Y[:-1]), ValueError, r"y: expected 20 rows, one per sample, got shape \(19,\)"),
+    (dict(y=Y + 1), ValueError, "y: expected labels from 0 to 1, got 2"),
+    (dict(y=Y - 1), ValueError, "y: expected labels from 0 to 1, got -1"),
+    (dict(y=Y.astype(float)), TypeError, "y: expected integer class labels, got dtype float64"),
+    (dict(y=np.eye(2, dtype=int)[Y]), ValueError, r"y: expected class labels of shape \(20,\), got \(20, 2\)"),
+    (dict(y=np.float64(3)), TypeError, "y: expected integer class labels"),
+    (dict(y=Y, loss="mse"), ValueError, r"y: expected shape \(20, 2\), got \(20,\)"),
+    (dict(y=with_entry(np.zeros((20, 2)), np.nan), loss="mse"), ValueError, "y: expected finite numbers, got nan"),
+    (dict(y=np.full((20, 2), 2.0), loss="binary_cross_entropy"), ValueError, r"y: expected values in \[0, 1\], got 2"),
+    (dict(y=np.full((20, 2), -1.0), loss="poisson"), ValueError, "y: expected non-negative counts, got -1"),
+    (dict(batch_size=0), ValueError, "batch_size: expected a positive integer, got 0"),
+    (dict(batch_size=-3), ValueError, "batch_size: expected a positive integer, got -3"),
+    (dict(batch_size=2.5), TypeError, "batch_size: expected a positive integer, got 2.5"),
+    (dict(epochs=0), ValueError, "epochs: expected a positive integer, got 0"),
+    (dict(epochs=True), TypeError, "epochs: expected a positive integer, got True"),
+    (dict(loss="cross_entorpy"), ValueError, "loss: unknown value 'cross_entorpy'; did you mean 'cross_entropy'"),
+    (dict(loss=3), TypeError, "loss: expected a name, a Loss or a callable"),
+    (dict(loss=fb.MSE), TypeError, r"loss: expected an instance, got the class MSE; write MSE\(\)"),
+    (dict(loss=fb.CrossEntropy(class_weight=[1, 2, 3])), ValueError, "class_weight: expected 2 weights"),
+    (dict(loss=fb.CrossEntropy(class_weight=[-1, 2])), ValueError, "class_weight: expected non-negative weights"),
+    (dict(loss=fb.CrossEntropy(class_weight={7: 2})), ValueError, "class_weight: expected labels from 0 to 1, got 7"),
+    (dict(loss=lambda p, t: 3.0), TypeError, r"loss: expected the callable to return \(loss, dpred\), got float"),
+    (dict(loss=lambda p, t: (3.0, p[:1])), ValueError, "dpred: expected the shape of pred"),
+    (dict(optimizer="sgd"), TypeError, "optimizer: expected an Optimizer"),
+    (dict(validation_data=X), TypeError, "validation_data: expected a pair"),
+    (dict(validation_data=(X[:, :2], Y)), ValueError, r"validation_data\[0\]: expected shape \(samples, 3\)"),
+    (dict(validation_data=(X, Y[:3])), ValueError, r"validation_data\[1\]: expected 20 rows"),
+    (dict(callbacks=[print]), TypeError, r"callbacks\[0\]: expected a Callback"),
+    (dict(seed=-1), ValueError, "seed: expected a non-negative integer"),
+    (dict(seed="x"), TypeError, "seed: expected a non-negative integer"),
+]
+
+
+def model_with_state():
+    model = fb.Sequential([fb.Dense(3, 4, activation="relu"), fb.BatchNorm(4), fb.Dense(4, 2)], seed=0)
+    optimizer = fb.Adam(model.parameters())
+    model.fit(X, Y, "cross_entropy", optimizer, verbose=0)
+    return model, optimizer
+
+
+def state(model, optimizer, loss=None):
+    """What training changes; a callable fails after the forward pass, which moves the running statistics."""
+    arrays = [model.parameters().values, *(optimizer._state[name] for name in sorted(optimizer._state))]
+    if isinstance(loss, (str, fb.losses.Loss)):
+        arrays.append(model._stats)
+    return b"".join(a.tobytes() for a in arrays), optimizer.steps
+
+
+@pytest.mark.parametrize(("change", "error", "message"), CASES)
+def test_fit(any_backend, change, error, message):
+    model, optimizer = model_with_state()
+    arguments = dict(X=X, y=Y, loss="cross_entropy", optimizer=optimizer, epochs=1, batch_size=8, verbose=0) | change
+    loss = arguments["loss"]
+    before, given = state(model, optimizer, loss), [np.array(arguments[k]).tobytes() for k in "Xy" if k not in change]
+    with pytest.raises(error, match=message):
+        model.fit(**arguments)
+    assert state(model, optimizer, loss) == before
+    assert given == [np.array(arguments[k]).tobytes() for k in "Xy" if k not in change]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [case for case in CASES if set(case[0]) <= {"X", "y", "loss"}])
+def test_train_on_batch_and_evaluate(change, error, message):
+    model, optimizer = model_with_state()
+    before = state(model, optimizer)
+    arguments = dict(X=X, y=Y, loss="cross_entropy") | change
+    with pytest.raises(error, match=message):
+        model.evaluate(**arguments)
+    arguments["xb"], arguments["yb"] = arguments.pop("X"), arguments.pop("y")
+    with pytest.raises(error, match=message.replace("X:", "xb:").replace("y:", "yb:")):
+        model.train_on_batch(**arguments, optimizer=optimizer)
+    assert state(model, optimizer) == before
+
+
+def test_another_models_optimizer():
+    model, _ = model_with_state()
+    _, other = model_with_state()
+    with pytest.raises(ValueError, match="optimizer: it was made for the parameters of another model"):
+        model.fit(X, Y, "cross_entropy", other)
+
+
+def test_a_monitor_that_is_not_there():
+    model, optimizer = model_with_state()
+    with pytest.raises(ValueError, match=r"monitor: expected one of loss, accuracy.*, got 'val_lss'"):
+        model.fit(X, Y, "cross_entropy", optimizer, callbacks=[fb.EarlyStopping(monitor="val_lss")], verbose=0)
+
+
+def test_backward_needs_a_forward_pass_in_training():
+    model, _ = model_with_state()
+    with pytest.raises(RuntimeError, match=r"call forward\(x, training=True\) first"):
+        model.backward(np.zeros((20, 2)))
+    model.forward(X, training=True)
+    with pytest.raises(ValueError, match=r"dy: expected the shape of the outputs, \(20, 2\), got \(20, 3\)"):
+        model.backward(np.zeros((20, 3)))
+    model.predict(X)
+    with pytest.raises(RuntimeError, match="another pass has run since"):
+        model.backward(np.zeros((20, 2)))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: fb.Dense(0, 3), ValueError, "in_features: expected a positive integer, got 0"),
+        (lambda: fb.Dense(3, "4"), TypeError, "out_features: expected a positive integer, got '4'"),
+        (lambda: fb.Dense(3, 4, activation="rleu"), ValueError, "unknown value 'rleu'; did you mean 'relu'"),
+        (lambda: fb.Dense(3, 4, activation="zzz"), ValueError, "activation: unknown value 'zzz'; expected one of"),
+        (lambda: fb.Dense(3, 4, init="he_norml"), ValueError, "unknown value 'he_norml'; did you mean 'he_normal'"),
+        (lambda: fb.Activation("sigmod"), ValueError, "name: unknown value 'sigmod'; did you mean 'sigmoid'"),
+        (lambda: fb.Dropout(1.0), ValueError, r"p: expected a number in \[0, 1\), got 1.0"),
+        (lambda: fb.Dropout("half"), TypeError, "p: expected a number, got 'half'"),
+        (lambda: fb.BatchNorm(3, eps=0), ValueError, r"eps: expected a number in \(0, inf\), got 0"),
+        (lambda: fb.Quantile(1), ValueError, r"q: expected a number in \(0, 1\), got 1"),
+        (lambda: fb.Huber(float("nan")), ValueError, "delta: expected a number"),
+        (lambda: fb.CrossEntropy(label_smoothing=2), ValueError, r"label_smoothing: expected a number in \[0, 1\)"),
+        (lambda: fb.EarlyStopping(patience=0), ValueError, "patience: expected a positive integer, got 0"),
+        (lambda: fb.Sequential([]), ValueError, "layers: expected at least one layer, got none"),
+        (lambda: fb.Sequential([fb.Dropout(0.5)]), ValueError, "layers: expected at least one layer with a width"),
+        (lambda: fb.Sequential([fb.Dense(3, 4), fb.Dense(5, 2)]), ValueError, r"layers\[1\]: .* takes 5 features"),
+        (lambda: fb.Sequential([fb.Dense(3, 4), "relu"]), TypeError, r"layers\[1\]: expected a layer, got str"),
+        (lambda: fb.Sequential([fb.Dense(3, 4)], dtype="float16"), ValueError, "dtype: expected float32 or float64"),
+        (lambda: fb.Sequential([fb.Dense(3, 3)] * 2), ValueError, r"layers\[1\]: .* is in a model already"),
+        (lambda: fb.SGD([1, 2], lr=0.1), TypeError, r"params: expected model.parameters\(\), got list"),
+        (lambda: fb.schedules.Step(0.1, 0), ValueError, "step_size: expected a positive integer, got 0"),
+        (lambda: fb.batches(X, Y, 0), ValueError, "batch_size: expected a positive integer, got 0"),
+        (lambda: fb.batches(X, Y[:3], 5), ValueError, r"y: expected 20 rows, one per sample, got shape \(3,\)"),
+        (lambda: fb.Dense(3, 4).weight, RuntimeError, "has no arrays yet"),
+        (lambda: fb.CrossEntropy()([1, 2], [0]), ValueError, r"pred: expected shape \(samples, outputs\), got \(2,\)"),
+        (lambda: fb.CrossEntropy()([[1, 2]], [2]), ValueError, "target: expected labels from 0 to 1, got 2"),
+        (lambda: fb.set_num_threads(0), ValueError, "n: expected a positive integer, got 0"),
+        (lambda: fb.use_backend("avx").__enter__(), ValueError, "use_backend: expected one of avx512, .*, got 'avx'"),
+    ],
+)  # fmt: skip
+def test_constructors(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(lr=-0.1), r"lr: expected a number in \[0, inf\), got -0.1"),
+        (dict(lr=0.1, momentum=1.0), r"momentum: expected a number in \[0, 1\), got 1.0"),
+        (dict(lr=0.1, nesterov=True), "nesterov: expected a momentum above 0"),
+        (dict(lr=0.1, weight_decay=-1), "weight_decay: expected a number"),
+        (dict(lr=0.1, clip_norm=0), r"clip_norm: expected a number in \(0, inf\), got 0"),
+    ],
+)
+def test_optimizers(settings, message):
+    with pytest.raises(ValueError, match=message):
+        fb.SGD(model_with_state()[0].parameters(), **settings)
+
+
+def test_files(tmp_path):
+    path = tmp_path / "model.npz"
+    path.write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="path: expected a model saved by fastbp"):
+        fb.load(path)
+    np.savez(path, header=np.array('{"format": 99}'))
+    with pytest.raises(ValueError, match="path: expected file format 1 or older, got 99"):
+        fb.load(path)
+    np.savez(path, a=np.zeros(3))
+    with pytest.raises(ValueError, match="path: expected a model saved by fastbp"):
+        fb.load(path)
+    with pytest.raises(FileNotFoundError):
+        fb.load(tmp_path / "nothing.npz")

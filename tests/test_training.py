@@ -1,0 +1,315 @@
+"""Whole trainings: what is learned, and that the same run gives the same bits however it is driven."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import fastbp as fb
+
+
+def blobs(samples=203, inputs=7, classes=4, dtype=np.float32):
+    """Points around `classes` centres; 203 is no multiple of any batch size used here."""
+    rng = np.random.default_rng(5)
+    y = rng.integers(0, classes, samples)
+    return (rng.standard_normal((classes, inputs))[y] * 2 + rng.standard_normal((samples, inputs))).astype(dtype), y
+
+
+def everything(dtype="float32", seed=0):
+    """A model with every kind of layer."""
+    return fb.Sequential(
+        [fb.Dense(7, 33, activation="relu"), fb.Dropout(0.2), fb.Dense(33, 20), fb.BatchNorm(20),
+         fb.Activation("silu"), fb.Dense(20, 17, activation="gelu"), fb.LayerNorm(17), fb.Dense(17, 4)],
+        dtype=dtype, seed=seed,
+    )  # fmt: skip
+
+
+def bits(model):
+    return model.parameters().values.tobytes() + model._stats.tobytes()
+
+
+OPTIMIZERS = [
+    lambda p: fb.SGD(p, lr=0.05),
+    lambda p: fb.SGD(p, lr=fb.schedules.Cosine(0.05, 20), momentum=0.9, nesterov=True, clip_norm=1.0),
+    lambda p: fb.Adam(p, lr=0.01),
+    lambda p: fb.AdamW(p, lr=0.01),
+    lambda p: fb.RMSprop(p, lr=0.01, momentum=0.5),
+    lambda p: fb.Adagrad(p, lr=0.01),
+]
+
+
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS)
+def test_fit_and_the_four_steps_give_the_same_bits(any_backend, dtype, make_optimizer):
+    X, y = blobs(dtype=dtype)
+    fitted, by_hand = everything(dtype), everything(dtype)
+    history = fitted.fit(
+        X, y, "cross_entropy", make_optimizer(fitted.parameters()), epochs=3, batch_size=32, seed=11, verbose=0
+    )
+    criterion, optimizer = fb.CrossEntropy(), make_optimizer(by_hand.parameters())
+    rng = np.random.default_rng(11)
+    for epoch in range(3):
+        total = 0.0
+        for xb, yb in fb.batches(X, y, batch_size=32, seed=rng):
+            logits = by_hand.forward(xb, training=True)
+            loss, dlogits = criterion(logits, yb)
+            by_hand.backward(dlogits)
+            optimizer.step()
+            total += loss * len(xb)
+        assert history.history["loss"][epoch] == total / len(X)
+    assert bits(fitted) == bits(by_hand)
+    assert fitted.predict(X).tobytes() == by_hand.predict(X).tobytes()
+
+
+def test_train_on_batch_is_a_step_of_fit(any_backend):
+    X, y = blobs()
+    a, b = everything(), everything()
+    sa, sb = fb.Adam(a.parameters()), fb.Adam(b.parameters())
+    history = a.fit(X, y, "cross_entropy", sa, batch_size=len(X), shuffle=False, verbose=0)
+    assert b.train_on_batch(X, y, "cross_entropy", sb) == history.history["loss"][0]
+    assert bits(a) == bits(b)
+
+
+def test_threads_do_not_change_a_bit(compiled, dtype):
+    def run(threads):
+        fb.set_num_threads(threads)
+        rng = np.random.default_rng(0)
+        X, y = rng.standard_normal((600, 300)).astype(dtype), rng.integers(0, 70, 600)
+        model = fb.Sequential(
+            [fb.Dense(300, 500, activation="tanh"), fb.BatchNorm(500), fb.Dropout(0.1), fb.Dense(500, 450),
+             fb.LayerNorm(450), fb.Activation("gelu"), fb.Dense(450, 70)], dtype=dtype, seed=1,
+        )  # fmt: skip
+        history = model.fit(X, y, "cross_entropy", fb.Adam(model.parameters(), clip_norm=1.0), 2, 256, verbose=0)
+        return bits(model), history.history["loss"]
+
+    assert run(1) == run(2) == run(4)
+
+
+def test_same_seed_same_bits_and_another_seed_others(any_backend):
+    X, y = blobs()
+
+    def run(seed):
+        model = everything(seed=seed)
+        model.fit(X, y, "cross_entropy", fb.SGD(model.parameters(), lr=0.1), epochs=2, verbose=0)
+        return bits(model)
+
+    assert run(0) == run(0)
+    assert run(0) != run(1)
+
+
+def test_pinned_loss_curve(any_backend):
+    """Ten steps of a small float64 net from weights written as formulas: figures that must never move.
+
+    The figures were computed with PyTorch 2.13 from the same formulas, not with fastbp.
+    """
+    model = fb.Sequential([fb.Dense(3, 5, activation="tanh"), fb.Dense(5, 3)], dtype="float64")
+    model.layers[0].weight = np.sin(np.arange(15.0)).reshape(3, 5)
+    model.layers[1].weight = np.cos(np.arange(15.0)).reshape(5, 3)
+    X = np.sin(np.arange(24.0) ** 2).reshape(8, 3)
+    y = np.arange(8) % 3
+    optimizer = fb.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    losses = [model.train_on_batch(X, y, "cross_entropy", optimizer) for _ in range(10)]
+    np.testing.assert_allclose(losses, PINNED, rtol=1e-12)
+
+
+PINNED = [
+    1.4364491374386341,
+    1.188248557658474,
+    0.970803701148498,
+    0.8932906841912898,
+    0.8511858421323432,
+    0.7760107394457638,
+    0.6807192509556698,
+    0.6553491536211976,
+    0.6276588908120105,
+    0.5097960672529946,
+]
+
+
+def test_xor_is_learned(any_backend, dtype):
+    X, y = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype), np.array([0, 1, 1, 0])
+    model = fb.Sequential([fb.Dense(2, 8, activation="tanh"), fb.Dense(8, 1)], dtype=dtype, seed=0)
+    history = model.fit(X, y, "binary_cross_entropy", fb.Adam(model.parameters(), lr=0.05), 200, 4, verbose=0)
+    assert history.history["accuracy"][-1] == 1
+    assert history.history["loss"][-1] < 0.05
+    assert ((model.predict(X)[:, 0] > 0) == y).all()
+
+
+def test_two_spirals_are_learned(any_backend):
+    """Lang & Witbrock 1988: 97 points on each of two interlocking spirals."""
+    i = np.arange(97)
+    angle, radius = i * np.pi / 16, (104 - i) / 104
+    one = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1)
+    X, y = np.concatenate([one, -one]), np.repeat([0, 1], 97)
+    first = fb.Dense(2, 64, activation="silu", init=lambda rng, shape: rng.normal(0, 4, shape))
+    model = fb.Sequential([first, fb.Dense(64, 64, activation="silu"), fb.Dense(64, 2)], seed=0)
+    optimizer = fb.Adam(model.parameters(), lr=fb.schedules.Cosine(0.02, 1000))
+    model.fit(X, y, "cross_entropy", optimizer, epochs=500, batch_size=97, verbose=0)
+    assert model.evaluate(X, y, "cross_entropy")["accuracy"] == 1
+
+
+def test_regression_with_a_column_of_targets(any_backend):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((200, 3))
+    y = X @ [1.0, -2.0, 0.5] + 0.3
+    model = fb.Sequential([fb.Dense(3, 1)], seed=0)
+    model.fit(X, y, "mse", fb.SGD(model.parameters(), lr=0.1), epochs=40, verbose=0)
+    np.testing.assert_allclose(model.layers[0].weight[:, 0], [1, -2, 0.5], atol=1e-3)
+    assert model.layers[0].bias[0] == pytest.approx(0.3, abs=1e-3)
+
+
+def test_a_callable_is_a_loss_anywhere(any_backend):
+    def squared(pred, target):
+        return float(np.mean((pred - target) ** 2)), 2 * (pred - target) / pred.size
+
+    X, y = blobs()
+    targets = np.eye(4, dtype=np.float32)[y]
+    ours, named = everything(), everything()
+    a = ours.fit(X, targets, squared, fb.SGD(ours.parameters(), lr=0.1), epochs=2, verbose=0, seed=1)
+    b = named.fit(X, targets, "mse", fb.SGD(named.parameters(), lr=0.1), epochs=2, verbose=0, seed=1)
+    np.testing.assert_allclose(a.history["loss"], b.history["loss"], rtol=1e-4)
+    assert "accuracy" not in a.history
+    assert ours.evaluate(X, targets, squared)["loss"] == pytest.approx(
+        ours.evaluate(X, targets, "mse")["loss"], rel=1e-4
+    )
+
+
+def test_backends_learn_the_same(compiled):
+    X, y = blobs(dtype=np.float64)
+    curves = []
+    for name in (compiled, "numpy"):
+        with fb.use_backend(name):
+            model = everything("float64")
+            optimizer = fb.Adam(model.parameters(), lr=0.01)
+            curves.append(model.fit(X, y, "cross_entropy", optimizer, 3, verbose=0, seed=2).history["loss"])
+    np.testing.assert_allclose(*curves, rtol=1e-9)
+
+
+def test_a_model_may_change_backends(compiled):
+    X, y = blobs()
+    model = everything()
+    optimizer = fb.Adam(model.parameters())
+    first = model.train_on_batch(X, y, "cross_entropy", optimizer)
+    with fb.use_backend("numpy"):
+        model.train_on_batch(X, y, "cross_entropy", optimizer)
+    for _ in range(20):
+        last = model.train_on_batch(X, y, "cross_entropy", optimizer)
+    assert last < first
+
+
+def test_early_stopping_restores_the_best_weights(any_backend):
+    X, y = blobs()
+    model = everything()
+    seen = []
+
+    class Remember(fb.Callback):
+        def on_epoch_end(self, epoch, logs):
+            seen.append((logs["val_loss"], bits(self.model)))
+
+    stopping = fb.EarlyStopping(patience=3)
+    optimizer = fb.SGD(model.parameters(), lr=0.5)
+    labels = np.random.default_rng(0).permutation(y)  # nothing to learn: validation soon gets worse
+    history = model.fit(X, labels, "cross_entropy", optimizer, 60, 16, (X, y), [Remember(), stopping], verbose=0)
+    best = min(range(len(seen)), key=lambda i: seen[i][0])
+    assert stopping.best_epoch == best
+    assert len(history.history["loss"]) == len(seen) == best + 4 < 60
+    assert (
+        bits(model)[: len(model.parameters().values.tobytes())]
+        == seen[best][1][: len(model.parameters().values.tobytes())]
+    )
+    assert model.evaluate(X, y, "cross_entropy")["loss"] == stopping.best
+
+
+def test_history_and_verbose(capsys):
+    X, y = blobs()
+    model = everything()
+    optimizer = fb.SGD(model.parameters(), lr=fb.schedules.Constant(0.1))
+    history = model.fit(X, y, "cross_entropy", optimizer, epochs=2, validation_data=(X, y))
+    names = {"loss", "accuracy", "val_loss", "val_accuracy", "lr", "samples_per_second"}
+    assert set(history.history) == names
+    assert all(len(values) == 2 for values in history.history.values())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("epoch 2/2  loss ")
+    assert lines[1].endswith("samples/s")
+
+
+def test_batches_cover_every_sample_once():
+    X, y = np.arange(23)[:, None], np.arange(23)
+    dealt = list(fb.batches(X, y, 5, seed=0))
+    assert [len(xb) for xb, _ in dealt] == [5, 5, 5, 5, 3]
+    assert sorted(np.concatenate([yb for _, yb in dealt])) == list(range(23))
+    assert all((xb[:, 0] == yb).all() for xb, yb in dealt)
+    assert np.array_equal(np.concatenate([yb for _, yb in fb.batches(X, y, 5, shuffle=False)]), y)
+    again = [yb for _, yb in fb.batches(X, y, 5, seed=0)]
+    assert all(np.array_equal(a, b) for (_, a), b in zip(dealt, again, strict=True))
+
+
+def test_a_batch_of_one_leaves_running_statistics_alone(any_backend):
+    model = fb.Sequential([fb.Dense(3, 4), fb.BatchNorm(4), fb.Dense(4, 2)], seed=0)
+    before = model.layers[1].running_mean.copy(), model.layers[1].running_var.copy()
+    model.train_on_batch(np.ones((1, 3)), [1], "cross_entropy", fb.SGD(model.parameters(), lr=0.1))
+    np.testing.assert_array_equal(model.layers[1].running_mean, before[0])
+    np.testing.assert_array_equal(model.layers[1].running_var, before[1])
+    assert np.isfinite(model.parameters().values).all()
+
+
+def test_predict_in_chunks_is_predict_row_by_row(any_backend):
+    model = everything("float64")
+    X = np.random.default_rng(0).standard_normal((2100, 7))
+    whole = model.predict(X)
+    assert whole.shape == (2100, 4)
+    np.testing.assert_allclose(whole[[0, 1023, 1024, 2099]], model.predict(X[[0, 1023, 1024, 2099]]), rtol=1e-12)
+
+
+def test_float32_features_are_used_without_a_copy():
+    from fastbp.data import features
+
+    X = np.ones((10, 3), np.float32)
+    assert features("X", X, 3, np.dtype("f4")) is X
+    read_only = X[:]
+    read_only.flags.writeable = False
+    assert np.shares_memory(features("X", read_only, 3, np.dtype("f4")), X)
+    for other in (X.astype(int), np.asfortranarray(X), X[::-1], X.astype(">f4"), X.tolist(), X.astype(object)):
+        cast = features("X", other, 3, np.dtype("f4"))
+        assert cast.flags.c_contiguous
+        assert cast.dtype == np.float32
+        assert cast.dtype.isnative
+
+
+def test_weights_are_views_and_assigning_copies(any_backend):
+    model = fb.Sequential([fb.Dense(2, 2), fb.Dense(2, 1)], seed=0)
+    layer = model.layers[0]
+    assert np.shares_memory(layer.weight, model.parameters().values)
+    layer.weight[:] = [[1, 2], [3, 4]]
+    layer.bias = [10, 20]
+    model.layers[1].weight = [[1], [1]]
+    np.testing.assert_array_equal(model.predict([[1, 1]]), [[1 + 3 + 10 + 2 + 4 + 20]])
+    with pytest.raises(ValueError, match=r"weight: expected shape \(2, 2\), got \(2,\)"):
+        layer.weight = [1, 2]
+
+
+@pytest.mark.parametrize("way", ["save", "pickle", "deepcopy"])
+def test_copies_predict_and_go_on_alike(any_backend, tmp_path, way):
+    X, y = blobs()
+    model = everything()
+    model.fit(X, y, "cross_entropy", fb.Adam(model.parameters()), verbose=0)
+    if way == "save":
+        model.save(tmp_path / "model.npz")
+        twin = fb.load(tmp_path / "model.npz")
+        assert [p.name for p in tmp_path.iterdir()] == ["model.npz"]
+    else:
+        twin = pickle.loads(pickle.dumps(model)) if way == "pickle" else copy.deepcopy(model)
+    assert twin.predict(X).tobytes() == model.predict(X).tobytes()
+    assert not np.shares_memory(twin.parameters().values, model.parameters().values)
+    if way != "save":  # a copy has the random state too
+        for m in (model, twin):
+            m.fit(X, y, "cross_entropy", fb.SGD(m.parameters(), lr=0.1), epochs=2, verbose=0)
+        assert twin.predict(X).tobytes() == model.predict(X).tobytes()
+
+
+def test_summary_counts_parameters():
+    text = fb.Sequential([fb.Dense(64, 128, activation="relu"), fb.BatchNorm(128), fb.Dense(128, 10)]).summary()
+    assert "8,320" in text
+    assert "256" in text
+    assert f"{8320 + 256 + 1290:,}" in text.splitlines()[-1]
