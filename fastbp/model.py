@@ -61,10 +61,8 @@ class Model:
         keys = self._rng.integers(0, 2**63, size=len(self.layers), dtype=np.uint64)
         per_sample = stats = 0
         for i, layer in enumerate(self.layers):
-            previous = ops[-1] if ops else None
-            plain = previous is not None and previous["kind"] == plan.DENSE and previous["activation"] == 0
-            if layer.kind == plan.ACTIVATION and plain:
-                previous["activation"] = layer.fields()["activation"]
+            if layer.kind == plan.ACTIVATION and ops and ops[-1]["kind"] == plan.DENSE and not ops[-1]["activation"]:
+                ops[-1]["activation"] = layer.fields()["activation"]
                 continue
             op = np.zeros((), dtype=plan.OP)
             op["kind"], op["key"] = layer.kind, keys[i]
@@ -78,8 +76,8 @@ class Model:
                 layer.take_stats(self._stats[stats : stats + 4 * layer.n].reshape(4, layer.n))
                 op["stats"] = stats
                 stats += 4 * layer.n
-            if layer.kind == plan.DENSE and previous is not None and previous["kind"] in (plan.DENSE, plan.ACTIVATION):
-                op["prior"] = previous["activation"]
+            if layer.kind == plan.DENSE and ops and ops[-1]["kind"] in (plan.DENSE, plan.ACTIVATION):
+                op["prior"] = ops[-1]["activation"]
             ops.append(op)
         for op in ops:
             op["y"], per_sample = per_sample, per_sample + op["outputs"]

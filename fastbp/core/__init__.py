@@ -18,7 +18,7 @@ from types import ModuleType
 from fastbp.core import reference
 
 try:
-    from fastbp.core import _cpu
+    import fastbp.core._cpu as _cpu
 except ImportError as error:
     raise ImportError(
         f"the compiled core of fastbp is not in {os.path.dirname(__file__)}. If this is the source folder, run outside "
