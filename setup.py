@@ -2,13 +2,13 @@
 
 import os
 import platform
-import subprocess
 import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
 
 # Contraction is off and fused multiply-add explicit, so that an element has the same bits wherever it is computed.
 COMMON = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
@@ -64,16 +64,19 @@ class BuildExt(build_ext):
         super().build_extensions()
 
     def compiles(self, flags):
-        """Whether a program that includes omp.h, if OpenMP is asked for, compiles and links."""
-        source = "#include <omp.h>\n" if flags else ""
+        """Whether a program that includes Python.h, and omp.h if OpenMP is asked for, compiles and links."""
+        headers = ["Python.h", *(["omp.h"] if flags else [])]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "probe.c"
-            path.write_text(source + "int main(void) { return 0; }\n")
-            command = [*self.compiler.compiler_so[:1], str(path), *flags, "-o", str(path.with_suffix(".out"))]
+            path.write_text("".join(f"#include <{h}>\n" for h in headers) + "int main(void) { return 0; }\n")
             try:
-                return subprocess.run(command, capture_output=True).returncode == 0
-            except OSError:
+                objects = self.compiler.compile(
+                    [str(path)], output_dir=folder, include_dirs=self.include_dirs, extra_postargs=flags
+                )
+                self.compiler.link_executable(objects, str(path.with_suffix("")), extra_postargs=flags)
+            except (CompileError, LinkError, OSError):
                 return False
+        return True
 
 
 def cythonized(name, source, folder, **options):

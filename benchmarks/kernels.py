@@ -128,6 +128,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two rounds instead of eight")
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
     arguments = parser.parse_args()
+    if backend_name() == "numpy":
+        parser.error("nothing to compare: the numpy backend is forced")
     rounds = 2 if arguments.quick else 8
     squares = [(512, 512, 512), (1024, 1024, 1024)]
     layers = [(32, 64, 64), (64, 128, 784), (128, 512, 784), (256, 1024, 1024)]

@@ -20,10 +20,13 @@ class Callback:
         The model in training. Setting ``model.stop_training = True`` ends ``fit`` after this epoch.
     optimizer : Optimizer
         The optimizer in use.
+    figures : list of str
+        The names of the figures that every epoch will have.
     """
 
     model: Sequential
     optimizer: Optimizer
+    figures: list[str]
 
     def on_train_begin(self) -> None:
         """Before the first epoch."""
@@ -58,7 +61,7 @@ class EarlyStopping(Callback):
     Raises
     ------
     ValueError
-        From ``fit``, if there is no figure of that name.
+        From ``fit``, before it trains, if there will be no figure of that name.
     """
 
     def __init__(self, patience: int = 5, monitor: str | None = None, min_delta: float = 0.0) -> None:
@@ -67,16 +70,17 @@ class EarlyStopping(Callback):
         self.min_delta = real_number("min_delta", min_delta, 0)
 
     def on_train_begin(self) -> None:
-        self.best, self.best_epoch = float("inf"), -1
+        self._name = self.monitor or ("val_loss" if "val_loss" in self.figures else "loss")
+        if self._name not in self.figures:
+            raise ValueError(f"monitor: expected one of {', '.join(self.figures)}, got {self._name!r}")
+        self.best, self.best_epoch = float("nan"), -1
         self._weights: tuple[Array, Array] | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        name = self.monitor or ("val_loss" if "val_loss" in logs else "loss")
-        if name not in logs:
-            raise ValueError(f"monitor: expected one of {', '.join(logs)}, got {name!r}")
-        sign = -1 if name.endswith("accuracy") else 1
-        if self.best_epoch < 0 or sign * logs[name] < sign * self.best - self.min_delta:
-            self.best, self.best_epoch = logs[name], epoch
+        value = logs[self._name]
+        gain = value - self.best if self._name.endswith("accuracy") else self.best - value
+        if value == value and (self.best_epoch < 0 or gain > self.min_delta):  # NaN is never the best
+            self.best, self.best_epoch = value, epoch
             self._weights = self.model.snapshot()
         elif epoch - self.best_epoch >= self.patience:
             self.model.stop_training = True

@@ -7,6 +7,7 @@ says which argument was wrong, what was expected and what came, and is raised be
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -42,7 +43,7 @@ def real_number(name: str, value: object, low: float, high: float = float("inf")
     """``value`` as a float in [low, high), or (low, high) if ``open_low``; an infinite bound is excluded."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (low <= value < high) or (open_low and value == low):
+    if not (low <= value < high and value <= sys.float_info.max) or (open_low and value == low):
         raise ValueError(f"{name}: expected a number in {'(' if open_low else '['}{low}, {high}), got {value}")
     return float(value)
 
@@ -55,6 +56,8 @@ def cast(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
         raise ValueError(
             f"{name}: expected a rectangular array of numbers, got {type(value).__name__}: {error}"
         ) from error
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name}: expected numbers, got a masked array with masked entries")
     if array.dtype.kind not in "buif":
         if array.dtype.kind != "O":
             raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}")
@@ -72,6 +75,14 @@ def finite(name: str, array: Array) -> Array:
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{name}: expected finite numbers, got {array[where]} at index {where} (as {array.dtype})")
     return array
+
+
+def shaped(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """``value`` as a finite array of exactly this shape."""
+    array = cast(name, value, dtype)
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    return finite(name, array)
 
 
 def features(name: str, value: ArrayLike, width: int, dtype: np.dtype[Any]) -> Array:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastbp.core import plan
-from fastbp.data import Array, choice, positive_int, real_number
+from fastbp.data import Array, choice, positive_int, real_number, shaped
 from fastbp.parameters import Parameters
 
 Init = str | Callable[[np.random.Generator, tuple[int, int]], Array] | None
@@ -59,8 +59,14 @@ class Layer:
         """Become the layer called ``name`` of the model that owns ``parameters``."""
         self._parameters, self._name = parameters, name
 
-    def initialize(self, rng: np.random.Generator) -> None:
-        """Fill the parameters with their initial values."""
+    def initial_values(self, rng: np.random.Generator) -> dict[str, Array]:
+        """The parameters that do not start at zero, by name."""
+        return {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name in self.__dict__ and self._parameters is not None:
+            raise AttributeError(f"{name}: {self!r} is part of a model, whose plan is made; build a new model instead")
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
@@ -76,10 +82,7 @@ class _Parametric(Layer):
 
     def _set(self, tensor: str, value: Any) -> None:
         view = self._owner().value(f"{self._name}.{tensor}")
-        value = np.asarray(value)
-        if value.shape != view.shape:
-            raise ValueError(f"{tensor}: expected shape {view.shape}, got {value.shape}")
-        view[:] = value
+        view[:] = shaped(tensor, value, view.shape, view.dtype)
 
     @property
     def weight(self) -> Array:
@@ -170,17 +173,15 @@ class Dense(_Parametric):
     def fields(self) -> dict[str, float]:
         return {"activation": plan.ACTIVATIONS[self.activation]}
 
-    def initialize(self, rng: np.random.Generator) -> None:
+    def initial_values(self, rng: np.random.Generator) -> dict[str, Array]:
         shape = (self.in_features, self.out_features)
         if callable(self.init):
-            self._set("weight", self.init(rng, shape))
-            return
+            return {"weight": self.init(rng, shape)}
         name = self.init or ("glorot_uniform" if self.activation in (None, "tanh", "sigmoid") else "he_uniform")
         std = math.sqrt(_INITS[name](*shape))
         if name.endswith("normal"):
-            self.weight[:] = rng.normal(0, std, shape)
-        else:
-            self.weight[:] = rng.uniform(-std * math.sqrt(3), std * math.sqrt(3), shape)
+            return {"weight": rng.normal(0, std, shape)}
+        return {"weight": rng.uniform(-std * math.sqrt(3), std * math.sqrt(3), shape)}
 
 
 class Activation(Layer):
@@ -246,8 +247,8 @@ class _Norm(_Parametric):
     def fields(self) -> dict[str, float]:
         return {"eps": self.eps}
 
-    def initialize(self, rng: np.random.Generator) -> None:
-        self.weight[:] = 1
+    def initial_values(self, rng: np.random.Generator) -> dict[str, Array]:
+        return {"weight": np.ones(self.n)}
 
 
 class BatchNorm(_Norm):
@@ -320,3 +321,7 @@ class LayerNorm(_Norm):
 
     def __init__(self, n: int, eps: float = 1e-5) -> None:
         super().__init__(n, eps)
+
+
+#: The layers by name, for reading saved models.
+LAYERS: dict[str, type[Layer]] = {layer.__name__: layer for layer in (Dense, Activation, Dropout, BatchNorm, LayerNorm)}

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import ELEMENTWISE_LOSSES
-from fastbp.data import Array, cast, choice, features, finite, labels, real_number, targets
+from fastbp.data import Array, cast, choice, features, finite, labels, real_number, same_length, shaped, targets
 
 LossFunction = Callable[[Array, Array], tuple[float, Array]]
 
@@ -41,9 +41,12 @@ class Loss:
         """The loss and its gradient for arrays that were checked."""
         raise NotImplementedError
 
-    def correct(self, pred: Array, target: Array) -> int | None:
-        """How many predictions are right, or None where the question makes no sense."""
-        return None
+    #: Whether predictions are right or wrong, so that ``correct`` can count them.
+    classifies = False
+
+    def correct(self, pred: Array, target: Array) -> int:
+        """How many predictions are right."""
+        raise NotImplementedError
 
 
 class CrossEntropy(Loss):
@@ -57,6 +60,8 @@ class CrossEntropy(Loss):
         Non-negative. The mean is weighted, ``sum_i w[y_i] loss_i / sum_i w[y_i]``, as in PyTorch; labels that a
         mapping leaves out weigh 1.
     """
+
+    classifies = True
 
     def __init__(
         self, label_smoothing: float = 0.0, class_weight: ArrayLike | Mapping[int, float] | None = None
@@ -72,14 +77,14 @@ class CrossEntropy(Loss):
         return self._weights[key]
 
     def _checked_weight(self, classes: int, dtype: np.dtype[Any]) -> Array | None:
-        if self.class_weight is None:
+        if self.class_weight is None or (isinstance(self.class_weight, Mapping) and not self.class_weight):
             return None
         if isinstance(self.class_weight, Mapping):
             given = labels("class_weight", list(self.class_weight), len(self.class_weight), classes)
             weight = np.ones(classes, dtype)
             weight[given] = cast("class_weight", list(self.class_weight.values()), dtype)
         else:
-            weight = cast("class_weight", self.class_weight, dtype)
+            weight = cast("class_weight", self.class_weight, dtype).copy()
         if weight.shape != (classes,):
             raise ValueError(f"class_weight: expected {classes} weights, one per class, got shape {weight.shape}")
         if finite("class_weight", weight).min() < 0 or weight.max() == 0:
@@ -117,6 +122,7 @@ class BinaryCrossEntropy(_Elementwise):
     """Cross-entropy of sigmoid(logit) and targets in [0, 1], from logits: ``max(x, 0) - x t + log(1 + exp(-|x|))``."""
 
     kind = ELEMENTWISE_LOSSES["binary_cross_entropy"]
+    classifies = True
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         array = super().check(name, target, samples, outputs, dtype)
@@ -192,18 +198,16 @@ class _Custom(Loss):
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         array = np.asarray(target)
-        if array.ndim == 0 or array.shape[0] != samples:
-            raise ValueError(f"{name}: expected {samples} rows, one per sample, got shape {array.shape}")
+        same_length(name, array, samples)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
         return array
 
     def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
         result = self.function(pred, target)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"loss: expected the callable to return (loss, dpred), got {type(result).__name__}")
-        dpred = cast("dpred", result[1], pred.dtype)
-        if dpred.shape != pred.shape:
-            raise ValueError(f"dpred: expected the shape of pred, {pred.shape}, from the loss, got {dpred.shape}")
-        return float(result[0]), dpred
+        return float(result[0]), shaped("dpred", result[1], pred.shape, pred.dtype)
 
 
 LOSSES: dict[str, type[Loss]] = {

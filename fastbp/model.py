@@ -16,10 +16,9 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastbp import layers as layer_types
 from fastbp.core import backend, backend_name, get_num_threads, plan
-from fastbp.data import Array, cast, features, finite, generator
-from fastbp.layers import BatchNorm, Layer
+from fastbp.data import Array, cast, features, generator, shaped
+from fastbp.layers import LAYERS, BatchNorm, Layer
 from fastbp.parameters import Parameters
 
 M = TypeVar("M", bound="Model")
@@ -32,11 +31,13 @@ class Model:
     """The layers' forward and backward pass; see ``Sequential``."""
 
     def __init__(self, layers: Sequence[Layer], dtype: str | np.dtype[Any] | type = "float32", seed: int | None = None):
+        if dtype not in ("float32", "float64", np.float32, np.float64):
+            raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
         self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.float32, np.float64):
-            raise ValueError(f"dtype: expected float32 or float64, got {self.dtype}")
         self._rng = generator(seed)
-        self.layers = list(layers)
+        if not isinstance(layers, Sequence):
+            raise TypeError(f"layers: expected a list of layers, got {type(layers).__name__}")
+        self.layers = tuple(layers)
         widths = _widths(self.layers)
         for i, layer in enumerate(self.layers):
             if layer._parameters is not None or layer in self.layers[:i]:
@@ -49,11 +50,19 @@ class Model:
         self._stats = plan.aligned(sum(4 * la.n for la in self.layers if isinstance(la, BatchNorm)), self.dtype)
         self._ops = self._lower(widths)
         for i, layer in enumerate(self.layers):
-            layer.take(self._parameters, str(i))
-            layer.initialize(self._rng)
+            for name, value in layer.initial_values(self._rng).items():
+                view = self._parameters.value(f"{i}.{name}")
+                view[:] = shaped(f"layers[{i}].{name}", value, view.shape, self.dtype)
+        self._adopt(self._parameters)
         self._networks: dict[str, Any] = {}
         self._step = 0
-        self._ready: Any = None  # the network whose forward pass a backward pass may follow
+        self._ready: tuple[Any, tuple[int, ...], Array] | None = None  # see _pass
+
+    def _adopt(self, parameters: Parameters) -> None:
+        """Make these the model's parameters, and the layers' tensors views of them."""
+        self._parameters = parameters
+        for i, layer in enumerate(self.layers):
+            layer.take(parameters, str(i))
 
     def _lower(self, widths: list[int]) -> Array:
         """The plan: one op per layer, but an activation after a plain dense layer becomes part of it."""
@@ -106,9 +115,15 @@ class Model:
         self._ready = (network, y.shape, x) if training else None
         return y
 
+    def _pass(self) -> tuple[Any, tuple[int, ...], Array]:
+        """The network, the output's shape and the input of the forward pass that a backward pass may follow."""
+        if self._ready is None:
+            raise RuntimeError("backward: call forward(x, training=True) first; another pass has run since, or none")
+        return self._ready
+
     def _backward(self, dy: Array, dx: Array | None = None) -> None:
         """The backward pass for a gradient that was checked."""
-        network, self._ready = self._ready[0], None
+        network, self._ready = self._pass()[0], None
         network.backward(dx, dy, get_num_threads())
 
     def forward(self, x: ArrayLike, training: bool = False) -> Array:
@@ -149,9 +164,7 @@ class Model:
         ValueError
             If dy has another shape than the outputs.
         """
-        if self._ready is None:
-            raise RuntimeError("backward: call forward(x, training=True) first; another pass has run since, or none")
-        _, shape, x = self._ready
+        _, shape, x = self._pass()
         gradient = cast("dy", dy, self.dtype)
         if gradient.shape != shape:
             raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
@@ -195,8 +208,9 @@ class Model:
         """
         header = json.dumps({"format": _FORMAT, "dtype": self.dtype.name, "layers": self._config()})
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, header=np.array(header), **self._arrays())
-        temporary = f"{os.fspath(path)}.tmp{os.getpid()}"
+        arrays: dict[str, Any] = {"header": np.array(header), **self._arrays()}
+        np.savez(buffer, **arrays)
+        temporary = f"{os.fsdecode(path)}.tmp{os.getpid()}"
         try:
             with open(temporary, "wb") as file:
                 file.write(buffer.getvalue())
@@ -212,49 +226,65 @@ class Model:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             header = json.loads(str(arrays.pop("header")))
-            version = int(header["format"])
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"path: expected a model saved by fastbp, got {os.fspath(path)!r}: {error}") from error
-        if version > _FORMAT:
-            raise ValueError(f"path: expected file format {_FORMAT} or older, got {version}; it needs a newer fastbp")
-        return cls._build(header["layers"], header["dtype"], arrays)
+            version, config, dtype = int(header["format"]), header.get("layers"), header.get("dtype")
+            if version <= _FORMAT:
+                return cls._build(config, dtype, arrays)
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"path: expected a model saved by fastbp, got {os.fsdecode(path)!r}: {error}") from error
+        raise ValueError(f"path: expected file format {_FORMAT} or older, got {version}; it needs a newer fastbp")
 
     @classmethod
     def _build(cls, config: list[dict[str, Any]], dtype: str, arrays: dict[str, Array]) -> Self:
-        types = {name: value for name, value in vars(layer_types).items() if isinstance(value, type)}
-        model = cls([types[settings.pop("type")](**settings) for settings in map(dict, config)], dtype=dtype)
+        model = cls([LAYERS[settings.pop("type")](**settings) for settings in map(dict, config)], dtype=dtype)
         own = model._arrays()
         for name in own.keys() | arrays.keys():
             if name not in own or name not in arrays or own[name].shape != arrays[name].shape:
-                raise ValueError(f"path: the file's tensors do not fit its layers: {name!r}")
+                raise ValueError(f"the tensors do not fit the layers: {name!r}")
         for name, array in arrays.items():
-            own[name][:] = finite(name, cast(name, array, model.dtype))
+            own[name][:] = cast(name, array, model.dtype)
         return model
 
     def astype(self, dtype: str) -> Self:
         """A copy of the model that computes in another dtype."""
-        return _rebuild(type(self), self._config(), dtype, self._arrays(), self._ops["key"], self._step, self._rng)
+        model = self._build(self._config(), dtype, self._arrays())
+        model._ops["key"], model._step, model._rng = self._ops["key"], self._step, copy.deepcopy(self._rng)
+        return model
 
     def _config(self) -> list[dict[str, Any]]:
         """The layers as data: what ``_build`` makes them from."""
         return [{"type": type(layer).__name__, **layer.settings()} for layer in self.layers]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles are built anew: views of a copied buffer would not be views of it any more."""
-        arrays = {name: array.copy() for name, array in self._arrays().items()}
-        state = (type(self), self._config(), self.dtype.name, arrays, self._ops["key"].copy(), self._step, self._rng)
-        return _rebuild, state
+        """Copies and pickles are built anew around the copied parameters, which an optimizer's copy shares."""
+        state = (
+            self._config(),
+            self.dtype.name,
+            self._parameters,
+            self._stats,
+            self._ops["key"],
+            self._step,
+            self._rng,
+        )
+        return _rebuild, (type(self), *state)
 
 
 def _rebuild(
-    cls: type[M], config: Any, dtype: str, arrays: dict[str, Array], keys: Array, step: int, rng: np.random.Generator
+    cls: type[M],
+    config: list[dict[str, Any]],
+    dtype: str,
+    parameters: Parameters,
+    stats: Array,
+    keys: Array,
+    step: int,
+    rng: np.random.Generator,
 ) -> M:
-    model = cls._build(config, dtype, arrays)
-    model._ops["key"], model._step, model._rng = keys, step, copy.deepcopy(rng)
+    model = cls([LAYERS[settings.pop("type")](**settings) for settings in map(dict, config)], dtype=dtype)
+    model._adopt(parameters)
+    model._stats[:], model._ops["key"], model._step, model._rng = stats, keys, step, rng
     return model
 
 
-def _widths(layers: list[Layer]) -> list[int]:
+def _widths(layers: tuple[Layer, ...]) -> list[int]:
     """The width before the first layer and after each one; raises where two layers do not fit."""
     if not layers:
         raise ValueError("layers: expected at least one layer, got none")

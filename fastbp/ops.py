@@ -13,13 +13,18 @@ from typing import Any
 import numpy as np
 
 from fastbp.core import backend, get_num_threads, plan
-from fastbp.data import Array, choice, labels, real_number
+from fastbp.data import Array, choice, labels, positive_int, real_number
 
 _local = threading.local()  # scratch space is kept from call to call, one per thread
 
 
-def _scratch(m: int, n: int, k: int, itemsize: int, threads: int) -> Array:
-    size = backend().scratch_bytes(m, n, k, itemsize, threads)
+def _team(threads: int | None) -> int:
+    return get_num_threads() if threads is None else positive_int("threads", threads)
+
+
+def _scratch(itemsize: int, threads: int, *products: tuple[int, int, int]) -> Array:
+    """Scratch space that is enough for each of these (m, n, k) products."""
+    size = max(backend().scratch_bytes(*product, itemsize, threads) for product in products)
     if getattr(_local, "scratch", np.empty(0)).nbytes < size:
         _local.scratch = plan.aligned(size, np.int8)
     scratch: Array = _local.scratch
@@ -37,6 +42,8 @@ def _expect(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
     if contiguous and not array.flags.c_contiguous:
         raise ValueError(f"{name}: expected a C-contiguous array, got strides {array.strides}")
+    if any(stride % array.itemsize for stride in array.strides):
+        raise ValueError(f"{name}: expected strides in whole elements, got {array.strides} bytes")
 
 
 def _expect_like(first: Array, **others: Array | None) -> None:
@@ -44,6 +51,12 @@ def _expect_like(first: Array, **others: Array | None) -> None:
     for name, array in others.items():
         if array is not None:
             _expect(name, array, first.shape, first.dtype)
+
+
+def _apart(name: str, output: Array | None, *inputs: Array | None) -> None:
+    """An output of a product must not lie in its inputs, which are still read when it is written."""
+    if output is not None and any(x is not None and np.may_share_memory(output, x) for x in inputs):
+        raise ValueError(f"{name}: expected memory of its own, but it overlaps an input")
 
 
 def _two_dimensional(name: str, array: Array) -> tuple[int, int]:
@@ -58,8 +71,9 @@ def matmul(c: Array, a: Array, b: Array, threads: int | None = None) -> None:
     _expect("a", a, (m, k), a.dtype, contiguous=False)
     _expect("b", b, (k, n), a.dtype, contiguous=False)
     _expect("c", c, (m, n), a.dtype)
-    threads = threads or get_num_threads()
-    backend().matmul(c, a, b, _scratch(m, n, k, a.itemsize, threads), threads)
+    _apart("c", c, a, b)
+    threads = _team(threads)
+    backend().matmul(c, a, b, _scratch(a.itemsize, threads, (m, n, k)), threads)
 
 
 def dense_forward(
@@ -77,11 +91,12 @@ def dense_forward(
     _expect("weight", weight, (inputs, outputs), x.dtype)
     _expect("y", y, (batch, outputs), x.dtype)
     _expect_like(y, z=z)
+    _apart("y", y, x, weight)
     if bias is not None:
         _expect("bias", bias, (outputs,), x.dtype)
     kind = plan.ACTIVATIONS[choice("activation", activation, plan.ACTIVATIONS)]
-    threads = threads or get_num_threads()
-    scratch = _scratch(batch, outputs, inputs, x.itemsize, threads)
+    threads = _team(threads)
+    scratch = _scratch(x.itemsize, threads, (batch, outputs, inputs))
     backend().dense_forward(y, z, x, weight, bias, kind, scratch, threads)
 
 
@@ -107,16 +122,16 @@ def dense_backward(
     _expect("dz", dz, (batch, outputs), x.dtype)
     _expect_like(weight, dweight=dweight)
     _expect_like(x, dx=dx, x_z=x_z)
+    _apart("dx", dx, dz, weight, x, x_z)
+    _apart("dweight", dweight, dz, x)
     if dbias is not None:
         _expect("dbias", dbias, (outputs,), x.dtype)
     kind = plan.ACTIVATIONS[choice("prior", prior, plan.ACTIVATIONS)]
     if kind in plan.NEEDS_INPUT and x_z is None:
         raise ValueError(f"x_z: expected the argument of {prior}, got None")
-    threads = threads or get_num_threads()
-    size = max((batch, inputs, outputs), (inputs, outputs, batch), key=lambda s: backend().scratch_bytes(*s, 8, 1))
-    backend().dense_backward(
-        dweight, dbias, dx, dz, x, x_z, weight, kind, _scratch(*size, x.itemsize, threads), threads
-    )
+    threads = _team(threads)
+    scratch = _scratch(x.itemsize, threads, (batch, inputs, outputs), (inputs, outputs, batch))
+    backend().dense_backward(dweight, dbias, dx, dz, x, x_z, weight, kind, scratch, threads)
 
 
 def activation_forward(y: Array, z: Array, name: str, threads: int | None = None) -> None:
@@ -125,7 +140,7 @@ def activation_forward(y: Array, z: Array, name: str, threads: int | None = None
     _expect("z", z, z.shape, z.dtype)
     _expect_like(z, y=y)
     kind = plan.ACTIVATIONS[choice("name", name, plan.ACTIVATIONS)]
-    backend().activation_forward(y, z, kind, threads or get_num_threads())
+    backend().activation_forward(y, z, kind, _team(threads))
 
 
 def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, name: str, threads: int | None = None) -> None:
@@ -136,7 +151,88 @@ def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, name: s
     kind = plan.ACTIVATIONS[choice("name", name, plan.ACTIVATIONS)]
     if kind in plan.NEEDS_INPUT and z is None:
         raise ValueError(f"z: expected the argument of {name}, got None")
-    backend().activation_backward(dz, dy, y, z, kind, threads or get_num_threads())
+    backend().activation_backward(dz, dy, y, z, kind, _team(threads))
+
+
+def dropout(y: Array, x: Array, p: float, key: int, step: int, threads: int | None = None) -> None:
+    """y (B, n) = x * mask / (1 - p), the mask from the random stream of key and step, both below 2**64."""
+    _two_dimensional("x", x)
+    _expect("x", x, x.shape, x.dtype)
+    _expect_like(x, y=y)
+    backend().dropout(y, x, real_number("p", p, 0, 1), key, step, _team(threads))
+
+
+def batchnorm_forward(
+    y: Array,
+    stats: Array,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    training: bool = True,
+    threads: int | None = None,
+) -> None:
+    """y (B, n) = weight * (x - mean) / std + bias over the batch, or with the running statistics.
+
+    stats (4, n): running mean and variance, and the batch's mean and 1/std, which training leaves there.
+    """
+    _norm(x, weight=weight, bias=bias)
+    _expect_like(x, y=y)
+    _expect("stats", stats, (4, x.shape[1]), x.dtype)
+    backend().batchnorm_forward(y, stats, x, weight, bias, momentum, eps, training, _team(threads))
+
+
+def batchnorm_backward(
+    dweight: Array,
+    dbias: Array,
+    dx: Array | None,
+    dy: Array,
+    x: Array,
+    stats: Array,
+    weight: Array,
+    threads: int | None = None,
+) -> None:
+    """The gradients of ``batchnorm_forward`` in training, from the stats (4, n) that it left."""
+    _norm(x, weight=weight, dweight=dweight, dbias=dbias)
+    _expect_like(x, dx=dx, dy=dy)
+    _expect("stats", stats, (4, x.shape[1]), x.dtype)
+    backend().batchnorm_backward(dweight, dbias, dx, dy, x, stats, weight, _team(threads))
+
+
+def layernorm_forward(
+    y: Array, rows: Array, x: Array, weight: Array, bias: Array, eps: float = 1e-5, threads: int | None = None
+) -> None:
+    """y (B, n) = weight * (x - mean) / std + bias over each row; rows (B, 2) gets each row's mean and 1/std."""
+    _norm(x, weight=weight, bias=bias)
+    _expect_like(x, y=y)
+    _expect("rows", rows, (x.shape[0], 2), x.dtype)
+    backend().layernorm_forward(y, rows, x, weight, bias, eps, _team(threads))
+
+
+def layernorm_backward(
+    dweight: Array,
+    dbias: Array,
+    dx: Array | None,
+    dy: Array,
+    x: Array,
+    rows: Array,
+    weight: Array,
+    threads: int | None = None,
+) -> None:
+    """The gradients of ``layernorm_forward``, from the rows (B, 2) that it left."""
+    _norm(x, weight=weight, dweight=dweight, dbias=dbias)
+    _expect_like(x, dx=dx, dy=dy)
+    _expect("rows", rows, (x.shape[0], 2), x.dtype)
+    backend().layernorm_backward(dweight, dbias, dx, dy, x, rows, weight, _team(threads))
+
+
+def _norm(x: Array, **vectors: Array) -> None:
+    """x (B, n) and the vectors (n,) that go with it."""
+    _, n = _two_dimensional("x", x)
+    _expect("x", x, x.shape, x.dtype)
+    for name, vector in vectors.items():
+        _expect(name, vector, (n,), x.dtype)
 
 
 def cross_entropy(
@@ -155,24 +251,26 @@ def cross_entropy(
         _expect("class_weight", class_weight, (classes,), logits.dtype)
     target = labels("target", target, batch, classes)
     real_number("label_smoothing", label_smoothing, 0, 1)
-    loss: float = backend().cross_entropy(
-        dlogits, logits, target, class_weight, label_smoothing, threads or get_num_threads()
-    )
+    loss: float = backend().cross_entropy(dlogits, logits, target, class_weight, label_smoothing, _team(threads))
     return loss
 
 
 def elementwise_loss(
-    dpred: Array, pred: Array, target: Array, name: str, parameter: float = 0.0, threads: int | None = None
+    dpred: Array, pred: Array, target: Array, name: str, parameter: float | None = None, threads: int | None = None
 ) -> float:
     """The mean of ``"mse"``, ``"huber"``, ... of pred and target (B, O); dpred (B, O) gets its gradient.
 
-    ``parameter`` is Huber's delta or the quantile.
+    ``parameter`` is Huber's delta or the quantile, and needed for these two alone.
     """
+    if (parameter is None) is (name in ("huber", "quantile")):
+        raise ValueError(
+            f"parameter: expected {'a number' if parameter is None else 'none'} for {name!r}, got {parameter}"
+        )
     _two_dimensional("pred", pred)
     _expect("pred", pred, pred.shape, pred.dtype)
     _expect_like(pred, dpred=dpred, target=target)
     kind = plan.ELEMENTWISE_LOSSES[choice("name", name, plan.ELEMENTWISE_LOSSES)]
-    loss: float = backend().elementwise_loss(dpred, pred, target, kind, parameter, threads or get_num_threads())
+    loss: float = backend().elementwise_loss(dpred, pred, target, kind, parameter or 0.0, _team(threads))
     return loss
 
 
@@ -189,9 +287,7 @@ def sgd_update(
 ) -> None:
     """One step of gradient descent over flat vectors (n,), in place; see ``fb.SGD``."""
     _flat(param, velocity=velocity, grad=grad)
-    backend().sgd_update(
-        param, velocity, grad, lr, momentum, nesterov, weight_decay, grad_scale, threads or get_num_threads()
-    )
+    backend().sgd_update(param, velocity, grad, lr, momentum, nesterov, weight_decay, grad_scale, _team(threads))
 
 
 def adam_update(
@@ -211,9 +307,10 @@ def adam_update(
 ) -> None:
     """Step number ``step``, from 1, of Adam, or AdamW if ``decoupled``, over flat vectors (n,); see ``fb.Adam``."""
     _flat(param, m=m, v=v, grad=grad)
+    positive_int("step", step)
     backend().adam_update(
         param, m, v, grad, lr, beta1, beta2, eps, weight_decay, decoupled, step, grad_scale,
-        threads or get_num_threads(),
+        _team(threads),
     )  # fmt: skip
 
 
@@ -234,7 +331,7 @@ def rmsprop_update(
     _flat(param, square=square, velocity=velocity, grad=grad)
     backend().rmsprop_update(
         param, square, velocity, grad, lr, alpha, eps, momentum, weight_decay, grad_scale,
-        threads or get_num_threads(),
+        _team(threads),
     )  # fmt: skip
 
 
@@ -250,7 +347,7 @@ def adagrad_update(
 ) -> None:
     """One step of Adagrad over flat vectors (n,); see ``fb.Adagrad``."""
     _flat(param, total=total, grad=grad)
-    backend().adagrad_update(param, total, grad, lr, eps, weight_decay, grad_scale, threads or get_num_threads())
+    backend().adagrad_update(param, total, grad, lr, eps, weight_decay, grad_scale, _team(threads))
 
 
 def _flat(param: Array, **others: Array | None) -> None:

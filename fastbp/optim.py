@@ -13,7 +13,7 @@ import numpy as np
 from fastbp import schedules
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import aligned
-from fastbp.data import Array, real_number
+from fastbp.data import Array, real_number, shaped
 from fastbp.parameters import Parameters
 
 
@@ -65,7 +65,7 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        return self.schedule(self.steps)
+        return real_number("lr", self.schedule(self.steps), 0)
 
     def _slot(self, name: str) -> Array:
         """A state vector; it comes into being, zero, with the first step that needs it."""
@@ -97,19 +97,31 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If a state vector is unknown or has another length; nothing is changed then.
+            If a state vector is unknown, missing, not finite or of another length; nothing is changed then.
         """
-        arrays = {name: np.asarray(value) for name, value in state.items() if name != "steps"}
-        for name, array in arrays.items():
-            if name not in self.slots or array.shape != self.params.values.shape:
-                raise ValueError(
-                    f"state: expected vectors {list(self.slots)} of shape {self.params.values.shape}, got {name!r} "
-                    f"of shape {array.shape}"
-                )
-        self.steps = int(state["steps"])
+        values = self.params.values
+        given = {name: value for name, value in state.items() if name != "steps"}
+        steps = state.get("steps")
+        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
+            raise ValueError(f"state: expected a number of steps under 'steps', got {steps!r}")
+        unknown = given.keys() - set(self.slots)
+        if unknown or (given and given.keys() < self._used()):
+            raise ValueError(f"state: expected vectors {sorted(self._used())}, got {sorted(given)}")
+        arrays = {name: shaped(f"state[{name!r}]", value, values.shape, values.dtype) for name, value in given.items()}
+        self.steps = int(steps)
         self._state = {}
         for name, array in arrays.items():
             self._slot(name)[:] = array
+
+    def _used(self) -> set[str]:
+        """The state vectors that these settings need."""
+        return set(self.slots)
+
+    def _eps(self, eps: float) -> float:
+        """``eps`` if it is above zero in the parameters' dtype: it is what keeps 0 / 0 away."""
+        if self.params.values.dtype.type(real_number("eps", eps, 0, open_low=True)) == 0:
+            raise ValueError(f"eps: expected a number above 0 in {self.params.values.dtype}, got {eps}")
+        return float(eps)
 
 
 class SGD(Optimizer):
@@ -141,6 +153,9 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: expected a momentum above 0 with it, got momentum=0")
+
+    def _used(self) -> set[str]:
+        return {name for name in self.slots if name != "velocity" or self.momentum}
 
     def _update(self, lr: float, grad_scale: float, threads: int) -> None:
         velocity = self._slot("velocity") if self.momentum else None
@@ -176,8 +191,10 @@ class Adam(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(params, lr, weight_decay, clip_norm)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"betas: expected a pair of numbers, got {betas!r}")
         self.betas = (real_number("betas[0]", betas[0], 0, 1), real_number("betas[1]", betas[1], 0, 1))
-        self.eps = real_number("eps", eps, 0, open_low=True)
+        self.eps = self._eps(eps)
 
     def _update(self, lr: float, grad_scale: float, threads: int) -> None:
         backend().adam_update(
@@ -232,8 +249,11 @@ class RMSprop(Optimizer):
     ) -> None:
         super().__init__(params, lr, weight_decay, clip_norm)
         self.alpha = real_number("alpha", alpha, 0, 1)
-        self.eps = real_number("eps", eps, 0, open_low=True)
+        self.eps = self._eps(eps)
         self.momentum = real_number("momentum", momentum, 0, 1)
+
+    def _used(self) -> set[str]:
+        return {name for name in self.slots if name != "velocity" or self.momentum}
 
     def _update(self, lr: float, grad_scale: float, threads: int) -> None:
         velocity = self._slot("velocity") if self.momentum else None
@@ -265,7 +285,7 @@ class Adagrad(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(params, lr, weight_decay, clip_norm)
-        self.eps = real_number("eps", eps, 0, open_low=True)
+        self.eps = self._eps(eps)
 
     def _update(self, lr: float, grad_scale: float, threads: int) -> None:
         backend().adagrad_update(

@@ -35,6 +35,10 @@ class Parameters:
         self.values[:] = 0
         self.grads[:] = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is laid out anew, so that it starts on a cache line too."""
+        return _copy, (self.shapes, self.values, self.grads)
+
     def __len__(self) -> int:
         return len(self.shapes)
 
@@ -57,3 +61,9 @@ class Parameters:
     def _view(self, flat: Array, name: str) -> Array:
         start, shape = self.offsets[name], self.shapes[name]
         return flat[start : start + math.prod(shape)].reshape(shape)
+
+
+def _copy(shapes: dict[str, tuple[int, ...]], values: Array, grads: Array) -> Parameters:
+    parameters = Parameters(shapes, values.dtype)
+    parameters.values[:], parameters.grads[:] = values, grads
+    return parameters

@@ -7,7 +7,7 @@ and reports.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,13 @@ class Sequential(Model):
 
     def _train_step(self, xb: Array, yb: Array, criterion: Loss, optimizer: Optimizer) -> tuple[float, Array]:
         """Forward, loss, backpropagation, gradient descent."""
+        before = self._stats.copy(), self._step
         pred = self._forward(xb, True)
-        loss, dpred = criterion.compute(pred, yb)
+        try:
+            loss, dpred = criterion.compute(pred, yb)
+        except BaseException:  # of a user's callable
+            self._stats[:], self._step = before
+            raise
         self._backward(dpred)
         optimizer.step()
         return loss, pred
@@ -113,8 +118,7 @@ class Sequential(Model):
     def _evaluate(self, X: Array, y: Array, criterion: Loss) -> dict[str, float]:
         pred = self.predict(X)
         logs = {"loss": float(criterion.compute(pred, y)[0])}
-        correct = criterion.correct(pred, y)
-        return logs if correct is None else logs | {"accuracy": correct / X.shape[0]}
+        return logs | {"accuracy": criterion.correct(pred, y) / X.shape[0]} if criterion.classifies else logs
 
     def fit(
         self,
@@ -125,7 +129,7 @@ class Sequential(Model):
         epochs: int = 1,
         batch_size: int = 32,
         validation_data: tuple[ArrayLike, ArrayLike] | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Iterable[Callback] = (),
         verbose: int = 1,
         shuffle: bool = True,
         seed: Seed = None,
@@ -173,14 +177,19 @@ class Sequential(Model):
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
                 raise TypeError("validation_data: expected a pair (Xv, yv)")
             validation = self._check_batch(*validation_data, criterion, ("validation_data[0]", "validation_data[1]"))
+        if not isinstance(callbacks, Iterable):
+            raise TypeError(f"callbacks: expected a list of callbacks, got {callbacks!r}")
+        callbacks = list(callbacks)
         for i, callback in enumerate(callbacks):
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks[{i}]: expected a Callback, got {callback!r}")
         rng = self._rng if seed is None else generator(seed)
 
+        figures = ["loss", "accuracy"] if criterion.classifies else ["loss"]
+        figures += [f"val_{name}" for name in figures if validation is not None] + ["lr", "samples_per_second"]
         history, self.stop_training = History(), False
         for callback in callbacks:
-            callback.model, callback.optimizer = self, optimizer
+            callback.model, callback.optimizer, callback.figures = self, optimizer, figures
             callback.on_train_begin()
         for epoch in range(epochs):
             logs = self._train_epoch(X, y, criterion, optimizer, index_batches(len(X), batch_size, shuffle, rng))
@@ -200,8 +209,7 @@ class Sequential(Model):
 
     def _train_epoch(self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, order: Any) -> dict[str, float]:
         """One pass over the data in the given batches of row numbers; the epoch's figures."""
-        start, total, gathered = time.perf_counter(), 0.0, np.empty((0, 0), X.dtype)
-        correct: int | None = 0
+        start, total, correct, gathered = time.perf_counter(), 0.0, 0, np.empty((0, 0), X.dtype)
         for rows in order:
             if len(gathered) < len(rows):
                 gathered = np.empty((len(rows), X.shape[1]), X.dtype)
@@ -209,10 +217,9 @@ class Sequential(Model):
             np.take(X, rows, axis=0, out=xb, mode="clip")  # the mode that needs no buffer; rows are in range
             loss, pred = self._train_step(xb, yb, criterion, optimizer)
             total += loss * len(rows)
-            right = criterion.correct(pred, yb)
-            correct = None if right is None or correct is None else correct + right
+            correct += criterion.correct(pred, yb) if criterion.classifies else 0
         logs = {"loss": total / len(X)}
-        if correct is not None:
+        if criterion.classifies:
             logs["accuracy"] = correct / len(X)
         logs["samples_per_second"] = len(X) / (time.perf_counter() - start)
         return logs

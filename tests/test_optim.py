@@ -111,7 +111,7 @@ def test_schedules():
     assert cycle(0) == pytest.approx(1 / 25)
     assert cycle(29) == pytest.approx(1)
     assert cycle(99) == pytest.approx(1 / 25e4)
-    assert [s.OneCycle(1.0, n)(t) >= 0 for n in (1, 2, 10) for t in range(12)]
+    assert all(0 <= s.OneCycle(1.0, n)(t) <= 1 for n in (1, 2, 10) for t in range(12))
 
 
 @pytest.mark.parametrize(("kind", "settings"), [(k, s) for k, _, s in CASES])
@@ -140,10 +140,17 @@ def test_a_wrong_state_dict_changes_nothing():
     model.parameters().grads[:] = 1
     optimizer.step()
     before = optimizer.state_dict()
-    with pytest.raises(ValueError, match="state: expected vectors"):
-        optimizer.load_state_dict({"steps": 9, "m": np.zeros(3)})
-    with pytest.raises(ValueError, match="got 'velocity'"):
-        optimizer.load_state_dict({"steps": 9, "velocity": before["m"]})
+    m = before["m"]
+    for state, message in [
+        ({"steps": 9, "m": np.zeros(3), "v": m}, r"state\['m'\]: expected shape .*, got \(3,\)"),
+        ({"steps": 9, "m": m, "v": m * np.nan}, r"state\['v'\]: expected finite numbers"),
+        ({"steps": 9, "m": m}, r"state: expected vectors \['m', 'v'\], got \['m'\]"),
+        ({"steps": 9, "m": m, "v": m, "velocity": m}, "state: expected vectors"),
+        ({"steps": -1, "m": m, "v": m}, "state: expected a number of steps under 'steps', got -1"),
+        ({"m": m, "v": m}, "state: expected a number of steps under 'steps', got None"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(state)
     after = optimizer.state_dict()
     assert after["steps"] == 1
     np.testing.assert_array_equal(after["m"], before["m"])

@@ -59,7 +59,12 @@ def train_both(model, optimizer, make_torch_optimizer, loss, torch_loss, X, y, s
         value.backward()
         torch_optimizer.step()
         theirs.append(value.item())
-    np.testing.assert_allclose(ours, theirs, rtol=RELATIVE[model.dtype.name])
+    tolerance = RELATIVE[model.dtype.name]
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+    dense = [layer for layer in model.layers if isinstance(layer, fb.Dense)]
+    for layer, module in zip(dense, (m for m in net if isinstance(m, nn.Linear)), strict=True):
+        weight = module.weight.detach().numpy().T
+        np.testing.assert_allclose(layer.weight, weight, rtol=0, atol=tolerance * np.abs(weight).max())
     return net
 
 

@@ -308,6 +308,73 @@ def test_copies_predict_and_go_on_alike(any_backend, tmp_path, way):
         assert twin.predict(X).tobytes() == model.predict(X).tobytes()
 
 
+def test_a_copied_optimizer_belongs_to_the_copied_model(any_backend):
+    X, y = blobs()
+    model = everything()
+    optimizer = fb.Adam(model.parameters())
+    model.fit(X, y, "cross_entropy", optimizer, verbose=0)
+    for twin, its_optimizer in (copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))):
+        assert its_optimizer.params is twin.parameters()
+        one, other = copy.deepcopy((model, optimizer)), (twin, its_optimizer)
+        for m, o in (one, other):
+            m.fit(X, y, "cross_entropy", o, verbose=0)
+        assert bits(one[0]) == bits(twin)
+
+
+def test_a_diverged_model_can_still_be_copied_and_saved(tmp_path):
+    model = everything()
+    model.layers[0].weight.flat[0] = np.nan
+    model.save(tmp_path / "model.npz")
+    assert np.isnan(fb.load(tmp_path / "model.npz").layers[0].weight.flat[0])
+    assert np.isnan(copy.deepcopy(model).layers[0].weight.flat[0])
+
+
+def test_threads_may_change_between_forward_and_backward(compiled):
+    X, y = blobs()
+    gradients = []
+    for before, after in ((1, 1), (1, 4), (4, 1)):
+        model = fb.Sequential([fb.Dense(7, 200, activation="tanh"), fb.Dense(200, 4)], seed=0)
+        fb.set_num_threads(before)
+        _, dlogits = fb.CrossEntropy()(model.forward(np.tile(X, (20, 1)), training=True), np.tile(y, 20))
+        fb.set_num_threads(after)
+        model.backward(dlogits)
+        gradients.append(model.parameters().grads.tobytes())
+    assert gradients[0] == gradients[1] == gradients[2]
+
+
+def test_one_model_in_two_threads_is_an_error_not_a_race(compiled):
+    import threading
+
+    model = fb.Sequential([fb.Dense(300, 300, activation="relu"), fb.Dense(300, 200)], seed=0)
+    X = np.random.default_rng(0).standard_normal((1000, 300)).astype("f4")
+    expected, wrong, refused = model.predict(X).tobytes(), [], []
+
+    def hammer():
+        for _ in range(40):
+            try:
+                wrong.append(model.predict(X).tobytes() != expected)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=hammer) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(wrong)
+    assert all("another thread" in message for message in refused)
+
+
+def test_nan_is_never_the_best(capsys):
+    stopping = fb.EarlyStopping(patience=2, monitor="loss")
+    stopping.model, stopping.figures = everything(), ["loss"]
+    stopping.on_train_begin()
+    for epoch, loss in enumerate([float("nan"), 1.0, 0.5, float("nan"), 0.6]):
+        stopping.on_epoch_end(epoch, {"loss": loss})
+        assert stopping.model.stop_training is (epoch == 4)
+    assert (stopping.best, stopping.best_epoch) == (0.5, 2)
+
+
 def test_summary_counts_parameters():
     text = fb.Sequential([fb.Dense(64, 128, activation="relu"), fb.BatchNorm(128), fb.Dense(128, 10)]).summary()
     assert "8,320" in text

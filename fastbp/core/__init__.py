@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 
+import numpy as np
+
 from fastbp.core import reference
 
 try:
@@ -111,7 +113,18 @@ def _default_threads() -> int:
     return min(int(asked), cores) if asked.isdigit() and int(asked) > 0 else cores
 
 
+MAX_THREADS = 1024
 _num_threads = _default_threads()
+
+
+def _after_fork() -> None:
+    # GNU's OpenMP keeps the parent's idle team in mind, which a forked child does not have: it would wait forever
+    global _num_threads
+    _num_threads = 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def set_num_threads(n: int) -> None:
@@ -120,21 +133,21 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. Small work runs on fewer threads than this.
+        From 1 to 1024. Small work runs on fewer threads than this.
 
     Raises
     ------
     ValueError
-        If n is not a positive integer.
+        If n is anything else.
     """
     global _num_threads
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n: expected a positive integer, got {n!r}")
-    _num_threads = n
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= MAX_THREADS:
+        raise ValueError(f"n: expected an integer from 1 to {MAX_THREADS}, got {n!r}")
+    _num_threads = int(n)
 
 
 def get_num_threads() -> int:
-    """How many threads the kernels may use: at first as many as this process may run on, or OMP_NUM_THREADS."""
+    """How many threads the kernels may use: as many as this process may run on, or OMP_NUM_THREADS; 1 after a fork."""
     return _num_threads
 
 

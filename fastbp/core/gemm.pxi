@@ -229,4 +229,4 @@ cdef void gemm(real *c, long ldc, const real *a, long row_a, long col_a, const r
         n0 = min(n, (t % grid_n) * ceil_div(n, panel) // grid_n * panel)
         n1 = min(n, (t % grid_n + 1) * ceil_div(n, panel) // grid_n * panel)
         gemm_block(c, ldc, a, row_a, col_a, b, row_b, col_b, m0, m1, n0, n1, k, epilogue,
-                   sums if m0 == 0 else NULL, scratch + t * bytes_each)
+                   sums if t < grid_n else NULL, scratch + t * bytes_each)

@@ -164,7 +164,7 @@ def adam_update(real[::1] param, real[::1] m, real[::1] v, const real[::1] grad,
     cdef double l2 = 0 if decoupled else weight_decay
     for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static", nogil=True):
         i = chunk * CHUNK_ELEMENTS
-        adam_chunk(&param[i], &m[i], &v[i], &grad[i], <real> step_size, <real> beta1, <real> beta2,
+        adam_chunk(&param[i], &m[i], &v[i], &grad[i], <real> step_size, <real> (1 - beta1), <real> (1 - beta2),
                    <real> root_correction, <real> eps, <real> decay, <real> l2, <real> grad_scale,
                    min(n - i, <long> CHUNK_ELEMENTS))
 
@@ -175,7 +175,7 @@ def rmsprop_update(real[::1] param, real[::1] square, real[::1] velocity, const 
     cdef real *v = &velocity[0] if velocity is not None else NULL
     for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static", nogil=True):
         i = chunk * CHUNK_ELEMENTS
-        rmsprop_chunk(&param[i], &square[i], v + i if v != NULL else NULL, &grad[i], <real> lr, <real> alpha,
+        rmsprop_chunk(&param[i], &square[i], v + i if v != NULL else NULL, &grad[i], <real> lr, <real> (1 - alpha),
                       <real> eps, <real> momentum, <real> weight_decay, <real> grad_scale,
                       min(n - i, <long> CHUNK_ELEMENTS))
 

@@ -10,7 +10,8 @@ cdef enum ElementwiseLoss:  # the codes of fastbp.core.plan.ELEMENTWISE_LOSSES
 cdef double cross_entropy_row(real *dlogits, const real *logits, long label, const real *weight, double weight_sum,
                               double smoothing, double scale, long classes) noexcept nogil:
     """One row's loss and gradient, both divided by the total weight; log-sum-exp is shifted by the maximum."""
-    cdef real top = logits[0], normal = 0
+    cdef real top = logits[0], share
+    cdef double normal = 0
     cdef double of_label = weight[label] if weight != NULL else 1
     cdef double uniform = smoothing / classes, log_sum, loss = 0
     cdef real hot = <real> ((1 - smoothing) * of_label * scale)
@@ -22,13 +23,14 @@ cdef double cross_entropy_row(real *dlogits, const real *logits, long label, con
         dlogits[j] = exp_(logits[j] - top)
     for j in range(classes):
         normal += dlogits[j]
-    log_sum = top + log(<double> normal)
+    log_sum = top + log(normal)
     loss = (1 - smoothing) * of_label * (log_sum - logits[label])
     if smoothing != 0:
         for j in range(classes):
             loss += uniform * (weight[j] if weight != NULL else 1) * (log_sum - logits[j])
+    share = <real> (mass / normal)
     for j in range(classes):
-        dlogits[j] *= mass / normal
+        dlogits[j] *= share
     if smoothing != 0:
         for j in range(classes):
             dlogits[j] -= <real> (uniform * (weight[j] if weight != NULL else 1) * scale)
@@ -40,7 +42,7 @@ cdef double cross_entropy_(real *dlogits, const real *logits, const int64_t *lab
                            double smoothing, long batch, long classes, int threads) noexcept nogil:
     """Softmax cross-entropy of logits (B, C), labels (B,), weights (C,) or NULL; dlogits (B, C) is its gradient."""
     cdef double partial[CHUNKS]
-    cdef double weight_sum = classes, label_weight = batch
+    cdef double weight_sum = classes, label_weight = batch, scale
     cdef long i, chunk
     if weight != NULL:
         weight_sum = label_weight = 0
@@ -48,11 +50,12 @@ cdef double cross_entropy_(real *dlogits, const real *logits, const int64_t *lab
             weight_sum += weight[i]
         for i in range(batch):
             label_weight += weight[labels[i]]
+    scale = 1 / label_weight if label_weight != 0 else 0  # a batch of labels that weigh nothing teaches nothing
     for chunk in prange(CHUNKS, num_threads=team_for(batch * classes, threads), schedule="static"):
         partial[chunk] = 0
         for i in range(chunk_begin(chunk, batch), chunk_begin(chunk + 1, batch)):
             partial[chunk] += cross_entropy_row(dlogits + i * classes, logits + i * classes, labels[i], weight,
-                                                weight_sum, smoothing, 1 / label_weight, classes)
+                                                weight_sum, smoothing, scale, classes)
     return total(partial)
 
 

@@ -47,15 +47,16 @@ cdef void forward_pass(Buffers *net, real *result, const real *x, long batch, ui
                        int threads) noexcept nogil:
     """result (B, O) = the network's output for x (B, I)."""
     cdef int i
-    cdef const Op *op
+    cdef const Op *op = net.ops
     cdef const real *a
-    cdef real *y
+    cdef real *y = NULL
     cdef real *weight
     cdef real *bias
     for i in range(net.count):
         op = &net.ops[i]
         a = input_of(net, i, x, batch)
-        y = kept(net, op.y, batch, x)
+        # the last result is the caller's, unless an activation's derivative will need it again
+        y = result if i == net.count - 1 and op.activation == LINEAR else kept(net, op.y, batch, x)
         weight, bias = at(net.values, op.weight, x), at(net.values, op.bias, x)
         if op.kind == DENSE:
             dense_forward_(y, kept(net, op.z, batch, x), a, weight, bias, op.activation, batch, op.inputs, op.outputs,
@@ -72,8 +73,8 @@ cdef void forward_pass(Buffers *net, real *result, const real *x, long batch, ui
                                op.inputs, threads)
         else:
             layernorm_forward_(y, kept(net, op.row, batch, x), a, weight, bias, op.eps, batch, op.inputs, threads)
-    op = &net.ops[net.count - 1]
-    memcpy(result, kept(net, op.y, batch, x), batch * op.outputs * sizeof(real))
+    if y != result:
+        memcpy(result, y, batch * op.outputs * sizeof(real))
 
 
 cdef void backward_pass(Buffers *net, real *result, const real *dy, const real *x, long batch, uint64_t step,
@@ -134,9 +135,10 @@ cdef class Network:
 
     cdef Buffers net
     cdef object owned  # keeps alive what net points to
-    cdef object workspace, dtype
-    cdef long batch_capacity, per_sample, widest
-    cdef int thread_capacity
+    cdef object activations, scratch, dtype
+    cdef long per_sample, widest
+    cdef long batch_capacity, scratch_capacity  # samples, bytes
+    cdef bint busy  # only read and written with the GIL
     cdef long batch
     cdef uint64_t step
     cdef object x
@@ -149,56 +151,72 @@ cdef class Network:
         self.net.ops = &records[0]
         self.net.count = <int> records.shape[0]
         self.net.values, self.net.grads, self.net.stats = address(values), address(grads), address(stats)
-        self.batch_capacity = self.thread_capacity = 0
+        self.batch_capacity = self.scratch_capacity = 0
         self.per_sample = self.widest = 0
         for i in range(self.net.count):
             self.per_sample = max(self.per_sample, records[i].y + records[i].outputs,
                                   records[i].z + records[i].outputs, records[i].row + 2)
             self.widest = max(self.widest, records[i].inputs, records[i].outputs)
 
-    cdef reserve(self, long batch, int threads):
-        """Make the workspace large enough; it is kept from step to step."""
-        if batch <= self.batch_capacity and threads <= self.thread_capacity:
-            return
-        batch, threads = max(batch, self.batch_capacity), max(threads, self.thread_capacity)
-        activations = aligned(self.per_sample * batch, self.dtype)
-        deltas = aligned(2 * self.widest * batch, self.dtype)
-        scratch = aligned(scratch_of(&self.net, batch, self.dtype.itemsize, threads), "uint8")
-        self.workspace = (activations, deltas, scratch)
-        self.net.activations = address(activations)
-        self.net.delta[0] = address(deltas)
-        self.net.delta[1] = <char *> address(deltas) + self.widest * batch * <long> self.dtype.itemsize
-        self.net.scratch = <char *> address(scratch)
-        self.batch_capacity, self.thread_capacity = batch, threads
+    cdef enter(self):
+        """Take the workspace for one pass, which runs without the GIL; leave with ``self.busy = False``."""
+        if self.busy:
+            raise RuntimeError("the model is at work in another thread; give every thread a model of its own")
+        self.busy = True
+
+    cdef reserve_batch(self, long batch):
+        """Make room for the activations and gradients of a batch; it is kept from step to step."""
+        if batch > self.batch_capacity:
+            activations = aligned((self.per_sample + 2 * self.widest) * batch, self.dtype)
+            self.net.activations = address(activations)
+            self.net.delta[0] = <char *> address(activations) + self.per_sample * batch * <long> self.dtype.itemsize
+            self.net.delta[1] = <char *> self.net.delta[0] + self.widest * batch * <long> self.dtype.itemsize
+            self.activations, self.batch_capacity = activations, batch
+
+    cdef reserve_scratch(self, int threads):
+        """Make room for the packed blocks of this many threads."""
+        cdef long needed = scratch_of(&self.net, self.batch, self.dtype.itemsize, threads)
+        if needed > self.scratch_capacity:
+            scratch = aligned(needed, "uint8")
+            self.net.scratch = <char *> address(scratch)
+            self.scratch, self.scratch_capacity = scratch, needed
 
     def forward(self, y, x, uint64_t step, bint training, int threads):
         """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks."""
-        self.batch = x.shape[0]
-        self.reserve(self.batch, threads)
-        self.x, self.step = x, step
         cdef void *y_ = address(y)
         cdef void *x_ = address(x)
         cdef bint single = self.dtype.itemsize == 4
-        with nogil:
-            if single:
-                forward_pass(&self.net, <float *> y_, <const float *> x_, self.batch, step, training, threads)
-            else:
-                forward_pass(&self.net, <double *> y_, <const double *> x_, self.batch, step, training, threads)
+        self.enter()
+        try:
+            self.batch, self.x, self.step = x.shape[0], x, step
+            self.reserve_batch(self.batch)
+            self.reserve_scratch(threads)
+            with nogil:
+                if single:
+                    forward_pass(&self.net, <float *> y_, <const float *> x_, self.batch, step, training, threads)
+                else:
+                    forward_pass(&self.net, <double *> y_, <const double *> x_, self.batch, step, training, threads)
+        finally:
+            self.busy = False
 
     def backward(self, dx, dy, int threads):
         """Fill grads from dy (B, O), the gradient of the last forward's y, and dx (B, I) if it is not None."""
-        self.reserve(self.batch, threads)
         cdef void *dx_ = address(dx) if dx is not None else NULL
         cdef void *dy_ = address(dy)
         cdef void *x_ = address(self.x)
         cdef bint single = self.dtype.itemsize == 4
-        with nogil:
-            if single:
-                backward_pass(&self.net, <float *> dx_, <const float *> dy_, <const float *> x_, self.batch,
-                              self.step, threads)
-            else:
-                backward_pass(&self.net, <double *> dx_, <const double *> dy_, <const double *> x_, self.batch,
-                              self.step, threads)
+        self.enter()
+        try:
+            self.reserve_scratch(threads)
+            with nogil:
+                if single:
+                    backward_pass(&self.net, <float *> dx_, <const float *> dy_, <const float *> x_, self.batch,
+                                  self.step, threads)
+                else:
+                    backward_pass(&self.net, <double *> dx_, <const double *> dy_, <const double *> x_, self.batch,
+                                  self.step, threads)
+        finally:
+            self.busy = False
 
 
 cdef void *address(array) except? NULL:

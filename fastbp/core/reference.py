@@ -239,7 +239,7 @@ def cross_entropy(
     weight = np.ones(classes) if class_weight is None else class_weight.astype(np.float64)
     log_p = logits - logits.max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-    of_label, total = weight[labels], weight[labels].sum()
+    of_label, total = weight[labels], weight[labels].sum() or np.inf  # a batch that weighs nothing teaches nothing
     target = np.full(logits.shape, label_smoothing / classes) * weight
     target[np.arange(n), labels] += (1 - label_smoothing) * of_label
     dlogits[:] = (np.exp(log_p) * target.sum(axis=1, keepdims=True) - target) / total

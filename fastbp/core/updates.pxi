@@ -19,28 +19,31 @@ cdef void sgd_chunk(real *param, real *velocity, const real *grad, real lr, real
         param[i] -= lr * (g + momentum * v if nesterov else v)
 
 
-cdef void adam_chunk(real *param, real *m, real *v, const real *grad, real step_size, real beta1, real beta2,
+cdef void adam_chunk(real *param, real *m, real *v, const real *grad, real step_size, real share1, real share2,
                      real root_correction, real eps, real decay, real weight_decay, real grad_scale,
                      long n) noexcept nogil:
-    """decay multiplies param (decoupled), weight_decay is added to the gradient (L2); one of them is idle."""
+    """share = 1 - beta, which float32 would round far off for a beta close to one.
+
+    decay multiplies param (decoupled), weight_decay is added to the gradient (L2); one of them is idle.
+    """
     cdef long i
     cdef real g, m_i, v_i
     for i in range(n):
         g = grad[i] * grad_scale + weight_decay * param[i]
-        m_i = m[i] + (1 - beta1) * (g - m[i])
-        v_i = v[i] + (1 - beta2) * (g * g - v[i])
+        m_i = m[i] + share1 * (g - m[i])
+        v_i = v[i] + share2 * (g * g - v[i])
         m[i] = m_i
         v[i] = v_i
         param[i] = param[i] * decay - step_size * m_i / (sqrt_(v_i) / root_correction + eps)
 
 
-cdef void rmsprop_chunk(real *param, real *square, real *velocity, const real *grad, real lr, real alpha, real eps,
+cdef void rmsprop_chunk(real *param, real *square, real *velocity, const real *grad, real lr, real share, real eps,
                         real momentum, real weight_decay, real grad_scale, long n) noexcept nogil:
     cdef long i
     cdef real g, s
     for i in range(n):
         g = grad[i] * grad_scale + weight_decay * param[i]
-        s = square[i] + (1 - alpha) * (g * g - square[i])
+        s = square[i] + share * (g * g - square[i])
         square[i] = s
         g = g / (sqrt_(s) + eps)
         if velocity != NULL:
