@@ -73,12 +73,13 @@ def products(dtype: np.dtype, sizes: list[tuple[int, int, int]], threads: int, r
     return rows
 
 
-UPDATES = {  # the state vectors, and what is read and written of the five or fewer vectors
-    "sgd": ("sgd_update", 0, 3, dict(lr=1e-3)),
-    "sgd momentum": ("sgd_update", 1, 5, dict(lr=1e-3, momentum=0.9)),
-    "adam": ("adam_update", 2, 7, dict(lr=1e-3, step=10)),
-    "rmsprop": ("rmsprop_update", 1, 5, dict(lr=1e-3)),
-    "adagrad": ("adagrad_update", 1, 5, dict(lr=1e-3)),
+COMMON = dict(weight_decay=0.0, grad_scale=1.0)
+UPDATES = {  # the kernel, its state vectors, how many vectors are read and written, and its settings
+    "sgd": ("sgd_update", 0, 3, dict(lr=1e-3, momentum=0.0, nesterov=False)),
+    "sgd momentum": ("sgd_update", 1, 5, dict(lr=1e-3, momentum=0.9, nesterov=False)),
+    "adam": ("adam_update", 2, 7, dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, decoupled=False, step=10)),
+    "rmsprop": ("rmsprop_update", 1, 5, dict(lr=1e-3, alpha=0.99, eps=1e-8, momentum=0.0)),
+    "adagrad": ("adagrad_update", 1, 5, dict(lr=1e-3, eps=1e-10)),
 }
 
 
@@ -96,7 +97,7 @@ def updates(dtype: np.dtype, sizes: list[int], threads: int, rounds: int) -> lis
                 vectors.append((1e-3 * rng.standard_normal(size)).astype(dtype))
 
                 def call(name=name, vectors=vectors, settings=settings):
-                    getattr(ops, name)(*vectors, **settings, threads=threads)
+                    getattr(backend(), name)(*vectors, **settings, **COMMON, threads=threads)
 
                 with fb.use_backend(which):
                     call()
@@ -125,12 +126,12 @@ def table(title: str, unit: str, rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two rounds instead of eight")
+    parser.add_argument("--quick", action="store_true", help="two rounds instead of twelve")
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
     arguments = parser.parse_args()
     if backend_name() == "numpy":
         parser.error("nothing to compare: the numpy backend is forced")
-    rounds = 2 if arguments.quick else 8
+    rounds = 2 if arguments.quick else 12
     squares = [(512, 512, 512), (1024, 1024, 1024)]
     layers = [(32, 64, 64), (64, 128, 784), (128, 512, 784), (256, 1024, 1024)]
     team = sorted({1, min(2, fb.get_num_threads())})

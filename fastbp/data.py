@@ -135,11 +135,9 @@ def generator(seed: Seed) -> np.random.Generator:
         raise type(error)(f"seed: expected a non-negative integer, a Generator or None, got {seed!r}") from error
 
 
-def index_batches(samples: int, batch_size: int, shuffle: bool, rng: np.random.Generator) -> Iterator[Array]:
-    """The row numbers of each batch of one epoch; the last one may be smaller."""
-    order = rng.permutation(samples) if shuffle else np.arange(samples)
-    for start in range(0, samples, batch_size):
-        yield order[start : start + batch_size]
+def epoch_order(samples: int, shuffle: bool, rng: np.random.Generator) -> Array:
+    """The row numbers of one epoch in the order of training, int64."""
+    return rng.permutation(samples) if shuffle else np.arange(samples)
 
 
 def batches(
@@ -174,5 +172,6 @@ def batches(
     if X.ndim == 0 or X.shape[0] == 0:
         raise ValueError(f"X: expected at least one sample, got shape {X.shape}")
     same_length("y", y, X.shape[0])
-    rng = generator(seed)
-    return ((X[rows], y[rows]) for rows in index_batches(X.shape[0], batch_size, shuffle, rng))
+    order = epoch_order(X.shape[0], shuffle, generator(seed))
+    dealt = (order[first : first + batch_size] for first in range(0, X.shape[0], batch_size))
+    return ((X[rows], y[rows]) for rows in dealt)

@@ -41,6 +41,10 @@ class Loss:
         """The loss and its gradient for arrays that were checked."""
         raise NotImplementedError
 
+    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None] | None:
+        """The kernel's name, its parameter and class weights, for the engine; None where the engine has no kernel."""
+        return None
+
     #: Whether predictions are right or wrong, so that ``correct`` can count them.
     classifies = False
 
@@ -97,6 +101,9 @@ class CrossEntropy(Loss):
         self._weight(outputs, dtype)
         return labels(name, target, samples, outputs)
 
+    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None]:
+        return "cross_entropy", self.label_smoothing, self._weight(outputs, dtype)
+
     def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
         dlogits = np.empty_like(pred)
         weight = self._weight(pred.shape[1], pred.dtype)
@@ -110,18 +117,23 @@ class CrossEntropy(Loss):
 class _Elementwise(Loss):
     """A loss that is the mean over all entries of pred and target, both (B, O); (B,) is taken where O is 1."""
 
-    kind: int
+    name: str
     parameter = 0.0
+
+    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, None]:
+        return self.name, self.parameter, None
 
     def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
         dpred = np.empty_like(pred)
-        return backend().elementwise_loss(dpred, pred, target, self.kind, self.parameter, get_num_threads()), dpred
+        return backend().elementwise_loss(
+            dpred, pred, target, ELEMENTWISE_LOSSES[self.name], self.parameter, get_num_threads()
+        ), dpred
 
 
 class BinaryCrossEntropy(_Elementwise):
     """Cross-entropy of sigmoid(logit) and targets in [0, 1], from logits: ``max(x, 0) - x t + log(1 + exp(-|x|))``."""
 
-    kind = ELEMENTWISE_LOSSES["binary_cross_entropy"]
+    name = "binary_cross_entropy"
     classifies = True
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
@@ -139,13 +151,13 @@ class BinaryCrossEntropy(_Elementwise):
 class MSE(_Elementwise):
     """Mean squared error, ``e^2`` with ``e = pred - target``."""
 
-    kind = ELEMENTWISE_LOSSES["mse"]
+    name = "mse"
 
 
 class MAE(_Elementwise):
     """Mean absolute error, ``|e|``; its gradient at 0 is 0."""
 
-    kind = ELEMENTWISE_LOSSES["mae"]
+    name = "mae"
 
 
 class Huber(_Elementwise):
@@ -157,7 +169,7 @@ class Huber(_Elementwise):
         Positive.
     """
 
-    kind = ELEMENTWISE_LOSSES["huber"]
+    name = "huber"
 
     def __init__(self, delta: float = 1.0) -> None:
         self.parameter = self.delta = real_number("delta", delta, 0, open_low=True)
@@ -172,7 +184,7 @@ class Quantile(_Elementwise):
         In (0, 1).
     """
 
-    kind = ELEMENTWISE_LOSSES["quantile"]
+    name = "quantile"
 
     def __init__(self, q: float = 0.5) -> None:
         self.parameter = self.q = real_number("q", q, 0, 1, open_low=True)
@@ -181,7 +193,7 @@ class Quantile(_Elementwise):
 class Poisson(_Elementwise):
     """Poisson negative log-likelihood up to a constant, ``exp(p) - t p``: the prediction is the log of the rate."""
 
-    kind = ELEMENTWISE_LOSSES["poisson"]
+    name = "poisson"
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         array = super().check(name, target, samples, outputs, dtype)

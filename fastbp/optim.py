@@ -76,15 +76,24 @@ class Optimizer:
 
     def step(self) -> None:
         """Update the parameters from their gradients."""
-        threads = get_num_threads()
+        threads, lr = get_num_threads(), self.lr
+        rule, state, settings = self.recipe()
         scale = 1.0
         if self.clip_norm is not None:
             norm = math.sqrt(backend().squared_norm(self.params.grads, threads))
             scale = min(1.0, self.clip_norm / (norm + 1e-6))
-        self._update(self.lr, scale, threads)
+        update = getattr(backend(), f"{rule}_update")
+        update(self.params.values, *state, self.params.grads, lr=lr, grad_scale=scale, threads=threads, **settings)
         self.steps += 1
 
-    def _update(self, lr: float, grad_scale: float, threads: int) -> None:
+    def rates(self, steps: int) -> Array:
+        """The learning rates of the next steps."""
+        if isinstance(self.schedule, schedules.Constant):
+            return np.full(steps, self.schedule.lr)
+        return np.array([real_number("lr", self.schedule(self.steps + t), 0) for t in range(steps)])
+
+    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        """The update rule's name, its state vectors and its settings: what ``step`` and the engine apply."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,12 +166,10 @@ class SGD(Optimizer):
     def _used(self) -> set[str]:
         return {name for name in self.slots if name != "velocity" or self.momentum}
 
-    def _update(self, lr: float, grad_scale: float, threads: int) -> None:
-        velocity = self._slot("velocity") if self.momentum else None
-        backend().sgd_update(
-            self.params.values, velocity, self.params.grads, lr, self.momentum, self.nesterov, self.weight_decay,
-            grad_scale, threads,
-        )  # fmt: skip
+    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        state = (self._slot("velocity") if self.momentum else None,)
+        settings = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
+        return "sgd", state, settings
 
 
 class Adam(Optimizer):
@@ -196,11 +203,16 @@ class Adam(Optimizer):
         self.betas = (real_number("betas[0]", betas[0], 0, 1), real_number("betas[1]", betas[1], 0, 1))
         self.eps = self._eps(eps)
 
-    def _update(self, lr: float, grad_scale: float, threads: int) -> None:
-        backend().adam_update(
-            self.params.values, self._slot("m"), self._slot("v"), self.params.grads, lr, *self.betas, self.eps,
-            self.weight_decay, self._decoupled, self.steps + 1, grad_scale, threads,
-        )  # fmt: skip
+    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        settings = {
+            "beta1": self.betas[0],
+            "beta2": self.betas[1],
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "decoupled": self._decoupled,
+            "step": self.steps + 1,
+        }
+        return "adam", (self._slot("m"), self._slot("v")), settings
 
 
 class AdamW(Adam):
@@ -255,12 +267,10 @@ class RMSprop(Optimizer):
     def _used(self) -> set[str]:
         return {name for name in self.slots if name != "velocity" or self.momentum}
 
-    def _update(self, lr: float, grad_scale: float, threads: int) -> None:
-        velocity = self._slot("velocity") if self.momentum else None
-        backend().rmsprop_update(
-            self.params.values, self._slot("square"), velocity, self.params.grads, lr, self.alpha, self.eps,
-            self.momentum, self.weight_decay, grad_scale, threads,
-        )  # fmt: skip
+    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        state = (self._slot("square"), self._slot("velocity") if self.momentum else None)
+        settings = {"alpha": self.alpha, "eps": self.eps, "momentum": self.momentum, "weight_decay": self.weight_decay}
+        return "rmsprop", state, settings
 
 
 class Adagrad(Optimizer):
@@ -287,8 +297,5 @@ class Adagrad(Optimizer):
         super().__init__(params, lr, weight_decay, clip_norm)
         self.eps = self._eps(eps)
 
-    def _update(self, lr: float, grad_scale: float, threads: int) -> None:
-        backend().adagrad_update(
-            self.params.values, self._slot("total"), self.params.grads, lr, self.eps, self.weight_decay, grad_scale,
-            threads,
-        )  # fmt: skip
+    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        return "adagrad", (self._slot("total"),), {"eps": self.eps, "weight_decay": self.weight_decay}

@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from fastbp import losses
 from fastbp.callbacks import Callback
-from fastbp.data import Array, Seed, features, generator, index_batches, positive_int
+from fastbp.core import get_num_threads
+from fastbp.data import Array, Seed, epoch_order, features, generator, positive_int
 from fastbp.losses import Loss, LossFunction
 from fastbp.model import Model
 from fastbp.optim import Optimizer
@@ -192,7 +192,7 @@ class Sequential(Model):
             callback.model, callback.optimizer, callback.figures = self, optimizer, figures
             callback.on_train_begin()
         for epoch in range(epochs):
-            logs = self._train_epoch(X, y, criterion, optimizer, index_batches(len(X), batch_size, shuffle, rng))
+            logs = self._train_epoch(X, y, criterion, optimizer, epoch_order(len(X), shuffle, rng), batch_size)
             if validation is not None:
                 logs |= {f"val_{name}": value for name, value in self._evaluate(*validation, criterion).items()}
             logs["lr"] = optimizer.lr
@@ -207,22 +207,48 @@ class Sequential(Model):
             callback.on_train_end()
         return history
 
-    def _train_epoch(self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, order: Any) -> dict[str, float]:
-        """One pass over the data in the given batches of row numbers; the epoch's figures."""
-        start, total, correct, gathered = time.perf_counter(), 0.0, 0, np.empty((0, 0), X.dtype)
-        for rows in order:
-            if len(gathered) < len(rows):
-                gathered = np.empty((len(rows), X.shape[1]), X.dtype)
-            xb, yb = gathered[: len(rows)], y[rows]
-            np.take(X, rows, axis=0, out=xb, mode="clip")  # the mode that needs no buffer; rows are in range
-            loss, pred = self._train_step(xb, yb, criterion, optimizer)
-            total += loss * len(rows)
-            correct += criterion.correct(pred, yb) if criterion.classifies else 0
+    def _train_epoch(
+        self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, order: Array, batch_size: int
+    ) -> dict[str, float]:
+        """One pass over the data, batch after batch of the row numbers in order; the epoch's figures."""
+        start = time.perf_counter()
+        recipe = criterion.recipe(self.outputs, self.dtype)
+        if recipe is None:
+            total, correct = self._steps_in_python(X, y, criterion, optimizer, order, batch_size), 0
+        else:
+            total, correct = self._steps_in_core(X, y, recipe, optimizer, order, batch_size)
         logs = {"loss": total / len(X)}
         if criterion.classifies:
             logs["accuracy"] = correct / len(X)
         logs["samples_per_second"] = len(X) / (time.perf_counter() - start)
         return logs
+
+    def _steps_in_core(
+        self, X: Array, y: Array, recipe: Any, optimizer: Optimizer, order: Array, batch_size: int
+    ) -> tuple[float, int]:
+        """The epoch in the compiled engine: the loss summed over the samples, and how many were right."""
+        network, self._ready = self._network(), None
+        lrs = optimizer.rates(-(-len(order) // batch_size))
+        try:
+            network.train(
+                X, y, order, batch_size, recipe, optimizer.recipe(), lrs, optimizer.clip_norm or 0.0, self._step + 1,
+                get_num_threads(),
+            )  # fmt: skip
+        finally:  # an interrupt ends the epoch after a whole step
+            total, correct, steps = network.progress
+            self._step += steps
+            optimizer.steps += steps
+        return total, correct
+
+    def _steps_in_python(
+        self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, order: Array, batch_size: int
+    ) -> float:
+        """The epoch for a loss that is a Python callable: the loss summed over the samples."""
+        total = 0.0
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            total += self._train_step(X[rows], y[rows], criterion, optimizer)[0] * len(rows)
+        return total
 
     def snapshot(self) -> tuple[Array, Array]:
         """Copies of all parameters and running statistics, for ``restore``."""

@@ -16,14 +16,18 @@ cdef extern from "microkernel.h" nogil:
     void tile_double(int rows, int vectors, long k, const double *a, const double *b, double *c, long ldc, bint add)
     void transpose_square_float(float *out, long ld_out, const float *src, long ld_in)
     void transpose_square_double(double *out, long ld_out, const double *src, long ld_in)
+    void prefetch "__builtin_prefetch" (const void *address)
     double peak_float(long repeats, float *sink)
     double peak_double(long repeats, double *sink)
 
 # Block sizes in bytes of one packed row or column of k, so that float32 and float64 fill the caches alike:
 # a panel of B (48 KiB on AVX-512) streams through L1, the block of A stays in L2, the block of B in L3.
-cdef long BLOCK_K = 384
-cdef long BLOCK_M_BYTES = 168 * 4
-cdef long BLOCK_N_BYTES = 2048 * 4
+cdef enum:
+    BLOCK_K = 384
+    BLOCK_M_BYTES = 672   # 168 rows of float32
+    BLOCK_N_BYTES = 8192  # 2048 columns of float32
+    MAX_CUTS = 169        # a block has no more tiles than rows
+    ROWS_AHEAD = 8        # how far packing asks for memory in advance
 # Starting and joining a team costs a few microseconds: below this many operations per thread it does not pay.
 cdef double OPERATIONS_PER_THREAD = 5e5
 
@@ -79,12 +83,21 @@ cdef inline void copy_run(real *out, const real *src, long n) noexcept nogil:
     memcpy(out + n - quad, src + n - quad, 16)
 
 
+cdef inline void fetch_run(const real *src, long n) noexcept nogil:
+    """Ask for src (n,): the hardware does not foresee short runs that lie a row apart."""
+    cdef long i = 0
+    while i < n:
+        prefetch(src + i)
+        i += 64 // <long> sizeof(real)
+
+
 cdef void pack_panel(real *panel, const real *src, long extent, long width, long k,
                      long stride, long stride_k) noexcept nogil:
     """panel[p, i] = src[i * stride + p * stride_k] for i < extent, zero up to width."""
     cdef long i = 0, p, q, square
     if stride == 1:
         for p in range(k):
+            fetch_run(src + (p + ROWS_AHEAD) * stride_k, extent)
             copy_run(panel + p * width, src + p * stride_k, extent)
             for i in range(extent, width):
                 panel[p * width + i] = 0
@@ -105,6 +118,21 @@ cdef void pack_panel(real *panel, const real *src, long extent, long width, long
     for q in range(i, width):
         for p in range(k):
             panel[p * width + q] = src[q * stride + p * stride_k] if q < extent else 0
+
+
+cdef void pack_rows(real *packed, const real *a, long row_a, long col_a, const long *cut, long tiles,
+                    long k) noexcept nogil:
+    """The panels of tiles whose first rows, counted from a's, are cut[0..tiles]; a's strides are row_a and col_a."""
+    cdef long p, t
+    if row_a != 1:
+        for t in range(tiles):
+            pack_panel(packed + cut[t] * k, a + cut[t] * row_a, cut[t + 1] - cut[t], cut[t + 1] - cut[t], k, row_a,
+                       col_a)
+        return
+    for p in range(k):  # x^T: all tiles' columns at once, because they lie side by side and the next k far away
+        fetch_run(a + (p + ROWS_AHEAD) * col_a, cut[tiles])
+        for t in range(tiles):
+            copy_run(packed + cut[t] * k + p * (cut[t + 1] - cut[t]), a + p * col_a + cut[t], cut[t + 1] - cut[t])
 
 
 cdef void add_column_sums(real *sums, const real *panel, long extent, long width, long k, bint first) noexcept nogil:
@@ -166,6 +194,7 @@ cdef void gemm_block(real *c, long ldc, const real *a, long row_a, long col_a, c
     cdef long panel_width = 2 * lane, k_blocks = max(1, ceil_div(k, BLOCK_K))
     cdef long m_blocks = ceil_div(m1 - m0, block_rows(sizeof(real)))
     cdef long jb, jc, pb, jr, nc, width, columns, kb, p0, kc, mb, i0, i1, tiles, t, r0, r1
+    cdef long cut[MAX_CUTS]  # the first rows of the block's tiles, and its end
     cdef real *packed_b = <real *> scratch
     cdef real *packed_a
     for jb in range(ceil_div(n1 - n0, block_columns(sizeof(real)))):
@@ -186,18 +215,15 @@ cdef void gemm_block(real *c, long ldc, const real *a, long row_a, long col_a, c
                 i0 = m0 + mb * (m1 - m0) // m_blocks
                 i1 = m0 + (mb + 1) * (m1 - m0) // m_blocks
                 tiles = ceil_div(i1 - i0, MAX_ROWS)
-                for t in range(tiles):
-                    r0 = i0 + t * (i1 - i0) // tiles
-                    r1 = i0 + (t + 1) * (i1 - i0) // tiles
-                    pack_panel(packed_a + (r0 - i0) * kc, a + r0 * row_a + p0 * col_a, r1 - r0, r1 - r0, kc,
-                               row_a, col_a)
+                for t in range(tiles + 1):
+                    cut[t] = t * (i1 - i0) // tiles
+                pack_rows(packed_a, a + i0 * row_a + p0 * col_a, row_a, col_a, cut, tiles, kc)
                 for pb in range(ceil_div(nc, panel_width)):
                     jr = pb * panel_width
                     columns = min(nc - jr, panel_width)
                     width = lane if columns <= lane else panel_width
                     for t in range(tiles):
-                        r0 = i0 + t * (i1 - i0) // tiles
-                        r1 = i0 + (t + 1) * (i1 - i0) // tiles
+                        r0, r1 = i0 + cut[t], i0 + cut[t + 1]
                         run_tile(c + r0 * ldc + jc + jr, ldc, packed_a + (r0 - i0) * kc, packed_b + jr * kc,
                                  <int> (r1 - r0), columns, width, kc, kb > 0)
                         if kb == k_blocks - 1 and epilogue.after != NOTHING:

@@ -6,13 +6,14 @@ inputs, scalars, scratch, threads. `real` is float or double, one body for both.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.math cimport (erf, erff, exp, expf, expm1, expm1f, fabs, fabsf, log, log1p, log1pf, pow, sqrt, sqrtf, tanh,
                         tanhf)
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy
 
-from fastbp.core.plan import aligned
+from fastbp.core.plan import ELEMENTWISE_LOSSES, RULES, aligned
 
 ctypedef fused real:
     float
@@ -24,6 +25,8 @@ include "gemm.pxi"
 include "layers.pxi"
 include "losses.pxi"
 include "updates.pxi"
+include "passes.pxi"
+include "engine.pxi"
 include "network.pxi"
 
 cdef extern from *:
@@ -148,54 +151,48 @@ def elementwise_loss(real[:, ::1] dpred, const real[:, ::1] pred, const real[:, 
 
 def sgd_update(real[::1] param, real[::1] velocity, const real[::1] grad, double lr, double momentum, bint nesterov,
                double weight_decay, double grad_scale, int threads):
-    cdef long chunk, i, n = param.shape[0]
-    cdef real *v = &velocity[0] if velocity is not None else NULL
-    for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static", nogil=True):
-        i = chunk * CHUNK_ELEMENTS
-        sgd_chunk(&param[i], v + i if v != NULL else NULL, &grad[i], <real> lr, <real> momentum, nesterov,
-                  <real> weight_decay, <real> grad_scale, min(n - i, <long> CHUNK_ELEMENTS))
+    cdef Update u
+    u.rule, u.lr, u.momentum, u.nesterov = SGD, lr, momentum, nesterov
+    u.weight_decay, u.grad_scale = weight_decay, grad_scale
+    u.first, u.second = <void *> (&velocity[0] if velocity is not None else NULL), NULL
+    with nogil:
+        apply_update(&u, &param[0], &grad[0], param.shape[0], threads)
 
 
 def adam_update(real[::1] param, real[::1] m, real[::1] v, const real[::1] grad, double lr, double beta1, double beta2,
                 double eps, double weight_decay, bint decoupled, long step, double grad_scale, int threads):
-    cdef long chunk, i, n = param.shape[0]
-    cdef double step_size = lr / (1 - pow(beta1, step)), root_correction = sqrt(1 - pow(beta2, step))
-    cdef double decay = 1 - lr * weight_decay if decoupled else 1
-    cdef double l2 = 0 if decoupled else weight_decay
-    for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static", nogil=True):
-        i = chunk * CHUNK_ELEMENTS
-        adam_chunk(&param[i], &m[i], &v[i], &grad[i], <real> step_size, <real> (1 - beta1), <real> (1 - beta2),
-                   <real> root_correction, <real> eps, <real> decay, <real> l2, <real> grad_scale,
-                   min(n - i, <long> CHUNK_ELEMENTS))
+    cdef Update u
+    u.rule, u.lr, u.beta1, u.beta2, u.eps, u.step = ADAM, lr, beta1, beta2, eps, step
+    u.weight_decay, u.decoupled, u.grad_scale = weight_decay, decoupled, grad_scale
+    u.first, u.second = <void *> &m[0], <void *> &v[0]
+    with nogil:
+        apply_update(&u, &param[0], &grad[0], param.shape[0], threads)
 
 
 def rmsprop_update(real[::1] param, real[::1] square, real[::1] velocity, const real[::1] grad, double lr,
                    double alpha, double eps, double momentum, double weight_decay, double grad_scale, int threads):
-    cdef long chunk, i, n = param.shape[0]
-    cdef real *v = &velocity[0] if velocity is not None else NULL
-    for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static", nogil=True):
-        i = chunk * CHUNK_ELEMENTS
-        rmsprop_chunk(&param[i], &square[i], v + i if v != NULL else NULL, &grad[i], <real> lr, <real> (1 - alpha),
-                      <real> eps, <real> momentum, <real> weight_decay, <real> grad_scale,
-                      min(n - i, <long> CHUNK_ELEMENTS))
+    cdef Update u
+    u.rule, u.lr, u.alpha, u.eps, u.momentum = RMSPROP, lr, alpha, eps, momentum
+    u.weight_decay, u.grad_scale = weight_decay, grad_scale
+    u.first, u.second = <void *> &square[0], <void *> (&velocity[0] if velocity is not None else NULL)
+    with nogil:
+        apply_update(&u, &param[0], &grad[0], param.shape[0], threads)
 
 
 def adagrad_update(real[::1] param, real[::1] total, const real[::1] grad, double lr, double eps, double weight_decay,
                    double grad_scale, int threads):
-    cdef long chunk, i, n = param.shape[0]
-    for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static", nogil=True):
-        i = chunk * CHUNK_ELEMENTS
-        adagrad_chunk(&param[i], &total[i], &grad[i], <real> lr, <real> eps, <real> weight_decay, <real> grad_scale,
-                      min(n - i, <long> CHUNK_ELEMENTS))
+    cdef Update u
+    u.rule, u.lr, u.eps, u.weight_decay, u.grad_scale = ADAGRAD, lr, eps, weight_decay, grad_scale
+    u.first, u.second = <void *> &total[0], NULL
+    with nogil:
+        apply_update(&u, &param[0], &grad[0], param.shape[0], threads)
 
 
 def squared_norm(const real[::1] x, int threads):
-    cdef double partial[CHUNKS]
-    cdef long chunk, n = x.shape[0]
-    for chunk in prange(CHUNKS, num_threads=team_for(n, threads), schedule="static", nogil=True):
-        partial[chunk] = squared_norm_chunk(&x[chunk_begin(chunk, n)],
-                                            chunk_begin(chunk + 1, n) - chunk_begin(chunk, n))
-    return total(partial)
+    cdef double result
+    with nogil:
+        result = squared_norm_(&x[0], x.shape[0], threads)
+    return result
 
 
 def all_finite(x):

@@ -1,143 +1,15 @@
-# A plan at work: the forward and the backward pass over a model's ops, without Python between them.
-#
-# The activation buffer keeps every op's result for the backward pass; two delta buffers take turns holding the gradient
-# that travels back. A dense op multiplies its dx by the derivative of the activation before it (`prior`), so the
-# gradient arrives at most ops as dz, not dy.
-
-cdef enum Kind:  # the codes of fastbp.core.plan
-    DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM
-
-cdef struct Op:  # fastbp.core.plan.OP
-    int32_t kind, activation, prior, reserved
-    int64_t inputs, outputs, weight, bias, stats, y, z, row
-    double p, eps, momentum
-    uint64_t key
-
-cdef struct Buffers:
-    const Op *ops
-    int count
-    void *values
-    void *grads
-    void *stats
-    void *activations
-    void *delta[2]
-    char *scratch
-
-
-cdef inline real *at(void *base, long offset, const real *_) noexcept nogil:
-    """A tensor of a flat buffer, NULL where the op has none."""
-    return <real *> base + offset if offset >= 0 else NULL
-
-
-cdef inline real *kept(Buffers *net, long per_sample, long batch, const real *like) noexcept nogil:
-    """A tensor of the activation buffer, whose offsets are per sample."""
-    return at(net.activations, per_sample * batch if per_sample >= 0 else -1, like)
-
-
-cdef inline const real *input_of(Buffers *net, int i, const real *x, long batch) noexcept nogil:
-    return x if i == 0 else kept(net, net.ops[i - 1].y, batch, x)
-
-
-cdef inline const real *argument_of(Buffers *net, int i, const real *x, long batch) noexcept nogil:
-    """What op i's activation was applied to, where that was kept."""
-    return input_of(net, i, x, batch) if net.ops[i].kind == ACTIVATION else kept(net, net.ops[i].z, batch, x)
-
-
-cdef void forward_pass(Buffers *net, real *result, const real *x, long batch, uint64_t step, bint training,
-                       int threads) noexcept nogil:
-    """result (B, O) = the network's output for x (B, I)."""
-    cdef int i
-    cdef const Op *op = net.ops
-    cdef const real *a
-    cdef real *y = NULL
-    cdef real *weight
-    cdef real *bias
-    for i in range(net.count):
-        op = &net.ops[i]
-        a = input_of(net, i, x, batch)
-        # the last result is the caller's, unless an activation's derivative will need it again
-        y = result if i == net.count - 1 and op.activation == LINEAR else kept(net, op.y, batch, x)
-        weight, bias = at(net.values, op.weight, x), at(net.values, op.bias, x)
-        if op.kind == DENSE:
-            dense_forward_(y, kept(net, op.z, batch, x), a, weight, bias, op.activation, batch, op.inputs, op.outputs,
-                           net.scratch, threads)
-        elif op.kind == ACTIVATION:
-            activation_forward_(y, a, op.activation, batch * op.outputs, threads)
-        elif op.kind == DROPOUT:
-            if training:
-                dropout_(y, a, op.p, op.key, step, batch * op.outputs, threads)
-            else:
-                memcpy(y, a, batch * op.outputs * sizeof(real))
-        elif op.kind == BATCHNORM:
-            batchnorm_forward_(y, at(net.stats, op.stats, x), a, weight, bias, op.momentum, op.eps, training, batch,
-                               op.inputs, threads)
-        else:
-            layernorm_forward_(y, kept(net, op.row, batch, x), a, weight, bias, op.eps, batch, op.inputs, threads)
-    if y != result:
-        memcpy(result, y, batch * op.outputs * sizeof(real))
-
-
-cdef void backward_pass(Buffers *net, real *result, const real *dy, const real *x, long batch, uint64_t step,
-                        int threads) noexcept nogil:
-    """Fill the gradients from dy (B, O); result (B, I) gets the gradient of x unless it is NULL."""
-    cdef int i, j, slot = 0
-    cdef const Op *op
-    cdef const real *a
-    cdef real *dx
-    cdef real *weight
-    cdef real *dweight
-    cdef real *dbias
-    for j in range(net.count):
-        i = net.count - 1 - j
-        op = &net.ops[i]
-        a = input_of(net, i, x, batch)
-        if op.activation != LINEAR and (j == 0 or net.ops[i + 1].prior == LINEAR):
-            dx = <real *> net.delta[slot]
-            activation_backward_(dx, dy, kept(net, op.y, batch, x), argument_of(net, i, x, batch), op.activation,
-                                 batch * op.outputs, threads)
-            dy = dx
-            slot = 1 - slot
-        if op.kind == ACTIVATION and i > 0:
-            continue
-        dx = <real *> net.delta[slot] if i > 0 else result
-        weight, dweight = at(net.values, op.weight, x), at(net.grads, op.weight, x)
-        dbias = at(net.grads, op.bias, x)
-        if op.kind == DENSE:
-            dense_backward_(dweight, dbias, dx, dy, a, argument_of(net, i - 1, x, batch) if i > 0 else NULL, weight,
-                            op.prior, batch, op.inputs, op.outputs, net.scratch, threads)
-        elif op.kind == DROPOUT and dx != NULL:
-            dropout_(dx, dy, op.p, op.key, step, batch * op.outputs, threads)
-        elif op.kind == BATCHNORM:
-            batchnorm_backward_(dweight, dbias, dx, dy, a, at(net.stats, op.stats, x), weight, batch, op.inputs,
-                                threads)
-        elif op.kind == LAYERNORM:
-            layernorm_backward_(dweight, dbias, dx, dy, a, kept(net, op.row, batch, x), weight, batch, op.inputs,
-                                threads)
-        elif dx != NULL:
-            memcpy(dx, dy, batch * op.inputs * sizeof(real))  # an activation at the very front
-        dy = dx
-        slot = 1 - slot
-
-
-cdef long scratch_of(Buffers *net, long batch, long itemsize, int threads) noexcept nogil:
-    """Bytes of scratch for the largest of the plan's products."""
-    cdef long i, needed = 64
-    for i in range(net.count):
-        if net.ops[i].kind == DENSE:
-            needed = max(needed, scratch_per_thread(batch, net.ops[i].outputs, net.ops[i].inputs, itemsize))
-            needed = max(needed, scratch_per_thread(batch, net.ops[i].inputs, net.ops[i].outputs, itemsize))
-            needed = max(needed, scratch_per_thread(net.ops[i].inputs, net.ops[i].outputs, batch, itemsize))
-    return needed * threads
-
+# The door to a plan: a Network owns the workspace of one model and runs passes and epochs in it.
 
 cdef class Network:
     """Runs a plan over the flat buffers values and grads (n,) and stats (s,); the twin of reference.Network."""
 
     cdef Buffers net
+    cdef Batch gathered
+    cdef Progress done
     cdef object owned  # keeps alive what net points to
-    cdef object activations, scratch, dtype
+    cdef object activations, scratch, gathered_arrays, dtype
     cdef long per_sample, widest
-    cdef long batch_capacity, scratch_capacity  # samples, bytes
+    cdef long batch_capacity, gather_capacity, scratch_capacity  # samples, samples, bytes
     cdef bint busy  # only read and written with the GIL
     cdef long batch
     cdef uint64_t step
@@ -151,7 +23,7 @@ cdef class Network:
         self.net.ops = &records[0]
         self.net.count = <int> records.shape[0]
         self.net.values, self.net.grads, self.net.stats = address(values), address(grads), address(stats)
-        self.batch_capacity = self.scratch_capacity = 0
+        self.batch_capacity = self.gather_capacity = self.scratch_capacity = 0
         self.per_sample = self.widest = 0
         for i in range(self.net.count):
             self.per_sample = max(self.per_sample, records[i].y + records[i].outputs,
@@ -217,6 +89,73 @@ cdef class Network:
                                   self.step, threads)
         finally:
             self.busy = False
+
+    cdef reserve_gathered(self, long batch):
+        """Make room for a batch's features, targets, predictions and their gradient."""
+        cdef const Op *last = &self.net.ops[self.net.count - 1]
+        if batch > self.gather_capacity:
+            arrays = (aligned(batch * self.net.ops[0].inputs, self.dtype), aligned(batch * last.outputs, self.dtype),
+                      aligned(batch * last.outputs, self.dtype), aligned(batch * max(1, last.outputs), "int64"))
+            self.gathered.features, self.gathered.pred = address(arrays[0]), address(arrays[1])
+            self.gathered.dpred, self.gathered.targets = address(arrays[2]), <char *> address(arrays[3])
+            self.gathered_arrays, self.gather_capacity = arrays, batch
+
+    def train(self, X, y, order, batch_size, loss, update, lrs, double clip_norm, uint64_t step, int threads):
+        """One epoch: the four steps for every batch_size rows of order (N,), rows of X (n, I) and y.
+
+        loss is ``(name, parameter, weight)``, update ``(rule, state vectors, settings)``, lrs (steps,) float64,
+        clip_norm 0 for none; step numbers the first step, for dropout. ``progress`` tells the rest, after an
+        interrupt too.
+        """
+        cdef Criterion criterion
+        cdef Update u
+        cdef Data data
+        cdef double[::1] rates = lrs
+        cdef bint single = self.dtype.itemsize == 4
+        cdef long parameters = self.owned[1].size
+        name, criterion.parameter, weight = loss
+        criterion.kind = CROSS_ENTROPY if name == "cross_entropy" else ELEMENTWISE_LOSSES[name]
+        criterion.weight = address(weight) if weight is not None else NULL
+        rule, state, settings = update
+        fill_update(&u, rule, state, settings)
+        data.features, data.targets = address(X), <char *> address(y)
+        data.order = <int64_t *> address(order)
+        data.samples, data.batch_size = order.shape[0], batch_size
+        data.inputs, data.outputs = X.shape[1], self.net.ops[self.net.count - 1].outputs
+        data.target_bytes = y.strides[0]
+        self.enter()
+        try:
+            self.done.loss = self.done.correct = self.done.steps = 0
+            self.batch, self.x = min(data.batch_size, data.samples), None
+            self.reserve_batch(self.batch)
+            self.reserve_scratch(threads)
+            self.reserve_gathered(self.batch)
+            with nogil:
+                if single:
+                    train_epoch(&self.net, &self.gathered, &data, &criterion, &u, &rates[0], clip_norm, step,
+                                parameters, &self.done, <float *> NULL, threads)
+                else:
+                    train_epoch(&self.net, &self.gathered, &data, &criterion, &u, &rates[0], clip_norm, step,
+                                parameters, &self.done, <double *> NULL, threads)
+        finally:
+            self.busy = False
+
+    @property
+    def progress(self):
+        """Of the last ``train``: the loss summed over the samples, how many were right, and the steps done."""
+        return self.done.loss, self.done.correct, self.done.steps
+
+
+cdef fill_update(Update *u, rule, state, settings):
+    """The update that an optimizer describes; what its rule does not know stays zero."""
+    u.rule = RULES[rule]
+    u.first = address(state[0]) if state[0] is not None else NULL
+    u.second = address(state[1]) if len(state) > 1 and state[1] is not None else NULL
+    u.momentum, u.nesterov = settings.get("momentum", 0.0), settings.get("nesterov", False)
+    u.beta1, u.beta2 = settings.get("beta1", 0.0), settings.get("beta2", 0.0)
+    u.alpha, u.eps = settings.get("alpha", 0.0), settings.get("eps", 0.0)
+    u.decoupled, u.step = settings.get("decoupled", False), settings.get("step", 1)
+    u.weight_decay = settings["weight_decay"]
 
 
 cdef void *address(array) except? NULL:

@@ -28,6 +28,9 @@ NEEDS_INPUT = frozenset({ACTIVATIONS["gelu"], ACTIVATIONS["silu"]})
 
 ELEMENTWISE_LOSSES = {"binary_cross_entropy": 0, "mse": 1, "mae": 2, "huber": 3, "quantile": 4, "poisson": 5}
 
+#: Update rules of the optimizers.
+RULES = {"sgd": 0, "adam": 1, "rmsprop": 2, "adagrad": 3}
+
 OP = np.dtype(
     [
         ("kind", np.int32),

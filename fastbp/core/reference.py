@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.core.plan import ACTIVATION, BATCHNORM, DENSE, DROPOUT, LAYERNORM, NEEDS_INPUT
+from fastbp.core.plan import ACTIVATION, BATCHNORM, DENSE, DROPOUT, ELEMENTWISE_LOSSES, LAYERNORM, NEEDS_INPUT
 
 Array = Any  # np.ndarray of float32 or float64; the kernels check nothing, their callers did
 
@@ -440,3 +440,55 @@ class Network:
                 out[:] = dy  # an activation at the very front
             if out is not None:
                 dy = out
+
+    def train(
+        self,
+        X: Array,
+        y: Array,
+        order: Array,
+        batch_size: int,
+        loss: tuple[str, float, Array | None],
+        update: tuple[str, tuple[Array | None, ...], dict[str, Any]],
+        lrs: Array,
+        clip_norm: float,
+        step: int,
+        threads: int,
+    ) -> None:
+        """One epoch: the four steps for every batch_size rows of order (N,), rows of X (n, I) and y.
+
+        loss is ``(name, parameter, weight)``, update ``(rule, state vectors, settings)``, lrs (steps,) float64,
+        clip_norm 0 for none; step numbers the first step, for dropout. ``progress`` tells the rest, after an
+        interrupt too.
+        """
+        self.progress = 0.0, 0, 0
+        name, parameter, weight = loss
+        rule, state, settings = update
+        for t, start in enumerate(range(0, len(order), batch_size)):
+            rows = order[start : start + batch_size]
+            xb, yb = X[rows], y[rows]
+            pred = np.empty((len(rows), int(self.ops[-1]["outputs"])), X.dtype)
+            dpred = np.empty_like(pred)
+            self.forward(pred, xb, step + t, True, threads)
+            if name == "cross_entropy":
+                value = cross_entropy(dpred, pred, yb, weight, parameter, threads)
+                right = int(np.count_nonzero(pred.argmax(axis=1) == yb))
+            else:
+                value = elementwise_loss(dpred, pred, yb, ELEMENTWISE_LOSSES[name], parameter, threads)
+                binary = name == "binary_cross_entropy"
+                right = int(np.count_nonzero(((pred > 0) == (yb > 0.5)).all(axis=1))) if binary else 0
+            self.backward(None, dpred, threads)
+            scale = 1.0
+            if clip_norm > 0:
+                scale = min(1.0, clip_norm / (math.sqrt(squared_norm(self.grads, threads)) + 1e-6))
+            moment = {"step": settings["step"] + t} if "step" in settings else {}
+            globals()[f"{rule}_update"](
+                self.values,
+                *state,
+                self.grads,
+                lr=float(lrs[t]),
+                grad_scale=scale,
+                threads=threads,
+                **(settings | moment),
+            )
+            total, correct, steps = self.progress
+            self.progress = total + value * len(rows), correct + right, steps + 1

@@ -3,6 +3,18 @@
 # Every entry of the buffer is updated alike, so a chunk of each buffer is read once, updated in L1 and written once.
 # grad_scale is what clipping by the global norm multiplies the gradient with: clipping costs no pass of its own.
 
+cdef enum Rule:  # the codes of fastbp.core.plan.RULES
+    SGD, ADAM, RMSPROP, ADAGRAD
+
+cdef struct Update:
+    int rule
+    double lr, momentum, beta1, beta2, alpha, eps, weight_decay, grad_scale
+    bint nesterov, decoupled
+    long step     # Adam's, from 1
+    void *first   # velocity, m, square or total; NULL where SGD keeps no velocity
+    void *second  # v, or RMSprop's velocity
+
+
 cdef void sgd_chunk(real *param, real *velocity, const real *grad, real lr, real momentum, bint nesterov,
                     real weight_decay, real grad_scale, long n) noexcept nogil:
     cdef long i
@@ -52,15 +64,42 @@ cdef void rmsprop_chunk(real *param, real *square, real *velocity, const real *g
         param[i] -= lr * g
 
 
-cdef void adagrad_chunk(real *param, real *total_, const real *grad, real lr, real eps, real weight_decay,
+cdef void adagrad_chunk(real *param, real *total, const real *grad, real lr, real eps, real weight_decay,
                         real grad_scale, long n) noexcept nogil:
     cdef long i
     cdef real g, s
     for i in range(n):
         g = grad[i] * grad_scale + weight_decay * param[i]
-        s = total_[i] + g * g
-        total_[i] = s
+        s = total[i] + g * g
+        total[i] = s
         param[i] -= lr * g / (sqrt_(s) + eps)
+
+
+cdef void update_chunk(const Update *u, real *param, const real *grad, long i, long n) noexcept nogil:
+    """Entries i..i+n of the buffers."""
+    cdef real *first = <real *> u.first + i if u.first != NULL else NULL
+    cdef real *second = <real *> u.second + i if u.second != NULL else NULL
+    if u.rule == SGD:
+        sgd_chunk(param + i, first, grad + i, <real> u.lr, <real> u.momentum, u.nesterov, <real> u.weight_decay,
+                  <real> u.grad_scale, n)
+    elif u.rule == ADAM:
+        adam_chunk(param + i, first, second, grad + i, <real> (u.lr / (1 - pow(u.beta1, u.step))),
+                   <real> (1 - u.beta1), <real> (1 - u.beta2), <real> sqrt(1 - pow(u.beta2, u.step)), <real> u.eps,
+                   <real> (1 - u.lr * u.weight_decay if u.decoupled else 1),
+                   <real> (0 if u.decoupled else u.weight_decay), <real> u.grad_scale, n)
+    elif u.rule == RMSPROP:
+        rmsprop_chunk(param + i, first, second, grad + i, <real> u.lr, <real> (1 - u.alpha), <real> u.eps,
+                      <real> u.momentum, <real> u.weight_decay, <real> u.grad_scale, n)
+    else:
+        adagrad_chunk(param + i, first, grad + i, <real> u.lr, <real> u.eps, <real> u.weight_decay,
+                      <real> u.grad_scale, n)
+
+
+cdef void apply_update(const Update *u, real *param, const real *grad, long n, int threads) noexcept nogil:
+    """One step of the rule over param (n,) and its state vectors, from grad (n,)."""
+    cdef long chunk
+    for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static"):
+        update_chunk(u, param, grad, chunk * CHUNK_ELEMENTS, min(n - chunk * CHUNK_ELEMENTS, <long> CHUNK_ELEMENTS))
 
 
 cdef double squared_norm_chunk(const real *x, long n) noexcept nogil:
@@ -75,6 +114,16 @@ cdef double squared_norm_chunk(const real *x, long n) noexcept nogil:
     for i in range(n - n % 8, n):
         sums[0] += <double> x[i] * <double> x[i]
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
+
+
+cdef double squared_norm_(const real *x, long n, int threads) noexcept nogil:
+    """The sum of squares of x (n,) in float64."""
+    cdef double partial[CHUNKS]
+    cdef long chunk, begin
+    for chunk in prange(CHUNKS, num_threads=team_for(n, threads), schedule="static"):
+        begin = chunk_begin(chunk, n)
+        partial[chunk] = squared_norm_chunk(x + begin, chunk_begin(chunk + 1, n) - begin)
+    return total(partial)
 
 
 cdef bint all_finite_chunk(const real *x, long n) noexcept nogil:
