@@ -79,10 +79,15 @@ class BuildExt(build_ext):
         return True
 
 
-def cythonized(name, source, folder, **options):
-    """One extension; its generated C goes into a folder of its own, because the module's name is written into it."""
+def cythonized(name, source, folder, flags=(), **options):
+    """One extension; its generated C goes into a folder of its own, because the module's name is written into it.
+
+    The flags are set afterwards: cythonize remembers those of a source file and would give them to the next backend.
+    """
     extension = Extension(f"fastbp.core.{name}", [f"fastbp/core/{source}"], **options)
-    return cythonize([extension], build_dir=f"build/cython/{folder}", compiler_directives=DIRECTIVES)[0]
+    (extension,) = cythonize([extension], build_dir=f"build/cython/{folder}", compiler_directives=DIRECTIVES)
+    extension.extra_compile_args, extension.extra_link_args = list(flags), []
+    return extension
 
 
 def extensions():
@@ -94,9 +99,9 @@ def extensions():
             f"_{backend}",
             "kernels.pyx",
             backend,
+            COMMON + flags,
             depends=[*parts, "fastbp/core/microkernel.h"],
             include_dirs=["fastbp/core"],
-            extra_compile_args=COMMON + flags,
         )
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,14 @@ def run(code, **environment):
 def test_a_backend_can_be_forced(name):
     result = run("import fastbp as fb; fb.show_config()", FASTBP_BACKEND=name)
     assert f"backend  {name}" in result.stdout, result.stderr
+
+
+def test_every_backend_is_compiled_for_its_instruction_set(any_backend):
+    """A backend under another one's flags would crash on the CPUs that it is there for."""
+    from fastbp.core import backend
+
+    on_arm = platform.machine() in ("aarch64", "arm64") and any_backend != "numpy"
+    assert backend().target() == ("neon" if on_arm else any_backend)
 
 
 def test_a_backend_that_cannot_run_says_why():

@@ -1,7 +1,9 @@
 """Whole trainings: what is learned, and that the same run gives the same bits however it is driven."""
 
+import contextvars
 import copy
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -343,8 +345,6 @@ def test_threads_may_change_between_forward_and_backward(compiled):
 
 
 def test_one_model_in_two_threads_is_an_error_not_a_race(compiled):
-    import threading
-
     model = fb.Sequential([fb.Dense(300, 300, activation="relu"), fb.Dense(300, 200)], seed=0)
     X = np.random.default_rng(0).standard_normal((1000, 300)).astype("f4")
     expected, wrong, refused = model.predict(X).tobytes(), [], []
@@ -356,7 +356,8 @@ def test_one_model_in_two_threads_is_an_error_not_a_race(compiled):
             except RuntimeError as error:
                 refused.append(str(error))
 
-    threads = [threading.Thread(target=hammer) for _ in range(3)]
+    # a new thread starts on the default backend: give it this test's
+    threads = [threading.Thread(target=contextvars.copy_context().run, args=(hammer,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

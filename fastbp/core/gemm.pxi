@@ -7,6 +7,7 @@
 # What follows a product (bias, activation, its derivative) is applied to a tile while it is still in L1.
 
 cdef extern from "microkernel.h" nogil:
+    const char *TARGET
     const int VECTOR_BYTES
     const int MAX_ROWS
     const int MAX_TILE

@@ -44,6 +44,10 @@ def openmp():
     return HAVE_OPENMP
 
 
+def target():
+    return TARGET.decode()
+
+
 def scratch_bytes(long m, long n, long k, long itemsize, int threads):
     return scratch_per_thread(m, n, k, itemsize) * threads
 

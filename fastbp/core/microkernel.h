@@ -15,23 +15,27 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#define TARGET "avx512"
 #define VECTOR_BYTES 64
 #define MAX_ROWS 14
 #define FMA_float(a, b, c) ((vec_float)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define FMA_double(a, b, c) ((vec_double)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
 #elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
+#define TARGET "avx2"
 #define VECTOR_BYTES 32
 #define MAX_ROWS 6
 #define FMA_float(a, b, c) ((vec_float)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define FMA_double(a, b, c) ((vec_double)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#define TARGET "neon"
 #define VECTOR_BYTES 16
 #define MAX_ROWS 14
 #define FMA_float(a, b, c) ((vec_float)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
 #define FMA_double(a, b, c) ((vec_double)vfmaq_f64((float64x2_t)(c), (float64x2_t)(a), (float64x2_t)(b)))
 #else
+#define TARGET "generic"
 #define VECTOR_BYTES 16
 #define MAX_ROWS 6
 #define FMA_float(a, b, c) ((a) * (b) + (c))

@@ -29,6 +29,11 @@ def openmp() -> bool:
     return False
 
 
+def target() -> str:
+    """The instruction set that the kernels were compiled for, as the compiler understood its flags."""
+    return "numpy"
+
+
 def scratch_bytes(m: int, n: int, k: int, itemsize: int, threads: int) -> int:
     """Bytes of scratch for one product: none here."""
     return 1
