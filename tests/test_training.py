@@ -3,6 +3,7 @@
 import contextvars
 import copy
 import pickle
+import signal
 import threading
 
 import numpy as np
@@ -381,3 +382,35 @@ def test_summary_counts_parameters():
     assert "8,320" in text
     assert "256" in text
     assert f"{8320 + 256 + 1290:,}" in text.splitlines()[-1]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
+def test_an_interrupt_leaves_whole_steps(any_backend):
+    """Ctrl-C in the middle of an epoch: what was trained is the state after some number of whole steps."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((500_000, 20)).astype("f4"), rng.integers(0, 4, 500_000)
+    model = fb.Sequential([fb.Dense(20, 64, activation="relu"), fb.Dropout(0.2), fb.Dense(64, 4)], seed=0)
+    optimizer = fb.Adam(model.parameters())
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(X, y, "cross_entropy", optimizer, epochs=1000, batch_size=50, shuffle=False, verbose=0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    steps = optimizer.steps
+    assert 0 < steps == model._step
+    if any_backend != "numpy":  # NumPy may be stopped between the lines of a step
+        twin = fb.Sequential([fb.Dense(20, 64, activation="relu"), fb.Dropout(0.2), fb.Dense(64, 4)], seed=0)
+        its_optimizer = fb.Adam(twin.parameters())
+        for step in range(steps):
+            rows = slice(step % 10_000 * 50, step % 10_000 * 50 + 50)
+            twin.train_on_batch(X[rows], y[rows], "cross_entropy", its_optimizer)
+        assert bits(twin) == bits(model)
+    model.fit(X[:100], y[:100], "cross_entropy", optimizer, verbose=0)
+    assert optimizer.steps == steps + 4
