@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from fastbp import losses
@@ -229,16 +230,25 @@ class Sequential(Model):
         """The epoch in the compiled engine: the loss summed over the samples, and how many were right."""
         network, self._ready = self._network(), None
         lrs = optimizer.rates(-(-len(order) // batch_size))
+        progress = np.zeros(3)
         try:
             network.train(
-                X, y, order, batch_size, recipe, optimizer.recipe(), lrs, optimizer.clip_norm or 0.0, self._step + 1,
+                progress,
+                X,
+                y,
+                order,
+                batch_size,
+                recipe,
+                optimizer.recipe(),
+                lrs,
+                optimizer.clip_norm or 0.0,
+                self._step + 1,
                 get_num_threads(),
-            )  # fmt: skip
+            )
         finally:  # an interrupt ends the epoch after a whole step
-            total, correct, steps = network.progress
-            self._step += steps
-            optimizer.steps += steps
-        return total, correct
+            self._step += int(progress[2])
+            optimizer.steps += int(progress[2])
+        return float(progress[0]), int(progress[1])
 
     def _steps_in_python(
         self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, order: Array, batch_size: int

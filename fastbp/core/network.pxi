@@ -5,7 +5,6 @@ cdef class Network:
 
     cdef Buffers net
     cdef Batch gathered
-    cdef Progress done
     cdef object owned  # keeps alive what net points to
     cdef object activations, scratch, gathered_arrays, dtype
     cdef long per_sample, widest
@@ -100,17 +99,19 @@ cdef class Network:
             self.gathered.dpred, self.gathered.targets = address(arrays[2]), <char *> address(arrays[3])
             self.gathered_arrays, self.gather_capacity = arrays, batch
 
-    def train(self, X, y, order, batch_size, loss, update, lrs, double clip_norm, uint64_t step, int threads):
+    def train(self, progress, X, y, order, batch_size, loss, update, lrs, double clip_norm, uint64_t step, int threads):
         """One epoch: the four steps for every batch_size rows of order (N,), rows of X (n, I) and y.
 
         loss is ``(name, parameter, weight)``, update ``(rule, state vectors, settings)``, lrs (steps,) float64,
-        clip_norm 0 for none; step numbers the first step, for dropout. ``progress`` tells the rest, after an
-        interrupt too.
+        clip_norm 0 for none; step numbers the first step, for dropout. progress (3,) float64 gets the loss summed
+        over the samples, how many were right, and the steps done, after an interrupt too.
         """
         cdef Criterion criterion
         cdef Update u
         cdef Data data
         cdef double[::1] rates = lrs
+        cdef double[::1] result = progress
+        cdef Progress done
         cdef bint single = self.dtype.itemsize == 4
         cdef long parameters = self.owned[1].size
         name, criterion.parameter, weight = loss
@@ -123,9 +124,9 @@ cdef class Network:
         data.samples, data.batch_size = order.shape[0], batch_size
         data.inputs, data.outputs = X.shape[1], self.net.ops[self.net.count - 1].outputs
         data.target_bytes = y.strides[0]
+        done.loss = done.correct = done.steps = 0
         self.enter()
         try:
-            self.done.loss = self.done.correct = self.done.steps = 0
             self.batch, self.x = min(data.batch_size, data.samples), None
             self.reserve_batch(self.batch)
             self.reserve_scratch(threads)
@@ -133,17 +134,13 @@ cdef class Network:
             with nogil:
                 if single:
                     train_epoch(&self.net, &self.gathered, &data, &criterion, &u, &rates[0], clip_norm, step,
-                                parameters, &self.done, <float *> NULL, threads)
+                                parameters, &done, <float *> NULL, threads)
                 else:
                     train_epoch(&self.net, &self.gathered, &data, &criterion, &u, &rates[0], clip_norm, step,
-                                parameters, &self.done, <double *> NULL, threads)
+                                parameters, &done, <double *> NULL, threads)
         finally:
             self.busy = False
-
-    @property
-    def progress(self):
-        """Of the last ``train``: the loss summed over the samples, how many were right, and the steps done."""
-        return self.done.loss, self.done.correct, self.done.steps
+            result[0], result[1], result[2] = done.loss, done.correct, done.steps
 
 
 cdef fill_update(Update *u, rule, state, settings):

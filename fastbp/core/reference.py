@@ -448,6 +448,7 @@ class Network:
 
     def train(
         self,
+        progress: Array,
         X: Array,
         y: Array,
         order: Array,
@@ -462,10 +463,9 @@ class Network:
         """One epoch: the four steps for every batch_size rows of order (N,), rows of X (n, I) and y.
 
         loss is ``(name, parameter, weight)``, update ``(rule, state vectors, settings)``, lrs (steps,) float64,
-        clip_norm 0 for none; step numbers the first step, for dropout. ``progress`` tells the rest, after an
-        interrupt too.
+        clip_norm 0 for none; step numbers the first step, for dropout. progress (3,) float64 gets the loss summed
+        over the samples, how many were right, and the steps done, after an interrupt too.
         """
-        self.progress = 0.0, 0, 0
         name, parameter, weight = loss
         rule, state, settings = update
         for t, start in enumerate(range(0, len(order), batch_size)):
@@ -495,5 +495,4 @@ class Network:
                 threads=threads,
                 **(settings | moment),
             )
-            total, correct, steps = self.progress
-            self.progress = total + value * len(rows), correct + right, steps + 1
+            progress += value * len(rows), right, 1
