@@ -235,7 +235,7 @@ class Model:
 
     @classmethod
     def _build(cls, config: list[dict[str, Any]], dtype: str, arrays: dict[str, Array]) -> Self:
-        model = cls([LAYERS[settings.pop("type")](**settings) for settings in map(dict, config)], dtype=dtype)
+        model = cls(_layers(config), dtype=dtype)
         own = model._arrays()
         for name in own.keys() | arrays.keys():
             if name not in own or name not in arrays or own[name].shape != arrays[name].shape:
@@ -268,6 +268,11 @@ class Model:
         return _rebuild, (type(self), *state)
 
 
+def _layers(config: list[dict[str, Any]]) -> list[Layer]:
+    """The layers that a model's ``_config`` describes."""
+    return [LAYERS[settings.pop("type")](**settings) for settings in map(dict, config)]
+
+
 def _rebuild(
     cls: type[M],
     config: list[dict[str, Any]],
@@ -278,7 +283,7 @@ def _rebuild(
     step: int,
     rng: np.random.Generator,
 ) -> M:
-    model = cls([LAYERS[settings.pop("type")](**settings) for settings in map(dict, config)], dtype=dtype)
+    model = cls(_layers(config), dtype=dtype)
     model._adopt(parameters)
     model._stats[:], model._ops["key"], model._step, model._rng = stats, keys, step, rng
     return model

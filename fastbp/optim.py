@@ -46,6 +46,7 @@ class Optimizer:
 
     #: Names of the state vectors, each as long as the parameters.
     slots: ClassVar[tuple[str, ...]] = ()
+    momentum = 0.0
 
     def __init__(
         self,
@@ -123,8 +124,8 @@ class Optimizer:
             self._slot(name)[:] = array
 
     def _used(self) -> set[str]:
-        """The state vectors that these settings need."""
-        return set(self.slots)
+        """The state vectors that these settings need: a velocity only with momentum."""
+        return {name for name in self.slots if name != "velocity" or self.momentum}
 
     def _eps(self, eps: float) -> float:
         """``eps`` if it is above zero in the parameters' dtype: it is what keeps 0 / 0 away."""
@@ -162,9 +163,6 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: expected a momentum above 0 with it, got momentum=0")
-
-    def _used(self) -> set[str]:
-        return {name for name in self.slots if name != "velocity" or self.momentum}
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
         state = (self._slot("velocity") if self.momentum else None,)
@@ -263,9 +261,6 @@ class RMSprop(Optimizer):
         self.alpha = real_number("alpha", alpha, 0, 1)
         self.eps = self._eps(eps)
         self.momentum = real_number("momentum", momentum, 0, 1)
-
-    def _used(self) -> set[str]:
-        return {name for name in self.slots if name != "velocity" or self.momentum}
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
         state = (self._slot("square"), self._slot("velocity") if self.momentum else None)

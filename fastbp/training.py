@@ -75,8 +75,8 @@ class Sequential(Model):
         if optimizer.params is not self.parameters():
             raise ValueError("optimizer: it was made for the parameters of another model")
 
-    def _train_step(self, xb: Array, yb: Array, criterion: Loss, optimizer: Optimizer) -> tuple[float, Array]:
-        """Forward, loss, backpropagation, gradient descent."""
+    def _train_step(self, xb: Array, yb: Array, criterion: Loss, optimizer: Optimizer) -> float:
+        """Forward, loss, backpropagation, gradient descent; the loss before the update."""
         before = self._stats.copy(), self._step
         pred = self._forward(xb, True)
         try:
@@ -86,7 +86,7 @@ class Sequential(Model):
             raise
         self._backward(dpred)
         optimizer.step()
-        return loss, pred
+        return loss
 
     def train_on_batch(self, xb: ArrayLike, yb: ArrayLike, loss: LossLike, optimizer: Optimizer) -> float:
         """The four steps on one batch.
@@ -109,7 +109,7 @@ class Sequential(Model):
         criterion = losses.resolve(loss)
         self._check_optimizer(optimizer)
         x, y = self._check_batch(xb, yb, criterion, ("xb", "yb"))
-        return self._train_step(x, y, criterion, optimizer)[0]
+        return self._train_step(x, y, criterion, optimizer)
 
     def evaluate(self, X: ArrayLike, y: ArrayLike, loss: LossLike) -> dict[str, float]:
         """The loss, and for classification the accuracy, of the predictions for X (N, I)."""
@@ -257,7 +257,7 @@ class Sequential(Model):
         total = 0.0
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
-            total += self._train_step(X[rows], y[rows], criterion, optimizer)[0] * len(rows)
+            total += self._train_step(X[rows], y[rows], criterion, optimizer) * len(rows)
         return total
 
     def snapshot(self) -> tuple[Array, Array]:

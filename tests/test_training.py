@@ -414,3 +414,18 @@ def test_an_interrupt_leaves_whole_steps(any_backend):
         assert bits(twin) == bits(model)
     model.fit(X[:100], y[:100], "cross_entropy", optimizer, verbose=0)
     assert optimizer.steps == steps + 4
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_one_sample_with_an_arbitrary_stride(any_backend, loss):
+    """NumPy calls an axis of one row contiguous whatever its stride: it must not be taken for the size of the row."""
+    strided = np.ones((1_000_000, 3), "f4") if loss == "mse" else np.ones(1_000_000, int)
+    strided = strided[::500_000][:1]
+    assert strided.flags.c_contiguous
+    assert strided.strides[0] > strided.nbytes
+    models = []
+    for y in (strided, strided.copy()):
+        models.append(fb.Sequential([fb.Dense(2, 3)], seed=0))
+        optimizer = fb.SGD(models[-1].parameters(), lr=0.1)
+        models[-1].fit(np.ones((1, 2), "f4"), y, loss, optimizer, epochs=3, verbose=0)
+    assert bits(models[0]) == bits(models[1])

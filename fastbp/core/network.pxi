@@ -123,7 +123,7 @@ cdef class Network:
         data.order = <int64_t *> address(order)
         data.samples, data.batch_size = order.shape[0], batch_size
         data.inputs, data.outputs = X.shape[1], self.net.ops[self.net.count - 1].outputs
-        data.target_bytes = y.strides[0]
+        data.target_bytes = y.nbytes // y.shape[0]  # not the stride, which is arbitrary where there is one row
         done.loss = done.correct = done.steps = 0
         self.enter()
         try:
