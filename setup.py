@@ -92,7 +92,7 @@ def cythonized(name, source, folder, flags=(), **options):
 
 def extensions():
     """_cpu without any instruction-set flag, then kernels.pyx under the name of each backend."""
-    parts = [str(path) for path in sorted(Path("fastbp/core").glob("*.pxi"))]
+    parts = [str(path) for path in sorted(Path("fastbp/core").glob("*.[ph]*")) if path.suffix in (".pxi", ".h")]
     yield cythonized("_cpu", "_cpu.pyx", "cpu")
     for backend, flags in BACKENDS.get(MACHINE, {"generic": []}).items():
         yield cythonized(
@@ -100,7 +100,7 @@ def extensions():
             "kernels.pyx",
             backend,
             COMMON + flags,
-            depends=[*parts, "fastbp/core/microkernel.h"],
+            depends=parts,
             include_dirs=["fastbp/core"],
         )
 

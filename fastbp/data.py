@@ -135,9 +135,16 @@ def generator(seed: Seed) -> np.random.Generator:
         raise type(error)(f"seed: expected a non-negative integer, a Generator or None, got {seed!r}") from error
 
 
-def epoch_order(samples: int, shuffle: bool, rng: np.random.Generator) -> Array:
-    """The row numbers of one epoch in the order of training, int64."""
-    return rng.permutation(samples) if shuffle else np.arange(samples)
+def epoch_key(shuffle: bool, rng: np.random.Generator) -> int | None:
+    """The key of the next epoch's order, for the backend's ``order``."""
+    return int(rng.integers(2**64, dtype=np.uint64)) if shuffle else None
+
+
+def epoch_rows(first: int, count: int, samples: int, key: int | None) -> Array:
+    """The row numbers at positions first..first+count of an epoch's order, (count,) int64."""
+    rows = np.empty(min(count, samples - first), np.int64)
+    backend().order(rows, first, samples, key)
+    return rows
 
 
 def batches(
@@ -172,6 +179,6 @@ def batches(
     if X.ndim == 0 or X.shape[0] == 0:
         raise ValueError(f"X: expected at least one sample, got shape {X.shape}")
     same_length("y", y, X.shape[0])
-    order = epoch_order(X.shape[0], shuffle, generator(seed))
-    dealt = (order[first : first + batch_size] for first in range(0, X.shape[0], batch_size))
+    key, samples = epoch_key(shuffle, generator(seed)), X.shape[0]
+    dealt = (epoch_rows(first, batch_size, samples, key) for first in range(0, samples, batch_size))
     return ((X[rows], y[rows]) for rows in dealt)

@@ -68,7 +68,7 @@ class Model:
         """The plan: one op per layer, but an activation after a plain dense layer becomes part of it."""
         ops: list[Any] = []
         keys = self._rng.integers(0, 2**63, size=len(self.layers), dtype=np.uint64)
-        per_sample = stats = 0
+        stats = 0
         for i, layer in enumerate(self.layers):
             if layer.kind == plan.ACTIVATION and ops and ops[-1]["kind"] == plan.DENSE and not ops[-1]["activation"]:
                 ops[-1]["activation"] = layer.fields()["activation"]
@@ -88,13 +88,6 @@ class Model:
             if layer.kind == plan.DENSE and ops and ops[-1]["kind"] in (plan.DENSE, plan.ACTIVATION):
                 op["prior"] = ops[-1]["activation"]
             ops.append(op)
-        for op in ops:
-            op["y"], per_sample = per_sample, per_sample + op["outputs"]
-            op["z"] = op["row"] = -1
-            if op["kind"] == plan.DENSE and int(op["activation"]) in plan.NEEDS_INPUT:
-                op["z"], per_sample = per_sample, per_sample + op["outputs"]
-            if op["kind"] == plan.LAYERNORM:
-                op["row"], per_sample = per_sample, per_sample + 2
         return np.array(ops, dtype=plan.OP)
 
     def _network(self) -> Any:

@@ -22,9 +22,9 @@ def _team(threads: int | None) -> int:
     return get_num_threads() if threads is None else positive_int("threads", threads)
 
 
-def _scratch(itemsize: int, threads: int, *products: tuple[int, int, int]) -> Array:
-    """Scratch space that is enough for each of these (m, n, k) products."""
-    size = max(backend().scratch_bytes(*product, itemsize, threads) for product in products)
+def _scratch(dtype: np.dtype[Any], m: int, n: int, k: int) -> Array:
+    """Scratch space for an (m, k) x (k, n) product, or the backward pass of a layer that does it."""
+    size = backend().scratch_bytes(m, n, k, dtype)
     if getattr(_local, "scratch", np.empty(0)).nbytes < size:
         _local.scratch = plan.aligned(size, np.int8)
     scratch: Array = _local.scratch
@@ -72,8 +72,7 @@ def matmul(c: Array, a: Array, b: Array, threads: int | None = None) -> None:
     _expect("b", b, (k, n), a.dtype, contiguous=False)
     _expect("c", c, (m, n), a.dtype)
     _apart("c", c, a, b)
-    threads = _team(threads)
-    backend().matmul(c, a, b, _scratch(a.itemsize, threads, (m, n, k)), threads)
+    backend().matmul(c, a, b, _scratch(a.dtype, m, n, k), _team(threads))
 
 
 def dense_forward(
@@ -95,9 +94,7 @@ def dense_forward(
     if bias is not None:
         _expect("bias", bias, (outputs,), x.dtype)
     kind = plan.ACTIVATIONS[choice("activation", activation, plan.ACTIVATIONS)]
-    threads = _team(threads)
-    scratch = _scratch(x.itemsize, threads, (batch, outputs, inputs))
-    backend().dense_forward(y, z, x, weight, bias, kind, scratch, threads)
+    backend().dense_forward(y, z, x, weight, bias, kind, _scratch(x.dtype, batch, outputs, inputs), _team(threads))
 
 
 def dense_backward(
@@ -129,9 +126,8 @@ def dense_backward(
     kind = plan.ACTIVATIONS[choice("prior", prior, plan.ACTIVATIONS)]
     if kind in plan.NEEDS_INPUT and x_z is None:
         raise ValueError(f"x_z: expected the argument of {prior}, got None")
-    threads = _team(threads)
-    scratch = _scratch(x.itemsize, threads, (batch, inputs, outputs), (inputs, outputs, batch))
-    backend().dense_backward(dweight, dbias, dx, dz, x, x_z, weight, kind, scratch, threads)
+    scratch = _scratch(x.dtype, batch, outputs, inputs)
+    backend().dense_backward(dweight, dbias, dx, dz, x, x_z, weight, kind, scratch, _team(threads))
 
 
 def activation_forward(y: Array, z: Array, name: str, threads: int | None = None) -> None:
@@ -287,7 +283,8 @@ def sgd_update(
 ) -> None:
     """One step of gradient descent over flat vectors (n,), in place; see ``fb.SGD``."""
     _flat(param, velocity=velocity, grad=grad)
-    backend().sgd_update(param, velocity, grad, lr, momentum, nesterov, weight_decay, grad_scale, _team(threads))
+    settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+    backend().update(param, grad, ("sgd", (velocity,), settings), lr, grad_scale, _team(threads))
 
 
 def adam_update(
@@ -308,10 +305,10 @@ def adam_update(
     """Step number ``step``, from 1, of Adam, or AdamW if ``decoupled``, over flat vectors (n,); see ``fb.Adam``."""
     _flat(param, m=m, v=v, grad=grad)
     positive_int("step", step)
-    backend().adam_update(
-        param, m, v, grad, lr, beta1, beta2, eps, weight_decay, decoupled, step, grad_scale,
-        _team(threads),
-    )  # fmt: skip
+    settings = {
+        "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled, "step": step
+    }  # fmt: skip
+    backend().update(param, grad, ("adam", (m, v), settings), lr, grad_scale, _team(threads))
 
 
 def rmsprop_update(
@@ -329,10 +326,8 @@ def rmsprop_update(
 ) -> None:
     """One step of RMSprop over flat vectors (n,); see ``fb.RMSprop``."""
     _flat(param, square=square, velocity=velocity, grad=grad)
-    backend().rmsprop_update(
-        param, square, velocity, grad, lr, alpha, eps, momentum, weight_decay, grad_scale,
-        _team(threads),
-    )  # fmt: skip
+    settings = {"alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
+    backend().update(param, grad, ("rmsprop", (square, velocity), settings), lr, grad_scale, _team(threads))
 
 
 def adagrad_update(
@@ -347,7 +342,8 @@ def adagrad_update(
 ) -> None:
     """One step of Adagrad over flat vectors (n,); see ``fb.Adagrad``."""
     _flat(param, total=total, grad=grad)
-    backend().adagrad_update(param, total, grad, lr, eps, weight_decay, grad_scale, _team(threads))
+    settings = {"eps": eps, "weight_decay": weight_decay}
+    backend().update(param, grad, ("adagrad", (total,), settings), lr, grad_scale, _team(threads))
 
 
 def _flat(param: Array, **others: Array | None) -> None:

@@ -78,19 +78,17 @@ class Optimizer:
     def step(self) -> None:
         """Update the parameters from their gradients."""
         threads, lr = get_num_threads(), self.lr
-        rule, state, settings = self.recipe()
         scale = 1.0
         if self.clip_norm is not None:
             norm = math.sqrt(backend().squared_norm(self.params.grads, threads))
             scale = min(1.0, self.clip_norm / (norm + 1e-6))
-        update = getattr(backend(), f"{rule}_update")
-        update(self.params.values, *state, self.params.grads, lr=lr, grad_scale=scale, threads=threads, **settings)
+        backend().update(self.params.values, self.params.grads, self.recipe(), lr, scale, threads)
         self.steps += 1
 
     def rates(self, steps: int) -> Array:
-        """The learning rates of the next steps."""
+        """The learning rates of the next steps; one stands for all."""
         if isinstance(self.schedule, schedules.Constant):
-            return np.full(steps, self.schedule.lr)
+            return np.array([self.lr])
         return np.array([real_number("lr", self.schedule(self.steps + t), 0) for t in range(steps)])
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:

@@ -16,12 +16,14 @@ from numpy.typing import ArrayLike
 from fastbp import losses
 from fastbp.callbacks import Callback
 from fastbp.core import get_num_threads
-from fastbp.data import Array, Seed, epoch_order, features, generator, positive_int
+from fastbp.data import Array, Seed, epoch_key, epoch_rows, features, generator, positive_int
 from fastbp.losses import Loss, LossFunction
 from fastbp.model import Model
 from fastbp.optim import Optimizer
 
 LossLike = str | Loss | LossFunction
+
+_STEPS = 4096  # that the engine takes at a time: an epoch's learning rates need not all be in memory
 
 
 class History:
@@ -193,7 +195,7 @@ class Sequential(Model):
             callback.model, callback.optimizer, callback.figures = self, optimizer, figures
             callback.on_train_begin()
         for epoch in range(epochs):
-            logs = self._train_epoch(X, y, criterion, optimizer, epoch_order(len(X), shuffle, rng), batch_size)
+            logs = self._train_epoch(X, y, criterion, optimizer, epoch_key(shuffle, rng), batch_size)
             if validation is not None:
                 logs |= {f"val_{name}": value for name, value in self._evaluate(*validation, criterion).items()}
             logs["lr"] = optimizer.lr
@@ -209,15 +211,15 @@ class Sequential(Model):
         return history
 
     def _train_epoch(
-        self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, order: Array, batch_size: int
+        self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int
     ) -> dict[str, float]:
-        """One pass over the data, batch after batch of the row numbers in order; the epoch's figures."""
+        """One pass over the data in the order of key, batch after batch; the epoch's figures."""
         start = time.perf_counter()
         recipe = criterion.recipe(self.outputs, self.dtype)
         if recipe is None:
-            total, correct = self._steps_in_python(X, y, criterion, optimizer, order, batch_size), 0
+            total, correct = self._steps_in_python(X, y, criterion, optimizer, key, batch_size), 0
         else:
-            total, correct = self._steps_in_core(X, y, recipe, optimizer, order, batch_size)
+            total, correct = self._steps_in_core(X, y, recipe, optimizer, key, batch_size)
         logs = {"loss": total / len(X)}
         if criterion.classifies:
             logs["accuracy"] = correct / len(X)
@@ -225,38 +227,43 @@ class Sequential(Model):
         return logs
 
     def _steps_in_core(
-        self, X: Array, y: Array, recipe: Any, optimizer: Optimizer, order: Array, batch_size: int
+        self, X: Array, y: Array, recipe: Any, optimizer: Optimizer, key: int | None, batch_size: int
     ) -> tuple[float, int]:
         """The epoch in the compiled engine: the loss summed over the samples, and how many were right."""
         network, self._ready = self._network(), None
-        lrs = optimizer.rates(-(-len(order) // batch_size))
-        progress = np.zeros(3)
-        try:
-            network.train(
-                progress,
-                X,
-                y,
-                order,
-                batch_size,
-                recipe,
-                optimizer.recipe(),
-                lrs,
-                optimizer.clip_norm or 0.0,
-                self._step + 1,
-                get_num_threads(),
-            )
-        finally:  # an interrupt ends the epoch after a whole step
-            self._step += int(progress[2])
-            optimizer.steps += int(progress[2])
-        return float(progress[0]), int(progress[1])
+        total, correct = 0.0, 0
+        for first in range(0, len(X), batch_size * _STEPS):
+            steps = min(_STEPS, -(-(len(X) - first) // batch_size))
+            lrs, progress = optimizer.rates(steps), np.zeros(3)
+            try:
+                network.train(
+                    progress,
+                    X,
+                    y,
+                    key,
+                    first,
+                    steps,
+                    batch_size,
+                    recipe,
+                    optimizer.recipe(),
+                    lrs,
+                    optimizer.clip_norm or 0.0,
+                    self._step + 1,
+                    get_num_threads(),
+                )
+            finally:  # an interrupt ends the epoch after a whole step
+                self._step += int(progress[2])
+                optimizer.steps += int(progress[2])
+            total, correct = total + float(progress[0]), correct + int(progress[1])
+        return total, correct
 
     def _steps_in_python(
-        self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, order: Array, batch_size: int
+        self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int
     ) -> float:
         """The epoch for a loss that is a Python callable: the loss summed over the samples."""
         total = 0.0
-        for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
+        for first in range(0, len(X), batch_size):
+            rows = epoch_rows(first, batch_size, len(X), key)
             total += self._train_step(X[rows], y[rows], criterion, optimizer) * len(rows)
         return total
 

@@ -1,7 +1,8 @@
-# The epoch: gather, forward, loss, backward, update, batch after batch, without the GIL and without a Python object.
+# The epoch: gather, forward, loss, backward, update, batch after batch, by one team, without the GIL or a Python object.
 #
-# It calls the very functions that the explicit loop reaches through the doors of kernels.pyx, in the same order with
-# the same arguments; that is why both give the same bits.
+# It runs the very functions that the explicit loop reaches through the doors of kernels.pyx, on the same numbers; that
+# is why both give the same bits. What it saves is traffic: a block of gradients is applied while it is in L1, and the
+# panels of the weights are rewritten then, so that no weight is packed again and no gradient travels through memory.
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -10,31 +11,42 @@ cdef extern from "<time.h>" nogil:
     const int TIME_UTC
     int timespec_get(timespec *now, int base)
 
+cdef extern from "Python.h":
+    int check_signals "PyErr_CheckSignals" () noexcept  # leaves its exception for the caller of the epoch
+
 cdef double SECONDS_BETWEEN_SIGNAL_CHECKS = 0.05
+cdef double OPERATIONS_BETWEEN_CLOCK_READINGS = 1e8  # a few milliseconds
 
-cdef enum:
-    CROSS_ENTROPY = -1  # beside the codes of ElementwiseLoss
-
-cdef struct Criterion:
-    int kind
-    double parameter
-    const void *weight  # (classes,) or NULL
-
-cdef struct Data:
-    const void *features      # (samples, inputs)
-    const char *targets       # (samples,) labels or (samples, outputs)
-    const int64_t *order      # the epoch's rows, batch after batch
-    long samples, batch_size, inputs, outputs, target_bytes
-
-cdef struct Batch:
-    void *features
-    char *targets
+cdef struct Epoch:
+    Net net
+    # the data
+    const void *features   # (samples, inputs)
+    const char *targets    # (samples,) labels or (samples, outputs)
+    long target_bytes      # of one sample
+    Shuffle order
+    long first, steps, batch_size  # position in the order of the first sample, and how far to go from there
+    # the batch, row by row
+    int64_t *rows
+    char *batch_targets
     void *pred
     void *dpred
-
-cdef struct Progress:
-    double loss               # summed over samples
-    long correct, steps
+    # what to do with it
+    const Criterion *criterion
+    Update *update
+    const double *lrs
+    bint lr_is_constant
+    double clip_norm       # 0 for none
+    void *values
+    void *grads
+    long parameters        # entries of both
+    void *blocks           # a block of gradients for every thread
+    # what the threads tell each other
+    double losses[CHUNKS]
+    double norms[CHUNKS]
+    long correct[CHUNKS]
+    # what the caller is told
+    double loss            # summed over samples
+    long right, done
 
 
 cdef inline double now() noexcept nogil:
@@ -43,76 +55,172 @@ cdef inline double now() noexcept nogil:
     return t.tv_sec + 1e-9 * t.tv_nsec
 
 
-cdef void gather(Batch *batch, const Data *data, long first, long count, const real *_, int threads) noexcept nogil:
-    """Copy the features and targets of the rows that order names from `first` on."""
-    cdef long i, row
-    cdef long width = data.inputs * <long> sizeof(real)
-    for i in prange(count, num_threads=team_for(count * data.inputs, threads), schedule="static"):
-        row = data.order[first + i]
-        memcpy(<char *> batch.features + i * width, <const char *> data.features + row * width, width)
-        memcpy(batch.targets + i * data.target_bytes, data.targets + row * data.target_bytes, data.target_bytes)
+cdef void gather_rows(Epoch *e, Net *net, long first, long begin, long end, const real *_) noexcept nogil:
+    """Rows begin..end of the batch that starts at position `first` of the order: features into panels, and targets."""
+    cdef long i, inputs = net.layers[0].op.inputs
+    cdef Layout rows = in_rows(inputs, _)
+    cdef const real *features = <const real *> e.features
+    shuffled(&e.order, e.rows + begin, first + begin, end - begin)
+    for i in range(begin, end):
+        copy_row(<real *> net.x + i * net.layout.row, net.layout, features + e.rows[i] * inputs, rows, inputs)
+    if e.target_bytes == 8:
+        for i in range(begin, end):
+            (<int64_t *> e.batch_targets)[i] = (<const int64_t *> e.targets)[e.rows[i]]
+    else:
+        for i in range(begin, end):
+            memcpy(e.batch_targets + i * e.target_bytes, e.targets + e.rows[i] * e.target_bytes, e.target_bytes)
 
 
-cdef long count_correct(const real *pred, const char *targets, int kind, long count, long outputs) noexcept nogil:
-    """Rows whose largest logit is the label's, or whose every output is on its target's side; 0 for a regression."""
-    cdef const int64_t *labels = <const int64_t *> targets
-    cdef const real *target = <const real *> targets
-    cdef long i, j, best, correct = 0
-    cdef bint right
-    if kind == CROSS_ENTROPY:
-        for i in range(count):
-            best = 0
-            for j in range(1, outputs):
-                if pred[i * outputs + j] > pred[i * outputs + best]:
-                    best = j
-            correct += best == labels[i]
-    elif kind == BINARY_CROSS_ENTROPY:
-        for i in range(count):
-            right = True
-            for j in range(i * outputs, (i + 1) * outputs):
-                right = right and (pred[j] > 0) == (target[j] > <real> 0.5)
-            correct += right
-    return correct
+cdef void loss_of_rows(Epoch *e, Net *net, Share *me, long begin, long end, const real *_) noexcept nogil:
+    """The loss of a thread's rows; its gradient becomes the last layer's dy."""
+    cdef Layer *last = &net.layers[net.count - 1]
+    cdef long outputs = last.op.outputs
+    cdef Layout rows = in_rows(outputs, _)
+    cdef double scale
+    if e.criterion.weight != NULL:
+        meet(me)  # the total weight is that of all threads' labels
+    scale = loss_scale(e.criterion, e.batch_targets, net.batch, outputs, _)
+    copy_rows(<real *> e.pred, rows, <const real *> last.y, net.layout, begin, end, outputs)
+    loss_share(e.losses, e.criterion, <real *> e.dpred, <const real *> e.pred, e.batch_targets, scale, net.batch,
+               outputs, me)
+    e.correct[me.number] = count_correct(<const real *> e.pred, e.batch_targets, e.criterion.kind, begin, end,
+                                                  outputs)
+    copy_rows(<real *> last.dy, net.layout, <const real *> e.dpred, rows, begin, end, outputs)
 
 
-cdef double loss_of(const Criterion *criterion, Batch *batch, long count, long outputs, const real *_,
-                    int threads) noexcept nogil:
-    """The batch's loss; its gradient goes into batch.dpred."""
-    if criterion.kind == CROSS_ENTROPY:
-        return cross_entropy_(<real *> batch.dpred, <const real *> batch.pred, <const int64_t *> batch.targets,
-                              <const real *> criterion.weight, criterion.parameter, count, outputs, threads)
-    return elementwise_loss_(<real *> batch.dpred, <const real *> batch.pred, <const real *> batch.targets,
-                             criterion.kind, criterion.parameter, count * outputs, threads)
+cdef void update_block(Epoch *e, Net *net, int i, Block b, const real *gradient, long gradient_row,
+                       double grad_scale) noexcept nogil:
+    """Apply the block's gradients and rewrite its panels; dbias belongs to the blocks of the first rows."""
+    cdef Layer *layer = &net.layers[i]
+    cdef long outputs = layer.op.outputs, width = b.j1 - b.j0, row
+    cdef real *weight = <real *> layer.weight + b.i0 * outputs + b.j0
+    cdef long offset = weight - <real *> e.values
+    if width == outputs and gradient_row == outputs:
+        update_run(e.update, offset, weight, gradient, grad_scale, (b.i1 - b.i0) * outputs)
+    else:
+        for row in range(b.i1 - b.i0):
+            update_run(e.update, offset + row * outputs, weight + row * outputs, gradient + row * gradient_row,
+                       grad_scale, width)
+    if b.i0 == 0 and layer.bias != NULL:
+        update_run(e.update, layer.op.bias + b.j0, <real *> layer.bias + b.j0, <real *> layer.dbias + b.j0, grad_scale,
+                   width)
+    pack_block(layer, b, True, True, gradient)
 
 
-cdef int train_epoch(Buffers *net, Batch *batch, const Data *data, const Criterion *criterion, Update *update,
-                     const double *lrs, double clip_norm, uint64_t step, long parameters, Progress *progress,
-                     const real *like, int threads) except -1 nogil:
-    """All batches of data.order; progress says how far it came when a signal stops it between two steps."""
-    cdef long first, count
-    cdef double checked = now(), loss
-    while progress.steps * data.batch_size < data.samples:
-        first = progress.steps * data.batch_size
-        count = min(data.batch_size, data.samples - first)
-        gather(batch, data, first, count, like, threads)
-        forward_pass(net, <real *> batch.pred, <const real *> batch.features, count, step + progress.steps, True,
-                     threads)
-        loss = loss_of(criterion, batch, count, data.outputs, like, threads)
-        backward_pass(net, <real *> NULL, <const real *> batch.dpred, <const real *> batch.features, count,
-                      step + progress.steps, threads)
-        update.lr = lrs[progress.steps]
-        update.grad_scale = 1
-        if clip_norm > 0:
-            update.grad_scale = min(1.0, clip_norm / (
-                sqrt(squared_norm_(<const real *> net.grads, parameters, threads)) + 1e-6))
-        apply_update(update, <real *> net.values, <const real *> net.grads, parameters, threads)
-        update.step += 1
-        progress.steps += 1
-        progress.loss += loss * count
-        progress.correct += count_correct(<const real *> batch.pred, batch.targets, criterion.kind, count,
-                                          data.outputs)
-        if now() - checked > SECONDS_BETWEEN_SIGNAL_CHECKS:
-            with gil:
-                PyErr_CheckSignals()
-            checked = now()
-    return 0
+cdef void update_vectors(Epoch *e, Net *net, int i, Share *me, double grad_scale, const real *like) noexcept nogil:
+    """A thread's panels of the two vectors of batch norm or layer norm."""
+    cdef Layer *layer = &net.layers[i]
+    cdef long n = layer.op.inputs, panels = ceil_div(n, panel_width(like))
+    cdef long begin = share_of(panels, me.number, me.team) * panel_width(like)
+    cdef long end = min(n, share_of(panels, me.number + 1, me.team) * panel_width(like))
+    if begin < end:
+        update_run(e.update, layer.op.weight + begin, <real *> layer.weight + begin, <real *> layer.dweight + begin,
+                   grad_scale, end - begin)
+        update_run(e.update, layer.op.bias + begin, <real *> layer.bias + begin, <real *> layer.dbias + begin,
+                   grad_scale, end - begin)
+
+
+cdef void weights_share(Epoch *e, Net *net, Share *me, bint gradients, bint updates, bint in_memory, double grad_scale,
+                        const real *_) noexcept nogil:
+    """A thread's blocks of every layer: their gradients, their update, or one after the other while they are in L1.
+
+    Gradients that must be in memory go to the flat buffer at once. e is only looked at where there are updates.
+    """
+    cdef int i
+    cdef long index, row
+    cdef Layer *layer
+    cdef Block b
+    cdef real *gradient
+    for i in range(net.count):
+        layer = &net.layers[i]
+        if layer.op.kind == DENSE:
+            for index in range(share_of(blocks_of(&layer.op, _), me.number, me.team),
+                               share_of(blocks_of(&layer.op, _), me.number + 1, me.team)):
+                b = block_at(&layer.op, index, _)
+                if in_memory:
+                    gradient = <real *> layer.dweight + b.i0 * layer.op.outputs + b.j0
+                    row = layer.op.outputs
+                else:  # the thread's own block, in L1
+                    gradient = <real *> e.blocks + me.number * block_size(_)
+                    row = b.j1 - b.j0
+                if gradients:
+                    block_gradient(net, i, b, gradient, row)
+                if updates:
+                    update_block(e, net, i, b, gradient, row, grad_scale)
+        elif layer.op.kind == BATCHNORM or layer.op.kind == LAYERNORM:
+            if gradients and layer.op.kind == LAYERNORM:
+                layernorm_gradients(net, i, me, _)
+            if updates:
+                update_vectors(e, net, i, me, grad_scale, _)
+        lap(net, me, i, IN_DWEIGHT)
+
+
+cdef void descend(Epoch *e, Net *net, Share *me, bint last, const real *_) noexcept nogil:
+    """Gradients and update. The last step's gradients stay in memory, and clipping needs all of them first."""
+    cdef double scale = 1
+    if e.clip_norm > 0:
+        weights_share(e, net, me, True, False, True, 1, _)
+        meet(me)
+        squared_norm_share(e.norms, <const real *> e.grads, e.parameters, me)
+        meet(me)
+        scale = min(1.0, e.clip_norm / (sqrt(total(e.norms, CHUNKS)) + 1e-6))
+        weights_share(e, net, me, False, True, True, scale, _)
+    else:
+        weights_share(e, net, me, True, True, last, 1, _)
+    track_statistics(net, me, _)
+
+
+cdef inline bint interrupted() noexcept nogil:
+    """Whether a signal handler raised; the exception is set then."""
+    with gil:
+        return check_signals() != 0
+
+
+cdef void poll(Net *net, Share *me, double operations) noexcept nogil:
+    """Look at the signals now and then: thread 0, which is the caller's, raises the flag that all others obey."""
+    cdef double time
+    if me.number != 0 or net.stop == NULL:
+        return
+    net.unpolled += operations
+    if net.unpolled >= OPERATIONS_BETWEEN_CLOCK_READINGS:
+        net.unpolled = 0
+        time = now()
+        if time - net.polled > SECONDS_BETWEEN_SIGNAL_CHECKS:
+            net.polled = time
+            if interrupted():
+                raise_flag(net.stop)
+
+
+cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
+    """One thread's part of e.steps steps."""
+    cdef Net net = e.net  # a copy: its batch is this thread's step, while others may still be at the one before
+    cdef long s, first, begin, end, i
+    pack_weights(&net, me, True, True, _)
+    lap(&net, me, 0, IN_WAITING)
+    for s in range(e.steps):
+        first = e.first + s * e.batch_size
+        net.batch, net.step = min(e.batch_size, e.order.samples - first), e.net.step + s
+        net.layout = in_panels(net.batch, _)
+        begin, end = first_row(net.batch, me.number, me.team), first_row(net.batch, me.number + 1, me.team)
+        gather_rows(e, &net, first, begin, end, _)
+        lap(&net, me, 0, IN_GATHER)
+        forward_rows(&net, me, begin, end, _)
+        loss_of_rows(e, &net, me, begin, end, _)
+        lap(&net, me, 0, IN_LOSS)
+        backward_rows(&net, me, begin, end, _)
+        if me.number == 0:
+            begin_update(e.update, e.lrs[0 if e.lr_is_constant else s])
+        meet(me)
+        lap(&net, me, 0, IN_WAITING)
+        if is_raised(net.stop):  # by thread 0, before the meeting; nothing has changed in this step
+            return
+        descend(e, &net, me, s + 1 == e.steps, _)
+        if me.number == 0:
+            e.loss += total(e.losses, ceil_div(net.batch, chunk_rows(net.batch))) * net.batch
+            for i in range(me.team):
+                e.right += e.correct[i]
+            e.update.step += 1
+            e.done += 1
+            poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)
+        meet(me)
+        lap(&net, me, 0, IN_WAITING)

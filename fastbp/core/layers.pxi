@@ -1,53 +1,10 @@
-# The layers: dense (three products with their epilogues), activation, dropout, batch norm and layer norm.
+# The layers that are not products: dropout, batch norm and layer norm, over matrices in any layout.
 #
-# Rows are shared among threads where rows are independent, blocks of columns where a column is reduced over the batch;
-# column sums are float64 and run down the batch in order.
+# Rows are shared among threads where rows are independent, panels where a column is reduced over the batch; column sums
+# are float64 and run down the batch in order.
 
 cdef enum:
-    COLUMN_BLOCK = 64
-
-
-cdef void dense_forward_(real *y, real *z, const real *x, const real *weight, const real *bias, int activation,
-                         long batch, long inputs, long outputs, char *scratch, int threads) noexcept nogil:
-    """y (B, O) = activation(x (B, I) @ weight (I, O) + bias (O,)); z (B, O) keeps the argument unless NULL."""
-    cdef Epilogue epilogue
-    epilogue.after = BIAS_ACTIVATION if bias != NULL or z != NULL or activation != LINEAR else NOTHING
-    epilogue.activation = activation
-    epilogue.bias, epilogue.y, epilogue.z = <void *> bias, NULL, <void *> z
-    gemm(y, outputs, x, inputs, 1, weight, outputs, 1, batch, outputs, inputs, &epilogue, <real *> NULL, scratch,
-         threads)
-
-
-cdef void dense_backward_(real *dweight, real *dbias, real *dx, const real *dz, const real *x, const real *x_z,
-                          const real *weight, int prior, long batch, long inputs, long outputs, char *scratch,
-                          int threads) noexcept nogil:
-    """dweight (I, O) = x^T dz, dbias (O,) = sums of dz (B, O), dx (B, I) = dz weight^T * prior'(x_z) unless NULL."""
-    cdef Epilogue epilogue
-    epilogue.after = NOTHING
-    gemm(dweight, outputs, x, 1, inputs, dz, outputs, 1, inputs, outputs, batch, &epilogue, dbias, scratch, threads)
-    if dx != NULL:
-        epilogue.after = DERIVATIVE if prior != LINEAR else NOTHING
-        epilogue.activation = prior
-        epilogue.bias, epilogue.y, epilogue.z = NULL, <void *> x, <void *> x_z
-        gemm(dx, inputs, dz, outputs, 1, weight, 1, outputs, batch, inputs, outputs, &epilogue, <real *> NULL, scratch,
-             threads)
-
-
-cdef void activation_forward_(real *y, const real *z, int kind, long n, int threads) noexcept nogil:
-    """y (n,) = activation(z (n,))."""
-    cdef long chunk
-    for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static"):
-        activate(kind, y + chunk * CHUNK_ELEMENTS, z + chunk * CHUNK_ELEMENTS,
-                 min(n - chunk * CHUNK_ELEMENTS, <long> CHUNK_ELEMENTS))
-
-
-cdef void activation_backward_(real *dz, const real *dy, const real *y, const real *z, int kind, long n,
-                               int threads) noexcept nogil:
-    """dz (n,) = dy * activation'(z)."""
-    cdef long chunk, i
-    for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static"):
-        i = chunk * CHUNK_ELEMENTS
-        multiply_by_derivative(kind, dz + i, dy + i, y + i, z + i, min(n - i, <long> CHUNK_ELEMENTS))
+    MAX_PANEL = 32  # columns, over all machines and dtypes
 
 
 cdef inline uint64_t mix(uint64_t h) noexcept nogil:
@@ -56,52 +13,55 @@ cdef inline uint64_t mix(uint64_t h) noexcept nogil:
     return h ^ (h >> 31)
 
 
-cdef void dropout_(real *y, const real *x, double p, uint64_t key, uint64_t step, long n, int threads) noexcept nogil:
-    """y (n,) = x * mask / (1 - p), the mask from a counter: the same for every team, and again in the backward pass."""
+cdef void dropout_rows(real *y, const real *x, Layout layout, double p, uint64_t key, uint64_t step, long begin,
+                       long end, long n) noexcept nogil:
+    """y (B, n) = x * mask / (1 - p), the mask from a counter: the same for every team, and again in the backward pass."""
     cdef uint64_t golden = 0x9E3779B97F4A7C15, start = mix(key + golden * step)
     cdef uint64_t threshold = <uint64_t> (p * 4294967296.0)
     cdef real scale = <real> (1 / (1 - p))
-    cdef long chunk, i
-    for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static"):
-        for i in range(chunk * CHUNK_ELEMENTS, min(n, (chunk + 1) * CHUNK_ELEMENTS)):
-            y[i] = x[i] * scale if mix(start + golden * <uint64_t> (i + 1)) >> 32 >= threshold else 0
+    cdef long width = panel_width(x), i, q, j, first, at
+    for i in range(begin, end):
+        for q in range(ceil_div(n, width)):
+            at = i * layout.row + q * layout.panel
+            first = i * n + q * width + 1
+            for j in range(min(width, n - q * width)):
+                y[at + j] = x[at + j] * scale if mix(start + golden * <uint64_t> (first + j)) >> 32 >= threshold else 0
 
 
-cdef inline void column_moments(const real *x, long batch, long n, long j0, long width, double *mean,
+cdef inline void column_moments(const real *x, long row, long batch, long width, double *mean,
                                 double *variance) noexcept nogil:
-    """Mean and (biased) variance of columns j0..j0+width of x (batch, n), in two passes for accuracy."""
+    """Mean and (biased) variance of width columns of x, whose rows are `row` apart, in two passes for accuracy."""
     cdef long i, j
     for j in range(width):
         mean[j] = variance[j] = 0
     for i in range(batch):
         for j in range(width):
-            mean[j] += x[i * n + j0 + j]
+            mean[j] += x[i * row + j]
     for j in range(width):
         mean[j] /= batch
     for i in range(batch):
         for j in range(width):
-            variance[j] += (x[i * n + j0 + j] - mean[j]) * (x[i * n + j0 + j] - mean[j])
+            variance[j] += (x[i * row + j] - mean[j]) * (x[i * row + j] - mean[j])
     for j in range(width):
         variance[j] /= batch
 
 
-cdef void batchnorm_block(real *y, real *stats, const real *x, const real *weight, const real *bias, double momentum,
-                          double eps, bint training, long batch, long n, long j0) noexcept nogil:
-    """batchnorm_forward for the COLUMN_BLOCK columns from j0; stats (4, n) as in the reference."""
-    cdef double mean[COLUMN_BLOCK]
-    cdef double variance[COLUMN_BLOCK]
-    cdef real center[COLUMN_BLOCK]
-    cdef real scale[COLUMN_BLOCK]
-    cdef long i, j, width = min(n - j0, <long> COLUMN_BLOCK)
+cdef void batchnorm_forward_panel(real *y, real *stats, const real *x, Layout layout, const real *weight,
+                                  const real *bias, double eps, bint training, long batch, long n, long q) noexcept nogil:
+    """Panel q of y (B, n) = (x - mean) / std * weight + bias; stats (4, n) as in the reference."""
+    cdef double mean[MAX_PANEL]
+    cdef double variance[MAX_PANEL]
+    cdef real center[MAX_PANEL]
+    cdef real scale[MAX_PANEL]
+    cdef long i, j, j0 = q * panel_width(x), width = min(n - j0, panel_width(x)), at = q * layout.panel
     cdef real *s = stats + j0
+    if batch == 0:
+        return
     if training:
-        column_moments(x, batch, n, j0, width, mean, variance)
+        column_moments(x + at, layout.row, batch, width, mean, variance)
         for j in range(width):
             s[2 * n + j] = <real> mean[j]
             s[3 * n + j] = <real> (1 / sqrt(variance[j] + eps))
-            if batch > 1:
-                s[j] += <real> (momentum * (mean[j] - s[j]))
-                s[n + j] += <real> (momentum * (variance[j] * batch / (batch - 1) - s[n + j]))
             center[j] = s[2 * n + j]
             scale[j] = s[3 * n + j] * weight[j0 + j]
     else:
@@ -110,101 +70,95 @@ cdef void batchnorm_block(real *y, real *stats, const real *x, const real *weigh
             scale[j] = <real> (1 / sqrt(s[n + j] + eps)) * weight[j0 + j]
     for i in range(batch):
         for j in range(width):
-            y[i * n + j0 + j] = (x[i * n + j0 + j] - center[j]) * scale[j] + bias[j0 + j]
+            y[at + i * layout.row + j] = (x[at + i * layout.row + j] - center[j]) * scale[j] + bias[j0 + j]
 
 
-cdef void batchnorm_forward_(real *y, real *stats, const real *x, const real *weight, const real *bias,
-                             double momentum, double eps, bint training, long batch, long n,
-                             int threads) noexcept nogil:
-    cdef long block
-    if batch > 0:
-        for block in prange(ceil_div(n, COLUMN_BLOCK), num_threads=team_for(batch * n, threads), schedule="static"):
-            batchnorm_block(y, stats, x, weight, bias, momentum, eps, training, batch, n, block * COLUMN_BLOCK)
+cdef void batchnorm_track(real *stats, double momentum, double eps, long batch, long n, long begin,
+                          long end) noexcept nogil:
+    """Move columns begin..end of the running mean and variance towards the batch's; one sample has no variance."""
+    cdef long j
+    cdef double variance
+    if batch < 2:
+        return
+    for j in range(begin, end):
+        variance = 1 / (<double> stats[3 * n + j] * <double> stats[3 * n + j]) - eps
+        stats[j] += <real> (momentum * (stats[2 * n + j] - stats[j]))
+        stats[n + j] += <real> (momentum * (variance * batch / (batch - 1) - stats[n + j]))
 
 
-cdef inline void column_gradients(real *dweight, real *dbias, const real *dy, const real *x, const real *center,
-                                  const real *scale, long center_row, long center_column, long batch, long n,
-                                  long j0) noexcept nogil:
-    """dweight = sums of dy * xhat, dbias = sums of dy, for COLUMN_BLOCK columns; xhat = (x - center) * scale, which
+cdef inline void column_gradients(real *dweight, real *dbias, const real *dy, const real *x, Layout layout,
+                                  const real *center, const real *scale, long center_row, long center_column,
+                                  long batch, long n, long q) noexcept nogil:
+    """dweight = sums of dy * xhat, dbias = sums of dy, for the columns of panel q; xhat = (x - center) * scale, which
     are vectors along the columns (batch norm) or the rows (layer norm), as their strides say."""
-    cdef double weight_sum[COLUMN_BLOCK]
-    cdef double bias_sum[COLUMN_BLOCK]
-    cdef long i, j, k, width = min(n - j0, <long> COLUMN_BLOCK)
+    cdef double weight_sum[MAX_PANEL]
+    cdef double bias_sum[MAX_PANEL]
+    cdef long i, j, k, j0 = q * panel_width(x), width = min(n - j0, panel_width(x)), at = q * layout.panel
     for j in range(width):
         weight_sum[j] = bias_sum[j] = 0
     for i in range(batch):
         for j in range(width):
             k = i * center_row + (j0 + j) * center_column
-            weight_sum[j] += dy[i * n + j0 + j] * ((x[i * n + j0 + j] - center[k]) * scale[k])
-            bias_sum[j] += dy[i * n + j0 + j]
+            weight_sum[j] += dy[at + j] * ((x[at + j] - center[k]) * scale[k])
+            bias_sum[j] += dy[at + j]
+        at += layout.row
     for j in range(width):
         dweight[j0 + j] = <real> weight_sum[j]
         dbias[j0 + j] = <real> bias_sum[j]
 
 
-cdef void batchnorm_backward_block(real *dweight, real *dbias, real *dx, const real *dy, const real *x,
-                                   const real *stats, const real *weight, long batch, long n, long j0) noexcept nogil:
+cdef void batchnorm_backward_panel(real *dweight, real *dbias, real *dx, const real *dy, const real *x, Layout layout,
+                                   const real *stats, const real *weight, long batch, long n, long q) noexcept nogil:
+    """Panel q of the gradients, dx (B, n) through the batch's mean and variance too, unless it is NULL."""
     cdef const real *mean = stats + 2 * n
     cdef const real *scale = stats + 3 * n
-    cdef long i, j
-    column_gradients(dweight, dbias, dy, x, mean, scale, 0, 1, batch, n, j0)
+    cdef long i, j, j0 = q * panel_width(x), at = q * layout.panel
+    column_gradients(dweight, dbias, dy, x, layout, mean, scale, 0, 1, batch, n, q)
     if dx == NULL:
         return
     for i in range(batch):
-        for j in range(j0, min(n, j0 + COLUMN_BLOCK)):
-            dx[i * n + j] = (weight[j] * scale[j]) * (
-                dy[i * n + j] - dbias[j] / batch - (x[i * n + j] - mean[j]) * scale[j] * (dweight[j] / batch))
+        for j in range(j0, min(n, j0 + panel_width(x))):
+            dx[at + j - j0] = (weight[j] * scale[j]) * (
+                dy[at + j - j0] - dbias[j] / batch - (x[at + j - j0] - mean[j]) * scale[j] * (dweight[j] / batch))
+        at += layout.row
 
 
-cdef void batchnorm_backward_(real *dweight, real *dbias, real *dx, const real *dy, const real *x, const real *stats,
-                              const real *weight, long batch, long n, int threads) noexcept nogil:
-    cdef long block
-    for block in prange(ceil_div(n, COLUMN_BLOCK), num_threads=team_for(batch * n, threads), schedule="static"):
-        batchnorm_backward_block(dweight, dbias, dx, dy, x, stats, weight, batch, n, block * COLUMN_BLOCK)
-
-
-cdef void layernorm_row(real *y, real *row, const real *x, const real *weight, const real *bias, double eps,
-                        long n) noexcept nogil:
-    cdef double mean = 0, variance = 0
+cdef void layernorm_forward_rows(real *y, real *moments, const real *x, Layout layout, const real *weight,
+                                 const real *bias, double eps, long begin, long end, long n) noexcept nogil:
+    """Rows of y (B, n) = (x - mean) / std * weight + bias; moments (B, 2) keeps each row's mean and 1/std."""
+    cdef double mean, variance
     cdef real center, scale
-    cdef long j
-    for j in range(n):
-        mean += x[j]
-    mean /= n
-    for j in range(n):
-        variance += (x[j] - mean) * (x[j] - mean)
-    center = row[0] = <real> mean
-    scale = row[1] = <real> (1 / sqrt(variance / n + eps))
-    for j in range(n):
-        y[j] = (x[j] - center) * scale * weight[j] + bias[j]
+    cdef long i, j, at, width = panel_width(x)
+    for i in range(begin, end):
+        at = i * layout.row
+        mean = variance = 0
+        for j in range(n):
+            mean += x[at + j // width * layout.panel + j % width]
+        mean /= n
+        for j in range(n):
+            variance += (x[at + j // width * layout.panel + j % width] - mean) ** 2
+        center = moments[2 * i] = <real> mean
+        scale = moments[2 * i + 1] = <real> (1 / sqrt(variance / n + eps))
+        for j in range(n):
+            y[at + j // width * layout.panel + j % width] = (
+                x[at + j // width * layout.panel + j % width] - center) * scale * weight[j] + bias[j]
 
 
-cdef void layernorm_forward_(real *y, real *rows, const real *x, const real *weight, const real *bias, double eps,
-                             long batch, long n, int threads) noexcept nogil:
-    cdef long i
-    for i in prange(batch, num_threads=team_for(batch * n, threads), schedule="static"):
-        layernorm_row(y + i * n, rows + 2 * i, x + i * n, weight, bias, eps, n)
-
-
-cdef void layernorm_backward_row(real *dx, const real *dy, const real *row, const real *x, const real *weight,
-                                 long n) noexcept nogil:
-    cdef double g_mean = 0, gx_mean = 0
-    cdef real xhat, a, b
-    cdef long j
-    for j in range(n):
-        xhat = (x[j] - row[0]) * row[1]
-        g_mean += dy[j] * weight[j]
-        gx_mean += dy[j] * weight[j] * xhat
-    a, b = <real> (g_mean / n), <real> (gx_mean / n)
-    for j in range(n):
-        dx[j] = row[1] * (dy[j] * weight[j] - a - (x[j] - row[0]) * row[1] * b)
-
-
-cdef void layernorm_backward_(real *dweight, real *dbias, real *dx, const real *dy, const real *x, const real *rows,
-                              const real *weight, long batch, long n, int threads) noexcept nogil:
-    cdef long i, block
-    for block in prange(ceil_div(n, COLUMN_BLOCK), num_threads=team_for(batch * n, threads), schedule="static"):
-        column_gradients(dweight, dbias, dy, x, rows, rows + 1, 2, 0, batch, n, block * COLUMN_BLOCK)
-    if dx != NULL:
-        for i in prange(batch, num_threads=team_for(batch * n, threads), schedule="static"):
-            layernorm_backward_row(dx + i * n, dy + i * n, rows + 2 * i, x + i * n, weight, n)
+cdef void layernorm_backward_rows(real *dx, const real *dy, const real *moments, const real *x, Layout layout,
+                                  const real *weight, long begin, long end, long n) noexcept nogil:
+    """Rows of dx (B, n)."""
+    cdef double g_mean, gx_mean
+    cdef real center, scale, a, b
+    cdef long i, j, at, k, width = panel_width(x)
+    for i in range(begin, end):
+        at = i * layout.row
+        center, scale = moments[2 * i], moments[2 * i + 1]
+        g_mean = gx_mean = 0
+        for j in range(n):
+            k = at + j // width * layout.panel + j % width
+            g_mean += dy[k] * weight[j]
+            gx_mean += dy[k] * weight[j] * ((x[k] - center) * scale)
+        a, b = <real> (g_mean / n), <real> (gx_mean / n)
+        for j in range(n):
+            k = at + j // width * layout.panel + j % width
+            dx[k] = scale * (dy[k] * weight[j] - a - (x[k] - center) * scale * b)

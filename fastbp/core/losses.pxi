@@ -1,7 +1,10 @@
 # Losses and their gradients in one pass over the predictions.
 #
-# A loss is the mean over the batch (cross-entropy) or over all entries (the others). Rows or entries are summed in
-# float64 over CHUNKS fixed chunks, which are then added in order.
+# A loss is the mean over the batch (cross-entropy) or over all entries (the others). Rows are summed in float64 over
+# fixed chunks, which are then added in order.
+
+cdef enum:
+    CROSS_ENTROPY = -1  # beside the codes of ElementwiseLoss
 
 cdef enum ElementwiseLoss:  # the codes of fastbp.core.plan.ELEMENTWISE_LOSSES
     BINARY_CROSS_ENTROPY, MSE, MAE, HUBER, QUANTILE, POISSON
@@ -38,25 +41,30 @@ cdef double cross_entropy_row(real *dlogits, const real *logits, long label, con
     return loss * scale
 
 
-cdef double cross_entropy_(real *dlogits, const real *logits, const int64_t *labels, const real *weight,
-                           double smoothing, long batch, long classes, int threads) noexcept nogil:
-    """Softmax cross-entropy of logits (B, C), labels (B,), weights (C,) or NULL; dlogits (B, C) is its gradient."""
-    cdef double partial[CHUNKS]
-    cdef double weight_sum = classes, label_weight = batch, scale
-    cdef long i, chunk
+cdef double label_scale(const int64_t *labels, const real *weight, long batch) noexcept nogil:
+    """1 / the total weight of a batch's labels (B,)."""
+    cdef double label_weight = 0
+    cdef long i
+    if weight == NULL:
+        return 1.0 / batch
+    for i in range(batch):
+        label_weight += weight[labels[i]]
+    return 1 / label_weight if label_weight != 0 else 0  # a batch of labels that weigh nothing teaches nothing
+
+
+cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t *labels, const real *weight,
+                               double smoothing, double scale, long rows, long classes) noexcept nogil:
+    """Softmax cross-entropy of logits (rows, C), labels (rows,), weights (C,) or NULL; dlogits is its gradient."""
+    cdef double loss = 0, weight_sum = classes
+    cdef long i
     if weight != NULL:
-        weight_sum = label_weight = 0
+        weight_sum = 0
         for i in range(classes):
             weight_sum += weight[i]
-        for i in range(batch):
-            label_weight += weight[labels[i]]
-    scale = 1 / label_weight if label_weight != 0 else 0  # a batch of labels that weigh nothing teaches nothing
-    for chunk in prange(CHUNKS, num_threads=team_for(batch * classes, threads), schedule="static"):
-        partial[chunk] = 0
-        for i in range(chunk_begin(chunk, batch), chunk_begin(chunk + 1, batch)):
-            partial[chunk] += cross_entropy_row(dlogits + i * classes, logits + i * classes, labels[i], weight,
-                                                weight_sum, smoothing, scale, classes)
-    return total(partial)
+    for i in range(rows):
+        loss += cross_entropy_row(dlogits + i * classes, logits + i * classes, labels[i], weight, weight_sum,
+                                  smoothing, scale, classes)
+    return loss
 
 
 cdef inline double elementwise_term(real *gradient, real p, real t, int kind, real parameter) noexcept nogil:
@@ -83,23 +91,70 @@ cdef inline double elementwise_term(real *gradient, real p, real t, int kind, re
     return exp_(p) - t * p
 
 
-cdef double elementwise_chunk(real *dpred, const real *pred, const real *target, int kind, real parameter, real scale,
-                              long begin, long end) noexcept nogil:
+cdef double elementwise_run(real *dpred, const real *pred, const real *target, int kind, real parameter, real scale,
+                            long n) noexcept nogil:
+    """The sum of an elementwise loss of pred (n,) and target (n,), not scaled; dpred is the gradient, scaled."""
     cdef double loss = 0
     cdef real gradient = 0
     cdef long i
-    for i in range(begin, end):
+    for i in range(n):
         loss += elementwise_term(&gradient, pred[i], target[i], kind, parameter)
         dpred[i] = gradient * scale
     return loss
 
 
-cdef double elementwise_loss_(real *dpred, const real *pred, const real *target, int kind, double parameter, long n,
-                              int threads) noexcept nogil:
-    """The mean of an elementwise loss of pred (n,) and target (n,); dpred (n,) is its gradient."""
-    cdef double partial[CHUNKS]
-    cdef long chunk
-    for chunk in prange(CHUNKS, num_threads=team_for(n, threads), schedule="static"):
-        partial[chunk] = elementwise_chunk(dpred, pred, target, kind, <real> parameter, <real> (1.0 / n),
-                                           chunk_begin(chunk, n), chunk_begin(chunk + 1, n))
-    return total(partial) / n
+cdef struct Criterion:
+    int kind             # of ElementwiseLoss, or CROSS_ENTROPY
+    double parameter
+    const void *weight   # (classes,) or NULL
+
+
+cdef double loss_scale(const Criterion *criterion, const void *targets, long batch, long outputs,
+                       const real *_) noexcept nogil:
+    """What a batch's sum of losses is multiplied with to be their mean."""
+    if criterion.kind == CROSS_ENTROPY:
+        return label_scale(<const int64_t *> targets, <const real *> criterion.weight, batch)
+    return 1.0 / (batch * outputs)
+
+
+cdef double loss_rows(const Criterion *criterion, real *dpred, const real *pred, const void *targets, double scale,
+                      long begin, long end, long outputs) noexcept nogil:
+    """Rows begin..end of a batch: their part of the loss, and its gradient in dpred (B, O)."""
+    cdef const real *target = <const real *> targets
+    if criterion.kind == CROSS_ENTROPY:
+        return cross_entropy_rows(dpred + begin * outputs, pred + begin * outputs, <const int64_t *> targets + begin,
+                                  <const real *> criterion.weight, criterion.parameter, scale, end - begin, outputs)
+    return scale * elementwise_run(dpred + begin * outputs, pred + begin * outputs, target + begin * outputs,
+                                   criterion.kind, <real> criterion.parameter, <real> scale, (end - begin) * outputs)
+
+
+cdef void loss_share(double *partial, const Criterion *criterion, real *dpred, const real *pred, const void *targets,
+                     double scale, long batch, long outputs, Share *me) noexcept nogil:
+    """A thread's rows, chunk by chunk; partial (CHUNKS,) gets each one's part of the loss."""
+    cdef long chunk, rows = chunk_rows(batch)
+    for chunk in range(first_chunk(batch, me.number, me.team), first_chunk(batch, me.number + 1, me.team)):
+        partial[chunk] = loss_rows(criterion, dpred, pred, targets, scale, chunk * rows, min(batch, (chunk + 1) * rows),
+                                   outputs)
+
+
+cdef long count_correct(const real *pred, const void *targets, int kind, long begin, long end,
+                        long outputs) noexcept nogil:
+    """Rows whose largest logit is the label's, or whose every output is on its target's side; 0 for a regression."""
+    cdef const int64_t *labels = <const int64_t *> targets
+    cdef const real *target = <const real *> targets
+    cdef long i, j, best, correct = 0
+    cdef bint right
+    if kind == CROSS_ENTROPY:
+        for i in range(begin, end):
+            best = 0
+            for j in range(1, outputs):
+                if pred[i * outputs + j] > pred[i * outputs + best]:
+                    best = j
+            correct += best == labels[i]
+    elif kind == BINARY_CROSS_ENTROPY:
+        for i in range(begin, end):
+            right = True
+            for j in range(i * outputs, (i + 1) * outputs):
+                right = right and (pred[j] > 0) == (target[j] > <real> 0.5)
+            correct += right
+    return correct

@@ -1,9 +1,12 @@
-/* The register tile: C[rows, cols] = A[rows, k] @ B[k, cols], and the 4x4 transpose that packs its operands.
+/* The register tile: C[rows, cols] = A[rows, k] @ B[k, cols], and the transpose that packs its operands.
  *
  * The compiler is told the vector width by -m flags alone; this file turns it into the table below. A tile is up to
  * MAX_ROWS rows of up to two vectors, held in registers for the whole of k: 14 x 2 accumulators, two vectors of B and
  * one broadcast use 31 of AVX-512's and NEON's 32 registers, 6 x 2 use 15 of the 16 of AVX2 and SSE2. Every height has
  * a function of its own, so that a product is cut into tiles of nearly equal height and no edge is computed for the bin.
+ *
+ * Operands lie in panels (panels.pxi): PANEL columns of a matrix, one row after the other. The step between two rows
+ * of a panel is a constant of the machine, so the addresses of a tile's rows need no registers.
  *
  * Fused multiply-add is spelled out and contraction is otherwise off: an element has the same bits in whichever tile
  * it falls, which is why results do not depend on the number of threads.
@@ -51,50 +54,63 @@ typedef double pair_double __attribute__((vector_size(16), aligned(8), may_alias
 typedef long long pair_mask __attribute__((vector_size(16)));
 
 #define LANES(T) ((long)(VECTOR_BYTES / sizeof(T)))
+#define PANEL(T) (2 * LANES(T))
 #define MAX_TILE (MAX_ROWS * 2 * (VECTOR_BYTES / 4))
 #define INLINE static inline __attribute__((always_inline))
 
-/* a: (k, rows) packed, b: (k, vectors * LANES) packed, c: (rows, vectors * LANES) with leading dimension ldc, stored or
- * added to. rows and vectors are compile-time constants wherever this is inlined, so that acc lives in registers. */
+/* acc += outer product of `rows` numbers, A_STEP apart from a on, with a row of B. */
+#define RANK_ONE(T, A_STEP)                                                                                           \
+    {                                                                                                                 \
+        vec_##T row[2];                                                                                               \
+        _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) row[v] = *(const vec_##T *)(b + v * LANES(T));      \
+        _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++) {                                                     \
+            const vec_##T spread = a[i * (A_STEP)] - (vec_##T){0};                                                    \
+            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) acc[i][v] = FMA_##T(spread, row[v], acc[i][v]); \
+        }                                                                                                             \
+        b += b_row;                                                                                                   \
+    }
+
+/* C (rows, vectors * LANES), c_row apart, = or += A @ B, whose rows are b_row apart. A is `rows` rows of a matrix in
+ * panels that lie a_panel apart, or, transposed, `rows` columns of one panel. rows, vectors and transposed are
+ * compile-time constants wherever this is inlined, so that acc lives in registers. */
 #define DEFINE_TILE(T)                                                                                                \
-    INLINE void tile_fixed_##T(const int rows, const int vectors, long k, const T *a, const T *b, T *c, long ldc,     \
-                               int add)                                                                               \
+    INLINE void tile_fixed_##T(const int rows, const int vectors, const int transposed, long k, const T *a,           \
+                               long a_panel, const T *b, long b_row, T *c, long c_row, int add)                       \
     {                                                                                                                 \
         vec_##T acc[MAX_ROWS][2];                                                                                     \
         _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++)                                                       \
             _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) {                                               \
                 acc[i][v] = (vec_##T){0};                                                                             \
-                __builtin_prefetch(c + i * ldc + v * LANES(T), 1);                                                    \
+                __builtin_prefetch(c + i * c_row + v * LANES(T), 1);                                                  \
             }                                                                                                         \
-        for (long p = 0; p < k; p++) {                                                                                \
-            vec_##T row[2];                                                                                           \
-            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++)                                                 \
-                row[v] = *(const vec_##T *)(b + v * LANES(T));                                                        \
-            _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++) {                                                 \
-                const vec_##T spread = a[i] - (vec_##T){0};                                                           \
-                _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++)                                             \
-                    acc[i][v] = FMA_##T(spread, row[v], acc[i][v]);                                                   \
+        if (transposed)                                                                                               \
+            for (long p = 0; p < k; p++, a += PANEL(T)) RANK_ONE(T, 1)                                                \
+        else                                                                                                          \
+            for (; k > 0; k -= PANEL(T), a += a_panel - PANEL(T)) {                                                   \
+                const T *end = a + PANEL(T), *stop = k < PANEL(T) ? a + k : end;                                      \
+                for (; a < stop; a++) RANK_ONE(T, PANEL(T))                                                           \
+                a = end;                                                                                              \
             }                                                                                                         \
-            a += rows;                                                                                                \
-            b += vectors * LANES(T);                                                                                  \
-        }                                                                                                             \
         _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++)                                                       \
             _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) {                                               \
-                vec_##T *out = (vec_##T *)(c + i * ldc + v * LANES(T));                                               \
+                vec_##T *out = (vec_##T *)(c + i * c_row + v * LANES(T));                                             \
                 if (add) acc[i][v] = *out + acc[i][v];                                                                \
                 *out = acc[i][v];                                                                                     \
             }                                                                                                         \
     }                                                                                                                 \
-    static void tile_##T(int rows, int vectors, long k, const T *a, const T *b, T *c, long ldc, int add)              \
+    static void tile_##T(int rows, int vectors, int transposed, long k, const T *a, long a_panel, const T *b,         \
+                         long b_row, T *c, long c_row, int add)                                                       \
     {                                                                                                                 \
-        switch (rows * 2 + vectors - 1) {                                                                             \
+        switch ((rows * 2 + vectors - 1) * 2 + transposed) {                                                          \
             ROWS_OF_THIS_MACHINE(T)                                                                                   \
         }                                                                                                             \
     }
 
-#define ROW(T, r)                                                                                                     \
-    case (r) * 2: tile_fixed_##T(r, 1, k, a, b, c, ldc, add); break;                                                         \
-    case (r) * 2 + 1: tile_fixed_##T(r, 2, k, a, b, c, ldc, add); break;
+#define CASE(T, rows, vectors, transposed)                                                                            \
+    case ((rows) * 2 + (vectors) - 1) * 2 + (transposed):                                                             \
+        tile_fixed_##T(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add);                            \
+        break;
+#define ROW(T, r) CASE(T, r, 1, 0) CASE(T, r, 2, 0) CASE(T, r, 1, 1) CASE(T, r, 2, 1)
 #define ROWS_TO_6(T) ROW(T, 1) ROW(T, 2) ROW(T, 3) ROW(T, 4) ROW(T, 5) ROW(T, 6)
 #if MAX_ROWS == 14
 #define ROWS_OF_THIS_MACHINE(T)                                                                                       \

@@ -1,33 +1,102 @@
 # The door to a plan: a Network owns the workspace of one model and runs passes and epochs in it.
 
+cdef double OPERATIONS_PER_THREAD_AND_CALL = 1e6  # a call has to wake its threads, which takes microseconds
+cdef double OPERATIONS_PER_THREAD_AND_STEP = 2e5  # an epoch's threads are awake: they meet in a fraction of one
+
+cdef struct Pass:  # a forward or backward pass over arrays of the caller, row by row
+    Net net
+    void *y
+    const void *x
+    const void *dy
+    void *dx
+
+
+cdef void forward_share(Pass *p, Share *me, const real *_) noexcept nogil:
+    cdef Net *net = &p.net
+    cdef long begin = first_row(net.batch, me.number, me.team), end = first_row(net.batch, me.number + 1, me.team)
+    cdef Layer *last = &net.layers[net.count - 1]
+    pack_weights(net, me, True, False, _)
+    copy_rows(<real *> net.x, net.layout, <const real *> p.x, in_rows(net.layers[0].op.inputs, _), begin, end,
+              net.layers[0].op.inputs)
+    forward_rows(net, me, begin, end, _)
+    copy_rows(<real *> p.y, in_rows(last.op.outputs, _), <const real *> last.y, net.layout, begin, end,
+              last.op.outputs)
+    if net.training:
+        track_statistics(net, me, _)
+
+
+cdef void backward_share(Pass *p, Share *me, const real *_) noexcept nogil:
+    cdef Net *net = &p.net
+    cdef long begin = first_row(net.batch, me.number, me.team), end = first_row(net.batch, me.number + 1, me.team)
+    cdef Layer *last = &net.layers[net.count - 1]
+    pack_weights(net, me, False, True, _)
+    copy_rows(<real *> last.dy, net.layout, <const real *> p.dy, in_rows(last.op.outputs, _), begin, end,
+              last.op.outputs)
+    backward_rows(net, me, begin, end, _)
+    if p.dx != NULL:
+        copy_rows(<real *> p.dx, in_rows(net.layers[0].op.inputs, _), <const real *> net.dx, net.layout, begin, end,
+                  net.layers[0].op.inputs)
+    meet(me)
+    weights_share(<Epoch *> NULL, net, me, True, False, True, 1, _)
+
+
 cdef class Network:
     """Runs a plan over the flat buffers values and grads (n,) and stats (s,); the twin of reference.Network."""
 
-    cdef Buffers net
-    cdef Batch gathered
-    cdef object owned  # keeps alive what net points to
-    cdef object activations, scratch, gathered_arrays, dtype
-    cdef long per_sample, widest
-    cdef long batch_capacity, gather_capacity, scratch_capacity  # samples, samples, bytes
-    cdef bint busy  # only read and written with the GIL
-    cdef long batch
-    cdef uint64_t step
-    cdef object x
+    cdef Net net
+    cdef object owned        # keeps alive what the layers point to
+    cdef object memory       # the arrays of the workspace, by what they hold
+    cdef object dtype
+    cdef bint single
+    cdef void *values
+    cdef void *grads
+    cdef long parameters
+    cdef double work         # operations of a forward pass, per sample
+    cdef long batch_capacity, gradient_capacity, epoch_capacity  # samples
+    cdef int block_capacity  # threads
+    cdef bint busy           # only read and written with the GIL
 
     def __init__(self, ops, values, grads, stats):
         cdef const Op[::1] records = ops
-        cdef long i
-        self.owned = (ops, values, grads, stats)
-        self.dtype = values.dtype
-        self.net.ops = &records[0]
+        cdef int i
+        self.owned = (values, grads, stats)
+        self.memory = {}
+        self.dtype, self.single = values.dtype, values.dtype.itemsize == 4
+        self.values, self.grads, self.parameters = address(values), address(grads), values.size
         self.net.count = <int> records.shape[0]
-        self.net.values, self.net.grads, self.net.stats = address(values), address(grads), address(stats)
-        self.batch_capacity = self.gather_capacity = self.scratch_capacity = 0
-        self.per_sample = self.widest = 0
+        self.net.layers = <Layer *> self.take("layers", self.net.count * sizeof(Layer))
         for i in range(self.net.count):
-            self.per_sample = max(self.per_sample, records[i].y + records[i].outputs,
-                                  records[i].z + records[i].outputs, records[i].row + 2)
-            self.widest = max(self.widest, records[i].inputs, records[i].outputs)
+            self.net.layers[i].op = records[i]
+            self.work += 2.0 * records[i].inputs * records[i].outputs if records[i].kind == DENSE else 0
+            self.bind(&self.net.layers[i], address(stats))
+
+    cdef void *take(self, what, size_t bytes_) except? NULL:
+        """Memory, zeroed, that lives as long as the workspace or until the same is taken again."""
+        array = aligned(bytes_, "uint8")
+        array[:] = 0
+        self.memory[what] = array
+        return address(array)
+
+    cdef void *offset(self, void *base, long elements) noexcept:
+        """A tensor of a flat buffer, NULL where the op has none."""
+        return <char *> base + elements * (4 if self.single else 8) if elements >= 0 else NULL
+
+    cdef int bind(self, Layer *layer, void *stats) except -1:
+        """Point a layer to its parameters, and to panels of its weight if its rows are too long to be read in place."""
+        cdef Op *op = &layer.op
+        cdef long size = sizeof(float) if self.single else sizeof(double)
+        layer.weight, layer.dweight = self.offset(self.values, op.weight), self.offset(self.grads, op.weight)
+        layer.bias, layer.dbias = self.offset(self.values, op.bias), self.offset(self.grads, op.bias)
+        layer.stats = self.offset(stats, op.stats)
+        if op.kind == DENSE and op.outputs * size > IN_PLACE_BYTES:
+            layer.panels = self.take(("panels", op.weight), self.in_panels_bytes(op.inputs, op.outputs))
+        return 0
+
+    cdef long in_panels_bytes(self, long rows, long n) noexcept:
+        """Bytes of a matrix in panels, rounded up to whole cache lines."""
+        if self.single:
+            return ceil_div(panels_size(rows, n, <float *> NULL) * sizeof(float), 64) * 64
+        return ceil_div(panels_size(rows, n, <double *> NULL) * sizeof(double), 64) * 64
 
     cdef enter(self):
         """Take the workspace for one pass, which runs without the GIL; leave with ``self.busy = False``."""
@@ -35,116 +104,156 @@ cdef class Network:
             raise RuntimeError("the model is at work in another thread; give every thread a model of its own")
         self.busy = True
 
-    cdef reserve_batch(self, long batch):
-        """Make room for the activations and gradients of a batch; it is kept from step to step."""
-        if batch > self.batch_capacity:
-            activations = aligned((self.per_sample + 2 * self.widest) * batch, self.dtype)
-            self.net.activations = address(activations)
-            self.net.delta[0] = <char *> address(activations) + self.per_sample * batch * <long> self.dtype.itemsize
-            self.net.delta[1] = <char *> self.net.delta[0] + self.widest * batch * <long> self.dtype.itemsize
-            self.activations, self.batch_capacity = activations, batch
+    cdef begin_batch(self, long batch):
+        """Make room for the activations of a batch; it is kept from step to step."""
+        cdef int i
+        cdef Layer *layer
+        self.net.batch = batch
+        self.net.layout = in_panels(batch, <float *> NULL) if self.single else in_panels(batch, <double *> NULL)
+        if batch <= self.batch_capacity:
+            return
+        self.net.x = self.take("x", self.in_panels_bytes(batch, self.net.layers[0].op.inputs))
+        for i in range(self.net.count):
+            layer = &self.net.layers[i]
+            layer.y = self.take(("y", i), self.in_panels_bytes(batch, layer.op.outputs))
+            if layer.op.kind == DENSE and (layer.op.activation == GELU or layer.op.activation == SILU):
+                layer.z = self.take(("z", i), self.in_panels_bytes(batch, layer.op.outputs))
+            if layer.op.kind == LAYERNORM:
+                layer.moments = self.take(("moments", i), 2 * batch * sizeof(double))
+        self.batch_capacity = batch
 
-    cdef reserve_scratch(self, int threads):
-        """Make room for the packed blocks of this many threads."""
-        cdef long needed = scratch_of(&self.net, self.batch, self.dtype.itemsize, threads)
-        if needed > self.scratch_capacity:
-            scratch = aligned(needed, "uint8")
-            self.net.scratch = <char *> address(scratch)
-            self.scratch, self.scratch_capacity = scratch, needed
+    cdef begin_gradients(self, bint input_gradient):
+        """Make room for the batch's gradients, and for the transposed weights that they need."""
+        cdef int i
+        cdef Layer *layer
+        for i in range(self.net.count):
+            layer = &self.net.layers[i]
+            if layer.op.kind == DENSE and (i > 0 or input_gradient) and layer.transposed == NULL:
+                layer.transposed = self.take(("transposed", i),
+                                             self.in_panels_bytes(layer.op.outputs, layer.op.inputs))
+        if self.batch_capacity > self.gradient_capacity:
+            for i in range(self.net.count):
+                layer = &self.net.layers[i]
+                layer.dy = self.take(("dy", i), self.in_panels_bytes(self.batch_capacity, layer.op.outputs))
+            for i in range(self.net.count - 1, 0, -1):
+                if self.net.layers[i].op.kind == ACTIVATION:  # its derivative is applied where dy lies
+                    self.net.layers[i - 1].dy = self.net.layers[i].dy
+            self.gradient_capacity = self.batch_capacity
+        self.net.dx = NULL
+        if input_gradient and self.net.layers[0].op.kind == ACTIVATION:
+            self.net.dx = self.net.layers[0].dy
+        elif input_gradient:
+            self.net.dx = self.take("dx", self.in_panels_bytes(self.net.batch, self.net.layers[0].op.inputs))
+
+    cdef int team(self, double work, double least, int threads) noexcept:
+        """How many threads so much work is worth."""
+        return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), work * self.net.batch / least))
 
     def forward(self, y, x, uint64_t step, bint training, int threads):
         """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks."""
-        cdef void *y_ = address(y)
-        cdef void *x_ = address(x)
-        cdef bint single = self.dtype.itemsize == 4
+        cdef Pass work
         self.enter()
         try:
-            self.batch, self.x, self.step = x.shape[0], x, step
-            self.reserve_batch(self.batch)
-            self.reserve_scratch(threads)
+            self.begin_batch(x.shape[0])
+            self.net.step, self.net.training = step, training
+            work.net, work.y, work.x = self.net, address(y), address(x)
+            threads = self.team(self.work, OPERATIONS_PER_THREAD_AND_CALL, threads)
             with nogil:
-                if single:
-                    forward_pass(&self.net, <float *> y_, <const float *> x_, self.batch, step, training, threads)
-                else:
-                    forward_pass(&self.net, <double *> y_, <const double *> x_, self.batch, step, training, threads)
+                run_team(<Task> forward_share[float] if self.single else <Task> forward_share[double], &work, threads)
         finally:
             self.busy = False
 
     def backward(self, dx, dy, int threads):
         """Fill grads from dy (B, O), the gradient of the last forward's y, and dx (B, I) if it is not None."""
-        cdef void *dx_ = address(dx) if dx is not None else NULL
-        cdef void *dy_ = address(dy)
-        cdef void *x_ = address(self.x)
-        cdef bint single = self.dtype.itemsize == 4
+        cdef Pass work
         self.enter()
         try:
-            self.reserve_scratch(threads)
+            self.begin_gradients(dx is not None)
+            work.net, work.dy, work.dx = self.net, address(dy), address(dx) if dx is not None else NULL
+            threads = self.team(2 * self.work, OPERATIONS_PER_THREAD_AND_CALL, threads)
             with nogil:
-                if single:
-                    backward_pass(&self.net, <float *> dx_, <const float *> dy_, <const float *> x_, self.batch,
-                                  self.step, threads)
-                else:
-                    backward_pass(&self.net, <double *> dx_, <const double *> dy_, <const double *> x_, self.batch,
-                                  self.step, threads)
+                run_team(<Task> backward_share[float] if self.single else <Task> backward_share[double], &work,
+                         threads)
         finally:
             self.busy = False
 
-    cdef reserve_gathered(self, long batch):
-        """Make room for a batch's features, targets, predictions and their gradient."""
-        cdef const Op *last = &self.net.ops[self.net.count - 1]
-        if batch > self.gather_capacity:
-            arrays = (aligned(batch * self.net.ops[0].inputs, self.dtype), aligned(batch * last.outputs, self.dtype),
-                      aligned(batch * last.outputs, self.dtype), aligned(batch * max(1, last.outputs), "int64"))
-            self.gathered.features, self.gathered.pred = address(arrays[0]), address(arrays[1])
-            self.gathered.dpred, self.gathered.targets = address(arrays[2]), <char *> address(arrays[3])
-            self.gathered_arrays, self.gather_capacity = arrays, batch
+    cdef begin_epoch(self, Epoch *e, int threads):
+        """Make room for a batch as the loss sees it, and for every thread's block of gradients."""
+        cdef long batch = self.net.batch, size = sizeof(float) if self.single else sizeof(double)
+        cdef long outputs = self.net.layers[self.net.count - 1].op.outputs
+        if batch > self.epoch_capacity:
+            self.take("pred", batch * outputs * size)
+            self.take("dpred", batch * outputs * size)
+            self.take("targets", batch * max(8, outputs * size))
+            self.take("rows", batch * sizeof(int64_t))
+            self.epoch_capacity = batch
+        if threads > self.block_capacity:
+            self.take("blocks", threads * (block_size(<float *> NULL) if self.single else
+                                           block_size(<double *> NULL)) * size)
+            self.block_capacity = threads
+        e.pred, e.dpred = address(self.memory["pred"]), address(self.memory["dpred"])
+        e.batch_targets, e.rows = <char *> address(self.memory["targets"]), <int64_t *> address(self.memory["rows"])
+        e.blocks = address(self.memory["blocks"])
+        e.values, e.grads, e.parameters = self.values, self.grads, self.parameters
 
-    def train(self, progress, X, y, order, batch_size, loss, update, lrs, double clip_norm, uint64_t step, int threads):
-        """One epoch: the four steps for every batch_size rows of order (N,), rows of X (n, I) and y.
+    def train(self, progress, X, y, key, long first, long steps, long batch_size, loss, update, lrs, double clip_norm,
+              uint64_t step, int threads):
+        """Steps of one epoch over X (n, I) and y, from position `first` of its order, batch_size rows at a time.
 
-        loss is ``(name, parameter, weight)``, update ``(rule, state vectors, settings)``, lrs (steps,) float64,
-        clip_norm 0 for none; step numbers the first step, for dropout. progress (3,) float64 gets the loss summed
-        over the samples, how many were right, and the steps done, after an interrupt too.
+        key is the order's, as for ``order``, loss ``(name, parameter, weight)``, update ``(rule, state vectors,
+        settings)``, lrs (steps,) or, for all steps, (1,) float64, clip_norm 0 for none; step numbers the first step,
+        for dropout. progress (3,) float64 gets the loss summed over the samples, how many were right, and the steps
+        done, after an interrupt too.
         """
         cdef Criterion criterion
         cdef Update u
-        cdef Data data
-        cdef double[::1] rates = lrs
-        cdef double[::1] result = progress
-        cdef Progress done
-        cdef bint single = self.dtype.itemsize == 4
-        cdef long parameters = self.owned[1].size
-        name, criterion.parameter, weight = loss
-        criterion.kind = CROSS_ENTROPY if name == "cross_entropy" else ELEMENTWISE_LOSSES[name]
-        criterion.weight = address(weight) if weight is not None else NULL
-        rule, state, settings = update
-        fill_update(&u, rule, state, settings)
-        data.features, data.targets = address(X), <char *> address(y)
-        data.order = <int64_t *> address(order)
-        data.samples, data.batch_size = order.shape[0], batch_size
-        data.inputs, data.outputs = X.shape[1], self.net.ops[self.net.count - 1].outputs
-        data.target_bytes = y.nbytes // y.shape[0]  # not the stride, which is arbitrary where there is one row
-        done.loss = done.correct = done.steps = 0
+        cdef Epoch e
+        cdef int stop = 0
+        cdef double *result = <double *> address(progress)
+        cdef long inputs = self.net.layers[0].op.inputs
+        fill_criterion(&criterion, loss)
+        fill_update(&u, update)
+        begin_shuffle(&e.order, len(X), key or 0, key is None)
+        e.features, e.targets, e.target_bytes = address(X), <char *> address(y), y.nbytes // len(y)
+        e.first, e.steps, e.batch_size = first, steps, batch_size
+        e.criterion, e.update, e.clip_norm = &criterion, &u, clip_norm
+        e.lrs, e.lr_is_constant = <const double *> address(lrs), len(lrs) == 1
+        e.loss = e.right = e.done = 0
         self.enter()
         try:
-            self.batch, self.x = min(data.batch_size, data.samples), None
-            self.reserve_batch(self.batch)
-            self.reserve_scratch(threads)
-            self.reserve_gathered(self.batch)
+            self.begin_batch(min(batch_size, e.order.samples - first))
+            self.begin_gradients(False)
+            self.net.step, self.net.training = step, True
+            threads = self.team(3 * self.work, OPERATIONS_PER_THREAD_AND_STEP, threads)
+            self.begin_epoch(&e, threads)
+            e.net = self.net
+            e.net.stop, e.net.polled, e.net.unpolled = &stop, now(), 0
             with nogil:
-                if single:
-                    train_epoch(&self.net, &self.gathered, &data, &criterion, &u, &rates[0], clip_norm, step,
-                                parameters, &done, <float *> NULL, threads)
-                else:
-                    train_epoch(&self.net, &self.gathered, &data, &criterion, &u, &rates[0], clip_norm, step,
-                                parameters, &done, <double *> NULL, threads)
+                run_team(<Task> train_share[float] if self.single else <Task> train_share[double], &e, threads)
+            if stop:
+                raise_signal()
         finally:
             self.busy = False
-            result[0], result[1], result[2] = done.loss, done.correct, done.steps
+            result[0] += e.loss
+            result[1] += e.right
+            result[2] += e.done
 
 
-cdef fill_update(Update *u, rule, state, settings):
-    """The update that an optimizer describes; what its rule does not know stays zero."""
+cdef int raise_signal() except -1:
+    """Hand on the exception that `interrupted` found."""
+    return -1
+
+
+cdef fill_criterion(Criterion *criterion, loss):
+    """The loss that its recipe describes."""
+    name, criterion.parameter, weight = loss
+    criterion.kind = CROSS_ENTROPY if name == "cross_entropy" else ELEMENTWISE_LOSSES[name]
+    criterion.weight = address(weight) if weight is not None else NULL
+
+
+cdef fill_update(Update *u, update):
+    """The update that an optimizer's recipe describes; what its rule does not know stays zero."""
+    rule, state, settings = update
     u.rule = RULES[rule]
     u.first = address(state[0]) if state[0] is not None else NULL
     u.second = address(state[1]) if len(state) > 1 and state[1] is not None else NULL

@@ -1,130 +1,306 @@
-# A plan at work: the forward and the backward pass over a model's ops, without Python between them.
+# A plan at work: the forward and the backward pass over a model's layers, without Python between them.
 #
-# The activation buffer keeps every op's result for the backward pass; two delta buffers take turns holding the gradient
-# that travels back. A dense op multiplies its dx by the derivative of the activation before it (`prior`), so the
-# gradient arrives at most ops as dz, not dy.
+# A team shares a step in two parts. First every thread takes its own rows of the batch through all layers and back to
+# the gradients of the activations; only batch norm makes it wait for the others on the way. Then the threads meet, and
+# each computes (and, in the engine, applies) the gradients of its own blocks of the weights.
 
 cdef enum Kind:  # the codes of fastbp.core.plan
     DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM
 
+cdef enum:
+    CHUNKS = 64         # at most so many partial sums of a loss, combined in order
+    ROWS_PER_CHUNK = 8  # at least
+
 cdef struct Op:  # fastbp.core.plan.OP
     int32_t kind, activation, prior, reserved
-    int64_t inputs, outputs, weight, bias, stats, y, z, row
+    int64_t inputs, outputs, weight, bias, stats
     double p, eps, momentum
     uint64_t key
 
-cdef struct Buffers:
-    const Op *ops
-    int count
-    void *values
-    void *grads
+cdef struct Layer:
+    Op op
+    void *weight       # (I, O), row by row, as the user sees it
+    void *bias         # (O,)
+    void *dweight
+    void *dbias
     void *stats
-    void *activations
-    void *delta[2]
-    char *scratch
+    void *panels       # weight in panels; NULL where its rows are read in place
+    void *transposed   # weight^T in panels; NULL where no dx is needed
+    void *y            # (B, O): the layer's result, in panels, as all that follows
+    void *z            # the activation's argument, where its derivative needs it
+    void *moments      # layer norm: mean and 1/std of each row, (B, 2)
+    void *dy           # the gradient of y; from the activation's derivative on, of its argument
+
+cdef struct Net:
+    Layer *layers
+    int count
+    void *x            # the batch in panels
+    void *dx           # its gradient, or NULL
+    long batch
+    Layout layout      # of all that has a row per sample
+    uint64_t step      # numbers dropout's masks
+    bint training
+    double *spent      # where thread 0 adds up seconds by slot (profile), or NULL
+    double last        # when it last did
+    int *stop          # the flag that ends the work early, or NULL where nothing does
+    double polled, unpolled  # when thread 0 last looked at the signals, and the operations since it read the clock
+
+cdef struct Block:     # of a weight matrix: one panel of x by some columns
+    long i0, i1, j0, j1
+
+cdef enum Slot:  # of Net.spent; the last three repeat for every layer
+    IN_GATHER, IN_LOSS, IN_WAITING, IN_FORWARD, IN_DX, IN_DWEIGHT
 
 
-cdef inline real *at(void *base, long offset, const real *_) noexcept nogil:
-    """A tensor of a flat buffer, NULL where the op has none."""
-    return <real *> base + offset if offset >= 0 else NULL
+cdef inline void lap(Net *net, Share *me, int layer, int slot) noexcept nogil:
+    """Charge the time since the last call to a slot."""
+    cdef double time
+    if net.spent != NULL and me.number == 0:
+        time = now()
+        net.spent[slot + (IN_DWEIGHT - IN_WAITING) * layer] += time - net.last
+        net.last = time
 
 
-cdef inline real *kept(Buffers *net, long per_sample, long batch, const real *like) noexcept nogil:
-    """A tensor of the activation buffer, whose offsets are per sample."""
-    return at(net.activations, per_sample * batch if per_sample >= 0 else -1, like)
+cdef inline long share_of(long items, long number, long team) noexcept nogil:
+    """Where part `number` of a team's nearly equal parts of so many items begins."""
+    return number * items // team
 
 
-cdef inline const real *input_of(Buffers *net, int i, const real *x, long batch) noexcept nogil:
-    return x if i == 0 else kept(net, net.ops[i - 1].y, batch, x)
+cdef inline long chunk_rows(long batch) noexcept nogil:
+    return max(<long> ROWS_PER_CHUNK, ceil_div(batch, CHUNKS))
 
 
-cdef inline const real *argument_of(Buffers *net, int i, const real *x, long batch) noexcept nogil:
-    """What op i's activation was applied to, where that was kept."""
-    return input_of(net, i, x, batch) if net.ops[i].kind == ACTIVATION else kept(net, net.ops[i].z, batch, x)
+cdef inline long first_chunk(long batch, long number, long team) noexcept nogil:
+    return share_of(ceil_div(batch, chunk_rows(batch)), number, team)
 
 
-cdef void forward_pass(Buffers *net, real *result, const real *x, long batch, uint64_t step, bint training,
-                       int threads) noexcept nogil:
-    """result (B, O) = the network's output for x (B, I)."""
+cdef inline long first_row(long batch, long number, long team) noexcept nogil:
+    """Where the rows of a thread begin: with a chunk, so that it sums whole chunks of the loss."""
+    return min(batch, first_chunk(batch, number, team) * chunk_rows(batch))
+
+
+cdef inline const real *input_of(Net *net, int i, const real *_) noexcept nogil:
+    return <const real *> (net.x if i == 0 else net.layers[i - 1].y)
+
+
+cdef inline const real *argument_of(Net *net, int i, const real *like) noexcept nogil:
+    """What layer i's activation was applied to, where that was kept."""
+    return input_of(net, i, like) if net.layers[i].op.kind == ACTIVATION else <const real *> net.layers[i].z
+
+
+cdef inline bint reads_in_place(const Op *op, const real *_) noexcept nogil:
+    """Whether the rows of weight are short enough to be read where they are."""
+    return op.outputs * <long> sizeof(real) <= IN_PLACE_BYTES
+
+
+# --- blocks of a weight matrix ---------------------------------------------------------------------------------------
+
+cdef inline long columns_per_block(const real *_) noexcept nogil:
+    return BLOCK_COLUMNS_BYTES // <long> sizeof(real)
+
+
+cdef inline long block_size(const real *like) noexcept nogil:
+    return panel_width(like) * columns_per_block(like)
+
+
+cdef inline long blocks_of(const Op *op, const real *like) noexcept nogil:
+    return ceil_div(op.inputs, panel_width(like)) * ceil_div(op.outputs, columns_per_block(like))
+
+
+cdef inline Block block_at(const Op *op, long index, const real *like) noexcept nogil:
+    """Down the rows first: the columns of dy stay in L2 while those of x come and go."""
+    cdef Block b
+    cdef long down = ceil_div(op.inputs, panel_width(like))
+    b.i0, b.j0 = index % down * panel_width(like), index // down * columns_per_block(like)
+    b.i1, b.j1 = min(op.inputs, b.i0 + panel_width(like)), min(op.outputs, b.j0 + columns_per_block(like))
+    return b
+
+
+cdef void pack_block(Layer *layer, Block b, bint forward, bint backward, const real *like) noexcept nogil:
+    """Bring the panels of weight (for the forward pass) and of weight^T (for the backward pass) up to date."""
+    cdef long width = panel_width(like), outputs = layer.op.outputs, i
+    cdef const real *weight = <const real *> layer.weight
+    cdef Layout panels = in_panels(layer.op.inputs, like)
+    if forward and layer.panels != NULL:
+        for i in range(b.i0, b.i1):
+            copy_row(<real *> layer.panels + b.j0 // width * panels.panel + i * width, panels,
+                     weight + i * outputs + b.j0, in_rows(outputs, like), b.j1 - b.j0)
+    if backward and layer.transposed != NULL:
+        transpose(<real *> layer.transposed + b.i0 // width * in_panels(outputs, like).panel + b.j0 * width, width,
+                  weight + b.i0 * outputs + b.j0, outputs, b.i1 - b.i0, b.j1 - b.j0)
+
+
+cdef void pack_weights(Net *net, Share *me, bint forward, bint backward, const real *like) noexcept nogil:
+    """All weights, shared by the team; then everybody waits for them."""
+    cdef Layer *layer
+    cdef long index
+    for layer in net.layers[:net.count]:
+        if (forward and layer.panels != NULL) or (backward and layer.transposed != NULL):
+            for index in range(share_of(blocks_of(&layer.op, like), me.number, me.team),
+                               share_of(blocks_of(&layer.op, like), me.number + 1, me.team)):
+                pack_block(layer, block_at(&layer.op, index, like), forward, backward, like)
+    meet(me)
+
+
+cdef void block_gradient(Net *net, int i, Block b, real *gradient, long gradient_row) noexcept nogil:
+    """The block's part of dweight goes to `gradient`, its part of dbias to the flat gradients."""
+    cdef Layer *layer = &net.layers[i]
+    cdef long width = panel_width(gradient)
+    cdef const real *dy = <const real *> layer.dy + b.j0 // width * net.layout.panel
+    multiply_columns(gradient, gradient_row, input_of(net, i, gradient) + b.i0 // width * net.layout.panel, dy,
+                     net.layout, b.i1 - b.i0, b.j1 - b.j0, net.batch)
+    if b.i0 == 0 and layer.dbias != NULL:
+        column_sums(<real *> layer.dbias + b.j0, dy, net.layout, b.j1 - b.j0, net.batch)
+
+
+# --- a thread's rows ------------------------------------------------------------------------------------------------
+
+cdef void dense_forward_rows(Net *net, int i, Share *me, const real *x, long begin, long end) noexcept nogil:
+    """y = activation(x @ weight + bias)."""
+    cdef Layer *layer = &net.layers[i]
+    cdef Op *op = &layer.op
+    cdef Epilogue epilogue
+    cdef const real *weight = <const real *> (layer.weight if layer.panels == NULL else layer.panels)
+    if is_raised(net.stop):
+        return
+    epilogue.after = BIAS_ACTIVATION
+    epilogue.activation = op.activation
+    epilogue.bias, epilogue.y, epilogue.z = layer.bias, NULL, layer.z
+    multiply_rows(<real *> layer.y, x, net.layout, weight,
+                  in_rows(op.outputs, x) if layer.panels == NULL else in_panels(op.inputs, x), begin, end, op.outputs,
+                  op.inputs, &epilogue)
+    poll(net, me, 2.0 * (end - begin) * op.inputs * op.outputs)
+
+
+cdef void dense_backward_rows(Net *net, int i, Share *me, real *dx, long begin, long end) noexcept nogil:
+    """dx = dy @ weight^T, times the derivative of the activation before it."""
+    cdef Layer *layer = &net.layers[i]
+    cdef Op *op = &layer.op
+    cdef Epilogue epilogue
+    if is_raised(net.stop):
+        return
+    epilogue.after = DERIVATIVE if op.prior != LINEAR else NOTHING
+    epilogue.activation = op.prior
+    epilogue.bias, epilogue.y = NULL, <const void *> input_of(net, i, dx)
+    epilogue.z = <void *> argument_of(net, i - 1, dx) if i > 0 else NULL
+    multiply_rows(dx, <const real *> layer.dy, net.layout, <const real *> layer.transposed,
+                  in_panels(op.outputs, dx), begin, end, op.inputs, op.outputs, &epilogue)
+    poll(net, me, 2.0 * (end - begin) * op.inputs * op.outputs)
+
+
+cdef inline long strips(Layout layout, long n, const real *like) noexcept nogil:
+    """How many contiguous pieces some rows of n columns lie in."""
+    return 1 if layout.panel == panel_width(like) else ceil_div(n, panel_width(like))
+
+
+cdef void activation_forward_rows(real *y, const real *z, Layout layout, int kind, long begin, long end,
+                                  long n) noexcept nogil:
+    cdef long q
+    for q in range(strips(layout, n, z)):
+        activate(kind, y + q * layout.panel + begin * layout.row, z + q * layout.panel + begin * layout.row,
+                 (end - begin) * layout.row)
+
+
+cdef void activation_backward_rows(Net *net, int i, long begin, long end, const real *like) noexcept nogil:
+    """dy becomes the gradient of the activation's argument."""
+    cdef Layer *layer = &net.layers[i]
+    cdef real *dy = <real *> layer.dy
+    cdef const real *y = <const real *> layer.y
+    cdef const real *z = argument_of(net, i, like)
+    cdef long q, at
+    for q in range(strips(net.layout, layer.op.outputs, like)):
+        at = q * net.layout.panel + begin * net.layout.row
+        multiply_by_derivative(layer.op.activation, dy + at, dy + at, y + at, z + at, (end - begin) * net.layout.row)
+
+
+cdef void batchnorm_forward_team(Net *net, int i, const real *x, Share *me) noexcept nogil:
+    """Columns need every thread's rows, and every thread's rows need the columns."""
+    cdef Layer *layer = &net.layers[i]
+    cdef Op *op = &layer.op
+    cdef long panels = ceil_div(op.inputs, panel_width(x)), q
+    meet(me)
+    for q in range(share_of(panels, me.number, me.team), share_of(panels, me.number + 1, me.team)):
+        batchnorm_forward_panel(<real *> layer.y, <real *> layer.stats, x, net.layout, <real *> layer.weight,
+                                <real *> layer.bias, op.eps, net.training, net.batch, op.inputs, q)
+    meet(me)
+
+
+cdef void batchnorm_backward_team(Net *net, int i, real *dx, Share *me) noexcept nogil:
+    cdef Layer *layer = &net.layers[i]
+    cdef Op *op = &layer.op
+    cdef long panels = ceil_div(op.inputs, panel_width(dx)), q
+    meet(me)
+    for q in range(share_of(panels, me.number, me.team), share_of(panels, me.number + 1, me.team)):
+        batchnorm_backward_panel(<real *> layer.dweight, <real *> layer.dbias, dx, <real *> layer.dy,
+                                 input_of(net, i, dx), net.layout, <real *> layer.stats, <real *> layer.weight,
+                                 net.batch, op.inputs, q)
+    meet(me)
+
+
+cdef void forward_rows(Net *net, Share *me, long begin, long end, const real *like) noexcept nogil:
+    """A thread's rows through all layers; the result is the last layer's y."""
     cdef int i
-    cdef const Op *op = net.ops
-    cdef const real *a
-    cdef real *y = NULL
-    cdef real *weight
-    cdef real *bias
+    cdef Layer *layer
+    cdef const real *x
+    cdef real *y
     for i in range(net.count):
-        op = &net.ops[i]
-        a = input_of(net, i, x, batch)
-        # the last result is the caller's, unless an activation's derivative will need it again
-        y = result if i == net.count - 1 and op.activation == LINEAR else kept(net, op.y, batch, x)
-        weight, bias = at(net.values, op.weight, x), at(net.values, op.bias, x)
-        if op.kind == DENSE:
-            dense_forward_(y, kept(net, op.z, batch, x), a, weight, bias, op.activation, batch, op.inputs, op.outputs,
-                           net.scratch, threads)
-        elif op.kind == ACTIVATION:
-            activation_forward_(y, a, op.activation, batch * op.outputs, threads)
-        elif op.kind == DROPOUT:
-            if training:
-                dropout_(y, a, op.p, op.key, step, batch * op.outputs, threads)
-            else:
-                memcpy(y, a, batch * op.outputs * sizeof(real))
-        elif op.kind == BATCHNORM:
-            batchnorm_forward_(y, at(net.stats, op.stats, x), a, weight, bias, op.momentum, op.eps, training, batch,
-                               op.inputs, threads)
+        layer = &net.layers[i]
+        x, y = input_of(net, i, like), <real *> layer.y
+        if layer.op.kind == DENSE:
+            dense_forward_rows(net, i, me, x, begin, end)
+        elif layer.op.kind == ACTIVATION:
+            activation_forward_rows(y, x, net.layout, layer.op.activation, begin, end, layer.op.outputs)
+        elif layer.op.kind == DROPOUT:
+            dropout_rows(y, x, net.layout, layer.op.p if net.training else 0, layer.op.key, net.step, begin, end,
+                         layer.op.outputs)
+        elif layer.op.kind == BATCHNORM:
+            batchnorm_forward_team(net, i, x, me)
         else:
-            layernorm_forward_(y, kept(net, op.row, batch, x), a, weight, bias, op.eps, batch, op.inputs, threads)
-    if y != result:
-        memcpy(result, y, batch * op.outputs * sizeof(real))
+            layernorm_forward_rows(y, <real *> layer.moments, x, net.layout, <real *> layer.weight,
+                                   <real *> layer.bias, layer.op.eps, begin, end, layer.op.inputs)
+        lap(net, me, i, IN_FORWARD)
 
 
-cdef void backward_pass(Buffers *net, real *result, const real *dy, const real *x, long batch, uint64_t step,
-                        int threads) noexcept nogil:
-    """Fill the gradients from dy (B, O); result (B, I) gets the gradient of x unless it is NULL."""
-    cdef int i, j, slot = 0
-    cdef const Op *op
-    cdef const real *a
+cdef void backward_rows(Net *net, Share *me, long begin, long end, const real *like) noexcept nogil:
+    """The gradients of a thread's rows from the last layer's dy down to the first layer's, or net.dx."""
+    cdef int i, j
+    cdef Layer *layer
     cdef real *dx
-    cdef real *weight
-    cdef real *dweight
-    cdef real *dbias
     for j in range(net.count):
         i = net.count - 1 - j
-        op = &net.ops[i]
-        a = input_of(net, i, x, batch)
-        if op.activation != LINEAR and (j == 0 or net.ops[i + 1].prior == LINEAR):
-            dx = <real *> net.delta[slot]
-            activation_backward_(dx, dy, kept(net, op.y, batch, x), argument_of(net, i, x, batch), op.activation,
-                                 batch * op.outputs, threads)
-            dy = dx
-            slot = 1 - slot
-        if op.kind == ACTIVATION and i > 0:
-            continue
-        dx = <real *> net.delta[slot] if i > 0 else result
-        weight, dweight = at(net.values, op.weight, x), at(net.grads, op.weight, x)
-        dbias = at(net.grads, op.bias, x)
-        if op.kind == DENSE:
-            dense_backward_(dweight, dbias, dx, dy, a, argument_of(net, i - 1, x, batch) if i > 0 else NULL, weight,
-                            op.prior, batch, op.inputs, op.outputs, net.scratch, threads)
-        elif op.kind == DROPOUT and dx != NULL:
-            dropout_(dx, dy, op.p, op.key, step, batch * op.outputs, threads)
-        elif op.kind == BATCHNORM:
-            batchnorm_backward_(dweight, dbias, dx, dy, a, at(net.stats, op.stats, x), weight, batch, op.inputs,
-                                threads)
-        elif op.kind == LAYERNORM:
-            layernorm_backward_(dweight, dbias, dx, dy, a, kept(net, op.row, batch, x), weight, batch, op.inputs,
-                                threads)
-        elif dx != NULL:
-            memcpy(dx, dy, batch * op.inputs * sizeof(real))  # an activation at the very front
-        dy = dx
-        slot = 1 - slot
+        layer = &net.layers[i]
+        dx = <real *> (net.layers[i - 1].dy if i > 0 else net.dx)
+        if layer.op.activation != LINEAR and (j == 0 or net.layers[i + 1].op.prior == LINEAR):
+            activation_backward_rows(net, i, begin, end, like)
+        if layer.op.kind == BATCHNORM:
+            batchnorm_backward_team(net, i, dx, me)
+        elif dx == NULL or layer.op.kind == ACTIVATION:  # whose dx is its dy
+            pass
+        elif layer.op.kind == DENSE:
+            dense_backward_rows(net, i, me, dx, begin, end)
+        elif layer.op.kind == DROPOUT:
+            dropout_rows(dx, <const real *> layer.dy, net.layout, layer.op.p, layer.op.key, net.step, begin, end,
+                         layer.op.outputs)
+        else:
+            layernorm_backward_rows(dx, <const real *> layer.dy, <real *> layer.moments, input_of(net, i, like),
+                                    net.layout, <real *> layer.weight, begin, end, layer.op.inputs)
+        lap(net, me, i, IN_DX)
 
 
-cdef long scratch_of(Buffers *net, long batch, long itemsize, int threads) noexcept nogil:
-    """Bytes of scratch for the largest of the plan's products."""
-    cdef long i, needed = 64
-    for i in range(net.count):
-        if net.ops[i].kind == DENSE:
-            needed = max(needed, scratch_per_thread(batch, net.ops[i].outputs, net.ops[i].inputs, itemsize))
-            needed = max(needed, scratch_per_thread(batch, net.ops[i].inputs, net.ops[i].outputs, itemsize))
-            needed = max(needed, scratch_per_thread(net.ops[i].inputs, net.ops[i].outputs, batch, itemsize))
-    return needed * threads
+cdef void layernorm_gradients(Net *net, int i, Share *me, const real *like) noexcept nogil:
+    cdef Layer *layer = &net.layers[i]
+    cdef real *moments = <real *> layer.moments
+    cdef long panels = ceil_div(layer.op.inputs, panel_width(like)), q
+    for q in range(share_of(panels, me.number, me.team), share_of(panels, me.number + 1, me.team)):
+        column_gradients(<real *> layer.dweight, <real *> layer.dbias, <real *> layer.dy, input_of(net, i, like),
+                         net.layout, moments, moments + 1, 2, 0, net.batch, layer.op.inputs, q)
+
+
+cdef void track_statistics(Net *net, Share *me, const real *_) noexcept nogil:
+    """The running statistics follow a batch only when its step is sure to be finished."""
+    cdef Layer *layer
+    for layer in net.layers[:net.count]:
+        if layer.op.kind == BATCHNORM:
+            batchnorm_track(<real *> layer.stats, layer.op.momentum, layer.op.eps, net.batch, layer.op.inputs,
+                            share_of(layer.op.inputs, me.number, me.team),
+                            share_of(layer.op.inputs, me.number + 1, me.team))

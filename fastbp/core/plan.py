@@ -1,9 +1,9 @@
 """What both sides of the core agree on: codes, and the op record that a model is lowered to.
 
-A plan is a C-contiguous array of OP records in the order the data flows. All tensors live in flat buffers and a record
-holds offsets into them, in elements: parameters and their gradients at ``weight`` and ``bias``, running and batch
-statistics at ``stats``, and per-sample rows of the activation buffer at ``y``, ``z`` and ``row``, which are multiplied
-by the batch size. Minus one means that the op has no such tensor.
+A plan is a C-contiguous array of OP records in the order the data flows. Parameters, their gradients and statistics live
+in flat buffers and a record holds offsets into them, in elements: parameters and gradients at ``weight`` and ``bias``,
+running and batch statistics at ``stats``. Minus one means that the op has no such tensor. Where activations lie is the
+backend's own business.
 """
 
 from __future__ import annotations
@@ -42,9 +42,6 @@ OP = np.dtype(
         ("weight", np.int64),
         ("bias", np.int64),
         ("stats", np.int64),  # batch norm: running mean, running variance, batch mean, batch 1/std, n of each
-        ("y", np.int64),  # the result, (batch, outputs)
-        ("z", np.int64),  # what the activation was applied to, kept only for NEEDS_INPUT
-        ("row", np.int64),  # layer norm: mean and 1/std of each row, (batch, 2)
         ("p", np.float64),
         ("eps", np.float64),
         ("momentum", np.float64),
@@ -55,9 +52,12 @@ OP = np.dtype(
 ALIGNMENT = 64  # bytes: a cache line and the widest vector register
 
 
+SLACK = 128  # bytes after a vector that a kernel may read, but not use: it reads rows by two whole registers
+
+
 def aligned(count: int, dtype: np.dtype | type) -> np.ndarray:
-    """An uninitialised vector of count elements that starts on a cache line."""
+    """An uninitialised vector of count elements that starts on a cache line and has SLACK behind it."""
     dtype = np.dtype(dtype)
-    raw = np.empty(count * dtype.itemsize + ALIGNMENT, dtype=np.uint8)
+    raw = np.empty(count * dtype.itemsize + ALIGNMENT + SLACK, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + count * dtype.itemsize].view(dtype)

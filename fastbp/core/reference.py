@@ -34,8 +34,8 @@ def target() -> str:
     return "numpy"
 
 
-def scratch_bytes(m: int, n: int, k: int, itemsize: int, threads: int) -> int:
-    """Bytes of scratch for one product: none here."""
+def scratch_bytes(m: int, n: int, k: int, dtype: np.dtype[Any]) -> int:
+    """Scratch that a product or a layer's backward pass needs: NumPy allocates its own."""
     return 1
 
 
@@ -277,7 +277,7 @@ def elementwise_loss(dpred: Array, pred: Array, target: Array, kind: int, parame
 # --- optimizer updates over the flat buffers ------------------------------------------------------------------------
 
 
-def sgd_update(
+def _sgd(
     param: Array,
     velocity: Array | None,
     grad: Array,
@@ -286,7 +286,6 @@ def sgd_update(
     nesterov: bool,
     weight_decay: float,
     grad_scale: float,
-    threads: int,
 ) -> None:
     """v = momentum v + g, param -= lr (g + momentum v if nesterov else v), g = grad_scale grad + weight_decay param."""
     g = grad * grad_scale + weight_decay * param
@@ -297,7 +296,7 @@ def sgd_update(
     param -= lr * g
 
 
-def adam_update(
+def _adam(
     param: Array,
     m: Array,
     v: Array,
@@ -310,7 +309,6 @@ def adam_update(
     decoupled: bool,
     step: int,
     grad_scale: float,
-    threads: int,
 ) -> None:
     """Adam (Kingma & Ba 2015, algorithm 1); decoupled weight decay makes it AdamW (Loshchilov & Hutter 2019).
 
@@ -326,7 +324,7 @@ def adam_update(
     param -= (lr / (1 - beta1**step)) * m / (np.sqrt(v) / math.sqrt(1 - beta2**step) + eps)
 
 
-def rmsprop_update(
+def _rmsprop(
     param: Array,
     square: Array,
     velocity: Array | None,
@@ -337,7 +335,6 @@ def rmsprop_update(
     momentum: float,
     weight_decay: float,
     grad_scale: float,
-    threads: int,
 ) -> None:
     """square = alpha square + (1 - alpha) g^2, param -= lr g / (sqrt(square) + eps), through a velocity if given."""
     g = grad * grad_scale + weight_decay * param
@@ -350,8 +347,8 @@ def rmsprop_update(
     param -= lr * g
 
 
-def adagrad_update(
-    param: Array, total: Array, grad: Array, lr: float, eps: float, weight_decay: float, grad_scale: float, threads: int
+def _adagrad(
+    param: Array, total: Array, grad: Array, lr: float, eps: float, weight_decay: float, grad_scale: float
 ) -> None:
     """total += g^2, param -= lr g / (sqrt(total) + eps) (Duchi, Hazan & Singer 2011)."""
     g = grad * grad_scale + weight_decay * param
@@ -359,9 +356,63 @@ def adagrad_update(
     param -= lr * g / (np.sqrt(total) + eps)
 
 
+def update(
+    param: Array,
+    grad: Array,
+    recipe: tuple[str, tuple[Array | None, ...], dict[str, Any]],
+    lr: float,
+    grad_scale: float,
+    threads: int,
+) -> None:
+    """One step of the rule that an optimizer's ``(rule, state vectors, settings)`` names, over flat vectors (n,)."""
+    rule, state, settings = recipe
+    rules = {"sgd": _sgd, "adam": _adam, "rmsprop": _rmsprop, "adagrad": _adagrad}
+    rules[rule](param, *state, grad, lr=lr, grad_scale=grad_scale, **settings)
+
+
 def squared_norm(x: Array, threads: int) -> float:
     """The sum of squares of x (n,), in float64."""
     return float(np.square(x, dtype=np.float64).sum())
+
+
+ROUNDS = 4
+FEWEST_BITS = 8  # smaller domains would have too few permutations
+
+
+def _scramble(h: Array) -> Array:
+    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    h = (h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return h ^ (h >> np.uint32(16))
+
+
+def _feistel(x: Array, keys: Array, low_bits: int, high_bits: int) -> Array:
+    low = (x % 2**low_bits).astype(np.uint32)
+    high = (x >> np.uint64(low_bits)).astype(np.uint32)
+    for i in range(0, ROUNDS, 2):
+        high ^= _scramble(low ^ keys[i]) & np.uint32(2**high_bits - 1)
+        low ^= _scramble(high ^ keys[i + 1]) & np.uint32(2**low_bits - 1)
+    return (high.astype(np.uint64) << np.uint64(low_bits)) | low
+
+
+def order(rows: Array, first: int, samples: int, key: int | None) -> None:
+    """rows (count,) int64 = the numbers first..first+count of an epoch's order of its samples, or of no shuffle.
+
+    The order is a pseudo-random permutation that takes no memory: a Feistel network (Luby & Rackoff 1988) permutes the
+    numbers of so many bits, and numbers beyond the last sample are sent through it again until they fall inside (cycle
+    walking, Black & Rogaway 2002). key, below 2**64, chooses it; None leaves the samples in their order.
+    """
+    rows[:] = np.arange(first, first + len(rows))
+    if key is None:
+        return
+    bits = max(FEWEST_BITS, (samples - 1).bit_length())
+    seeds = np.array([(key + _GOLDEN * (i + 1)) & _MASK for i in range(ROUNDS)], np.uint64)
+    keys = (_mix(seeds) >> np.uint64(32)).astype(np.uint32)
+    x = rows.astype(np.uint64)
+    outside = np.ones(len(x), bool)
+    while outside.any():
+        x[outside] = _feistel(x[outside], keys, bits // 2, bits - bits // 2)
+        outside = x >= samples
+    rows[:] = x
 
 
 def all_finite(x: Array) -> bool:
@@ -451,25 +502,30 @@ class Network:
         progress: Array,
         X: Array,
         y: Array,
-        order: Array,
+        key: int | None,
+        first: int,
+        steps: int,
         batch_size: int,
         loss: tuple[str, float, Array | None],
-        update: tuple[str, tuple[Array | None, ...], dict[str, Any]],
+        update_recipe: tuple[str, tuple[Array | None, ...], dict[str, Any]],
         lrs: Array,
         clip_norm: float,
         step: int,
         threads: int,
     ) -> None:
-        """One epoch: the four steps for every batch_size rows of order (N,), rows of X (n, I) and y.
+        """Steps of one epoch over X (n, I) and y, from position ``first`` of its order, batch_size rows at a time.
 
-        loss is ``(name, parameter, weight)``, update ``(rule, state vectors, settings)``, lrs (steps,) float64,
-        clip_norm 0 for none; step numbers the first step, for dropout. progress (3,) float64 gets the loss summed
-        over the samples, how many were right, and the steps done, after an interrupt too.
+        key is the order's, as for ``order``, loss ``(name, parameter, weight)``, update_recipe ``(rule, state vectors,
+        settings)``, lrs (steps,) or, for all steps, (1,) float64, clip_norm 0 for none; step numbers the first step,
+        for dropout. progress (3,) float64 gets the loss summed over the samples, how many were right, and the steps
+        done, after an interrupt too.
         """
         name, parameter, weight = loss
-        rule, state, settings = update
-        for t, start in enumerate(range(0, len(order), batch_size)):
-            rows = order[start : start + batch_size]
+        rule, state, settings = update_recipe
+        for t in range(steps):
+            rows = np.empty(min(batch_size, len(X) - first), np.int64)
+            order(rows, first, len(X), key)
+            first += batch_size
             xb, yb = X[rows], y[rows]
             pred = np.empty((len(rows), int(self.ops[-1]["outputs"])), X.dtype)
             dpred = np.empty_like(pred)
@@ -486,13 +542,12 @@ class Network:
             if clip_norm > 0:
                 scale = min(1.0, clip_norm / (math.sqrt(squared_norm(self.grads, threads)) + 1e-6))
             moment = {"step": settings["step"] + t} if "step" in settings else {}
-            globals()[f"{rule}_update"](
+            update(
                 self.values,
-                *state,
                 self.grads,
-                lr=float(lrs[t]),
-                grad_scale=scale,
-                threads=threads,
-                **(settings | moment),
+                (rule, state, settings | moment),
+                float(lrs[t % len(lrs)]),
+                scale,
+                threads,
             )
             progress += value * len(rows), right, 1

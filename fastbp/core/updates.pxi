@@ -1,18 +1,30 @@
 # The optimizers: one pass over the flat buffers of parameters, gradients and state.
 #
-# Every entry of the buffer is updated alike, so a chunk of each buffer is read once, updated in L1 and written once.
-# grad_scale is what clipping by the global norm multiplies the gradient with: clipping costs no pass of its own.
+# Every entry of a buffer is updated alike, whether a whole buffer is or the rows of a block whose gradient was just
+# computed. grad_scale is what clipping by the global norm multiplies the gradient with: it costs no pass of its own.
 
 cdef enum Rule:  # the codes of fastbp.core.plan.RULES
     SGD, ADAM, RMSPROP, ADAGRAD
 
 cdef struct Update:
     int rule
-    double lr, momentum, beta1, beta2, alpha, eps, weight_decay, grad_scale
+    double lr, momentum, beta1, beta2, alpha, eps, weight_decay
     bint nesterov, decoupled
     long step     # Adam's, from 1
     void *first   # velocity, m, square or total; NULL where SGD keeps no velocity
     void *second  # v, or RMSprop's velocity
+    double rate, root, decay, l2  # what a step's lr and number come to, see begin_update
+
+
+cdef void begin_update(Update *u, double lr) noexcept nogil:
+    """Set the learning rate and what follows from it and, for Adam, the step: its bias corrections."""
+    u.lr = lr
+    u.rate, u.root = lr, 1
+    if u.rule == ADAM:
+        u.rate = lr / (1 - pow(u.beta1, u.step))
+        u.root = 1 / sqrt(1 - pow(u.beta2, u.step))
+    u.decay = 1 - lr * u.weight_decay if u.decoupled else 1
+    u.l2 = 0 if u.decoupled else u.weight_decay
 
 
 cdef void sgd_chunk(real *param, real *velocity, const real *grad, real lr, real momentum, bint nesterov,
@@ -32,7 +44,7 @@ cdef void sgd_chunk(real *param, real *velocity, const real *grad, real lr, real
 
 
 cdef void adam_chunk(real *param, real *m, real *v, const real *grad, real step_size, real share1, real share2,
-                     real root_correction, real eps, real decay, real weight_decay, real grad_scale,
+                     real root, real eps, real decay, real weight_decay, real grad_scale,
                      long n) noexcept nogil:
     """share = 1 - beta, which float32 would round far off for a beta close to one.
 
@@ -46,7 +58,7 @@ cdef void adam_chunk(real *param, real *m, real *v, const real *grad, real step_
         v_i = v[i] + share2 * (g * g - v[i])
         m[i] = m_i
         v[i] = v_i
-        param[i] = param[i] * decay - step_size * m_i / (sqrt_(v_i) / root_correction + eps)
+        param[i] = param[i] * decay - step_size * m_i / (sqrt_(v_i) * root + eps)
 
 
 cdef void rmsprop_chunk(real *param, real *square, real *velocity, const real *grad, real lr, real share, real eps,
@@ -75,31 +87,21 @@ cdef void adagrad_chunk(real *param, real *total, const real *grad, real lr, rea
         param[i] -= lr * g / (sqrt_(s) + eps)
 
 
-cdef void update_chunk(const Update *u, real *param, const real *grad, long i, long n) noexcept nogil:
-    """Entries i..i+n of the buffers."""
-    cdef real *first = <real *> u.first + i if u.first != NULL else NULL
-    cdef real *second = <real *> u.second + i if u.second != NULL else NULL
+cdef void update_run(const Update *u, long offset, real *param, const real *grad, double grad_scale,
+                     long n) noexcept nogil:
+    """Update param (n,), which lies at `offset` of the flat buffers, from grad (n,)."""
+    cdef real *first = <real *> u.first + offset if u.first != NULL else NULL
+    cdef real *second = <real *> u.second + offset if u.second != NULL else NULL
     if u.rule == SGD:
-        sgd_chunk(param + i, first, grad + i, <real> u.lr, <real> u.momentum, u.nesterov, <real> u.weight_decay,
-                  <real> u.grad_scale, n)
+        sgd_chunk(param, first, grad, <real> u.rate, <real> u.momentum, u.nesterov, <real> u.l2, <real> grad_scale, n)
     elif u.rule == ADAM:
-        adam_chunk(param + i, first, second, grad + i, <real> (u.lr / (1 - pow(u.beta1, u.step))),
-                   <real> (1 - u.beta1), <real> (1 - u.beta2), <real> sqrt(1 - pow(u.beta2, u.step)), <real> u.eps,
-                   <real> (1 - u.lr * u.weight_decay if u.decoupled else 1),
-                   <real> (0 if u.decoupled else u.weight_decay), <real> u.grad_scale, n)
+        adam_chunk(param, first, second, grad, <real> u.rate, <real> (1 - u.beta1), <real> (1 - u.beta2),
+                   <real> u.root, <real> u.eps, <real> u.decay, <real> u.l2, <real> grad_scale, n)
     elif u.rule == RMSPROP:
-        rmsprop_chunk(param + i, first, second, grad + i, <real> u.lr, <real> (1 - u.alpha), <real> u.eps,
-                      <real> u.momentum, <real> u.weight_decay, <real> u.grad_scale, n)
+        rmsprop_chunk(param, first, second, grad, <real> u.rate, <real> (1 - u.alpha), <real> u.eps,
+                      <real> u.momentum, <real> u.l2, <real> grad_scale, n)
     else:
-        adagrad_chunk(param + i, first, grad + i, <real> u.lr, <real> u.eps, <real> u.weight_decay,
-                      <real> u.grad_scale, n)
-
-
-cdef void apply_update(const Update *u, real *param, const real *grad, long n, int threads) noexcept nogil:
-    """One step of the rule over param (n,) and its state vectors, from grad (n,)."""
-    cdef long chunk
-    for chunk in prange(ceil_div(n, CHUNK_ELEMENTS), num_threads=team_for(n, threads), schedule="static"):
-        update_chunk(u, param, grad, chunk * CHUNK_ELEMENTS, min(n - chunk * CHUNK_ELEMENTS, <long> CHUNK_ELEMENTS))
+        adagrad_chunk(param, first, grad, <real> u.rate, <real> u.eps, <real> u.l2, <real> grad_scale, n)
 
 
 cdef double squared_norm_chunk(const real *x, long n) noexcept nogil:
@@ -116,14 +118,21 @@ cdef double squared_norm_chunk(const real *x, long n) noexcept nogil:
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
 
-cdef double squared_norm_(const real *x, long n, int threads) noexcept nogil:
-    """The sum of squares of x (n,) in float64."""
-    cdef double partial[CHUNKS]
+cdef void squared_norm_share(double *partial, const real *x, long n, Share *me) noexcept nogil:
+    """This thread's part of CHUNKS partial sums of squares of x (n,)."""
     cdef long chunk, begin
-    for chunk in prange(CHUNKS, num_threads=team_for(n, threads), schedule="static"):
-        begin = chunk_begin(chunk, n)
-        partial[chunk] = squared_norm_chunk(x + begin, chunk_begin(chunk + 1, n) - begin)
-    return total(partial)
+    for chunk in range(share_of(CHUNKS, me.number, me.team), share_of(CHUNKS, me.number + 1, me.team)):
+        begin = share_of(n, chunk, CHUNKS)
+        partial[chunk] = squared_norm_chunk(x + begin, share_of(n, chunk + 1, CHUNKS) - begin)
+
+
+cdef inline double total(const double *partial, long count) noexcept nogil:
+    """Partial sums, added in their order."""
+    cdef double result = 0
+    cdef long i
+    for i in range(count):
+        result += partial[i]
+    return result
 
 
 cdef bint all_finite_chunk(const real *x, long n) noexcept nogil:

@@ -1,0 +1,380 @@
+# The doors to single kernels, over arrays that the Python floor has checked: each releases the GIL and runs a team.
+#
+# A layer's door is a network of that one layer. Every function has its NumPy twin, with its documentation, in
+# reference.py; arguments run outputs, inputs, scalars, scratch, threads.
+
+cdef double ELEMENTS_PER_THREAD = 65536.0  # below this a team costs more than it gives
+
+cdef struct Product:
+    void *c
+    const void *a
+    const void *b
+    long a_row, a_column, b_row, b_column, m, n, k  # strides in elements
+    void *c_panels
+    void *a_panels
+    void *b_panels
+
+cdef struct DenseBackward:
+    Net net  # an activation with output x and argument x_z, and the dense layer
+    const void *x
+    const void *x_z
+    const void *dz
+    void *dx
+
+cdef struct LossCall:
+    Criterion criterion
+    void *dpred
+    const void *pred
+    const void *targets
+    long batch, outputs
+    double scale
+    double partial[CHUNKS]
+
+cdef struct UpdateCall:
+    Update update
+    void *param
+    const void *grad
+    double grad_scale
+    long n
+
+cdef struct NormCall:
+    const void *x
+    long n
+    double partial[CHUNKS]
+
+
+cdef inline int team_for(double elements, int threads) noexcept nogil:
+    return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), elements / ELEMENTS_PER_THREAD))
+
+
+# --- products -------------------------------------------------------------------------------------------------------
+
+cdef void pack_rows(real *out, Layout layout, const real *src, long row, long column, long begin, long end,
+                    long n) noexcept nogil:
+    """Rows begin..end of an (m, n) matrix with any strides, into panels."""
+    cdef long width = panel_width(out), i, j, q
+    cdef Layout rows
+    if column == 1:
+        rows.row, rows.panel = row, width
+        copy_rows(out, layout, src, rows, begin, end, n)
+    elif row == 1:
+        for q in range(ceil_div(n, width)):
+            transpose(out + q * layout.panel + begin * width, width, src + q * width * column + begin, column,
+                      min(width, n - q * width), end - begin)
+    else:
+        for i in range(begin, end):
+            for j in range(n):
+                out[j // width * layout.panel + i * width + j % width] = src[i * row + j * column]
+
+
+cdef void product_share(Product *p, Share *me, const real *_) noexcept nogil:
+    cdef long begin = share_of(p.m, me.number, me.team), end = share_of(p.m, me.number + 1, me.team)
+    cdef Layout layout = in_panels(p.m, _), b_layout = in_panels(p.k, _)
+    cdef Epilogue epilogue
+    epilogue.after = NOTHING
+    pack_rows(<real *> p.a_panels, layout, <const real *> p.a, p.a_row, p.a_column, begin, end, p.k)
+    pack_rows(<real *> p.b_panels, b_layout, <const real *> p.b, p.b_row, p.b_column,
+              share_of(p.k, me.number, me.team), share_of(p.k, me.number + 1, me.team), p.n)
+    meet(me)
+    multiply_rows(<real *> p.c_panels, <real *> p.a_panels, layout, <real *> p.b_panels, b_layout, begin, end, p.n,
+                  p.k, &epilogue)
+    copy_rows(<real *> p.c, in_rows(p.n, _), <real *> p.c_panels, layout, begin, end, p.n)
+
+
+cdef inline void *slice_of(char **scratch, long rows, long n, const real *like) noexcept nogil:
+    """The next piece of scratch, for a (rows, n) matrix in panels."""
+    cdef char *begin = scratch[0]
+    scratch[0] += ceil_div(panels_size(rows, n, like) * <long> sizeof(real), 64) * 64
+    return begin
+
+
+def scratch_bytes(long m, long n, long k, dtype):
+    """Scratch for an (m, k) x (k, n) product, or for the backward pass of a layer that does it."""
+    cdef char *end = NULL
+    for rows, columns in [(m, n), (m, n), (m, k), (m, k), (m, k), (k, n), (n, k), (1, n)]:
+        if dtype.itemsize == 4:
+            slice_of(&end, rows, columns, <float *> NULL)
+        else:
+            slice_of(&end, rows, columns, <double *> NULL)
+    return <long> end
+
+
+def matmul(real[:, ::1] c, const real[:, :] a, const real[:, :] b, char[::1] scratch, int threads):
+    cdef long size = sizeof(real)
+    cdef char *free = &scratch[0]
+    cdef Product p
+    p.c, p.a, p.b, p.m, p.n, p.k = &c[0, 0], &a[0, 0], &b[0, 0], c.shape[0], c.shape[1], a.shape[1]
+    p.a_row, p.a_column = a.strides[0] // size, a.strides[1] // size
+    p.b_row, p.b_column = b.strides[0] // size, b.strides[1] // size
+    p.c_panels = slice_of(&free, p.m, p.n, &c[0, 0])
+    p.a_panels = slice_of(&free, p.m, p.k, &c[0, 0])
+    p.b_panels = slice_of(&free, p.k, p.n, &c[0, 0])
+    with nogil:
+        run_team(<Task> product_share[real], &p, <int> max(1.0, min(
+            <double> threads, 2.0 * p.m * p.n * p.k / OPERATIONS_PER_THREAD_AND_CALL)))
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+cdef void layer_forward_share(Net *net, Share *me, const real *_) noexcept nogil:
+    forward_rows(net, me, first_row(net.batch, me.number, me.team), first_row(net.batch, me.number + 1, me.team), _)
+    if net.training:
+        track_statistics(net, me, _)
+
+
+cdef void layer_backward_share(Net *net, Share *me, const real *_) noexcept nogil:
+    backward_rows(net, me, first_row(net.batch, me.number, me.team), first_row(net.batch, me.number + 1, me.team), _)
+    meet(me)
+    weights_share(<Epoch *> NULL, net, me, True, False, True, 1, _)
+
+
+cdef void begin_layer(Net *net, Layer *layer, int kind, const void *y, const void *x, const void *dy, void *dx,
+                      long batch, long n, const real *like) noexcept nogil:
+    """A network of one layer over arrays that lie row by row."""
+    memset(net, 0, sizeof(Net))
+    memset(layer, 0, sizeof(Layer))
+    net.layers, net.count, net.x, net.dx, net.batch = layer, 1, <void *> x, dx, batch
+    net.layout, net.training = in_rows(n, like), True
+    layer.op.kind, layer.op.inputs, layer.op.outputs, layer.y, layer.dy = kind, n, n, <void *> y, <void *> dy
+
+
+def dense_forward(real[:, ::1] y, real[:, ::1] z, const real[:, ::1] x, const real[:, ::1] weight,
+                  const real[::1] bias, int activation, char[::1] scratch, int threads):
+    cdef Pass p
+    cdef Layer layer
+    cdef long batch = x.shape[0], inputs = weight.shape[0], outputs = weight.shape[1]
+    cdef char *free = &scratch[0]
+    with nogil:
+        begin_layer(&p.net, &layer, DENSE, NULL, NULL, NULL, NULL, batch, outputs, &x[0, 0])
+        layer.op.inputs, layer.op.activation, p.net.layout = inputs, activation, in_panels(batch, &x[0, 0])
+        layer.weight = <void *> &weight[0, 0]
+        if bias is not None:  # whole registers of it are read
+            layer.bias = slice_of(&free, 1, outputs, &x[0, 0])
+            memcpy(layer.bias, &bias[0], outputs * sizeof(real))
+        layer.y, p.net.x = slice_of(&free, batch, outputs, &x[0, 0]), slice_of(&free, batch, inputs, &x[0, 0])
+        layer.panels = slice_of(&free, inputs, outputs, &x[0, 0])
+        layer.z = slice_of(&free, batch, outputs, &x[0, 0]) if z is not None else NULL
+        p.x, p.y = &x[0, 0], &y[0, 0]
+        run_team(<Task> forward_share[real], &p, <int> max(1.0, min(
+            <double> threads, 2.0 * batch * inputs * outputs / OPERATIONS_PER_THREAD_AND_CALL)))
+        if z is not None:
+            copy_rows(&z[0, 0], in_rows(outputs, &x[0, 0]), <real *> layer.z, p.net.layout, 0, batch, outputs)
+
+
+cdef void dense_backward_share(DenseBackward *d, Share *me, const real *_) noexcept nogil:
+    cdef Net *net = &d.net
+    cdef long begin = first_row(net.batch, me.number, me.team), end = first_row(net.batch, me.number + 1, me.team)
+    cdef long inputs = net.layers[1].op.inputs, outputs = net.layers[1].op.outputs
+    pack_weights(net, me, False, True, _)
+    copy_rows(<real *> net.layers[0].y, net.layout, <const real *> d.x, in_rows(inputs, _), begin, end, inputs)
+    if d.x_z != NULL:
+        copy_rows(<real *> net.x, net.layout, <const real *> d.x_z, in_rows(inputs, _), begin, end, inputs)
+    copy_rows(<real *> net.layers[1].dy, net.layout, <const real *> d.dz, in_rows(outputs, _), begin, end, outputs)
+    if d.dx != NULL:
+        dense_backward_rows(net, 1, me, <real *> net.layers[0].dy, begin, end)
+        copy_rows(<real *> d.dx, in_rows(inputs, _), <real *> net.layers[0].dy, net.layout, begin, end, inputs)
+    meet(me)
+    weights_share(<Epoch *> NULL, net, me, True, False, True, 1, _)
+
+
+def dense_backward(real[:, ::1] dweight, real[::1] dbias, real[:, ::1] dx, const real[:, ::1] dz,
+                   const real[:, ::1] x, const real[:, ::1] x_z, const real[:, ::1] weight, int prior,
+                   char[::1] scratch, int threads):
+    cdef DenseBackward d
+    cdef Layer layers[2]
+    cdef long batch = x.shape[0], inputs = weight.shape[0], outputs = weight.shape[1]
+    cdef char *free = &scratch[0]
+    with nogil:
+        begin_layer(&d.net, &layers[1], DENSE, NULL, NULL, NULL, NULL, batch, outputs, &x[0, 0])
+        begin_layer(&d.net, &layers[0], ACTIVATION, NULL, NULL, NULL, NULL, batch, inputs, &x[0, 0])
+        d.net.count, d.net.layout = 2, in_panels(batch, &x[0, 0])
+        layers[1].op.inputs, layers[1].op.prior = inputs, prior
+        layers[1].weight, layers[1].dweight = <void *> &weight[0, 0], &dweight[0, 0]
+        layers[1].dbias = &dbias[0] if dbias is not None else NULL
+        layers[1].dy, layers[1].transposed = (slice_of(&free, batch, outputs, &x[0, 0]),
+                                              slice_of(&free, outputs, inputs, &x[0, 0]))
+        layers[0].y, layers[0].dy = (slice_of(&free, batch, inputs, &x[0, 0]),
+                                     slice_of(&free, batch, inputs, &x[0, 0]))
+        d.net.x = slice_of(&free, batch, inputs, &x[0, 0])
+        d.x, d.dz = &x[0, 0], &dz[0, 0]
+        d.x_z, d.dx = &x_z[0, 0] if x_z is not None else NULL, &dx[0, 0] if dx is not None else NULL
+        run_team(<Task> dense_backward_share[real], &d, <int> max(1.0, min(
+            <double> threads, 4.0 * batch * inputs * outputs / OPERATIONS_PER_THREAD_AND_CALL)))
+
+
+def activation_forward(real[:, ::1] y, const real[:, ::1] z, int kind, int threads):
+    cdef Net net
+    cdef Layer layer
+    with nogil:
+        begin_layer(&net, &layer, ACTIVATION, &y[0, 0], &z[0, 0], NULL, NULL, y.shape[0], y.shape[1], &z[0, 0])
+        layer.op.activation = kind
+        run_team(<Task> layer_forward_share[real], &net, team_for(<double> y.shape[0] * y.shape[1], threads))
+
+
+def activation_backward(real[:, ::1] dz, const real[:, ::1] dy, const real[:, ::1] y, const real[:, ::1] z, int kind,
+                        int threads):
+    cdef Net net
+    cdef Layer layer
+    with nogil:
+        if &dz[0, 0] != &dy[0, 0]:
+            memcpy(&dz[0, 0], &dy[0, 0], dz.shape[0] * dz.shape[1] * sizeof(real))
+        begin_layer(&net, &layer, ACTIVATION, &y[0, 0], &z[0, 0] if z is not None else NULL, &dz[0, 0], NULL,
+                    dz.shape[0], dz.shape[1], &y[0, 0])
+        layer.op.activation = kind
+        run_team(<Task> layer_backward_share[real], &net, team_for(<double> dz.shape[0] * dz.shape[1], threads))
+
+
+def dropout(real[:, ::1] y, const real[:, ::1] x, double p, uint64_t key, uint64_t step, int threads):
+    cdef Net net
+    cdef Layer layer
+    with nogil:
+        begin_layer(&net, &layer, DROPOUT, &y[0, 0], &x[0, 0], NULL, NULL, y.shape[0], y.shape[1], &x[0, 0])
+        layer.op.p, layer.op.key, net.step = p, key, step
+        run_team(<Task> layer_forward_share[real], &net, team_for(<double> y.shape[0] * y.shape[1], threads))
+
+
+def batchnorm_forward(real[:, ::1] y, real[:, ::1] stats, const real[:, ::1] x, const real[::1] weight,
+                      const real[::1] bias, double momentum, double eps, bint training, int threads):
+    cdef Net net
+    cdef Layer layer
+    with nogil:
+        begin_layer(&net, &layer, BATCHNORM, &y[0, 0], &x[0, 0], NULL, NULL, y.shape[0], y.shape[1], &x[0, 0])
+        layer.weight, layer.bias, layer.stats = <void *> &weight[0], <void *> &bias[0], &stats[0, 0]
+        layer.op.momentum, layer.op.eps, net.training = momentum, eps, training
+        run_team(<Task> layer_forward_share[real], &net, team_for(<double> y.shape[0] * y.shape[1], threads))
+
+
+def batchnorm_backward(real[::1] dweight, real[::1] dbias, real[:, ::1] dx, const real[:, ::1] dy,
+                       const real[:, ::1] x, const real[:, ::1] stats, const real[::1] weight, int threads):
+    cdef Net net
+    cdef Layer layer
+    with nogil:
+        begin_layer(&net, &layer, BATCHNORM, NULL, &x[0, 0], &dy[0, 0], &dx[0, 0] if dx is not None else NULL,
+                    x.shape[0], x.shape[1], &x[0, 0])
+        layer.weight, layer.stats = <void *> &weight[0], <void *> &stats[0, 0]
+        layer.dweight, layer.dbias = &dweight[0], &dbias[0]
+        run_team(<Task> layer_backward_share[real], &net, team_for(<double> x.shape[0] * x.shape[1], threads))
+
+
+def layernorm_forward(real[:, ::1] y, real[:, ::1] rows, const real[:, ::1] x, const real[::1] weight,
+                      const real[::1] bias, double eps, int threads):
+    cdef Net net
+    cdef Layer layer
+    with nogil:
+        begin_layer(&net, &layer, LAYERNORM, &y[0, 0], &x[0, 0], NULL, NULL, y.shape[0], y.shape[1], &x[0, 0])
+        layer.weight, layer.bias, layer.moments = <void *> &weight[0], <void *> &bias[0], &rows[0, 0]
+        layer.op.eps = eps
+        run_team(<Task> layer_forward_share[real], &net, team_for(<double> y.shape[0] * y.shape[1], threads))
+
+
+def layernorm_backward(real[::1] dweight, real[::1] dbias, real[:, ::1] dx, const real[:, ::1] dy,
+                       const real[:, ::1] x, const real[:, ::1] rows, const real[::1] weight, int threads):
+    cdef Net net
+    cdef Layer layer
+    with nogil:
+        begin_layer(&net, &layer, LAYERNORM, NULL, &x[0, 0], &dy[0, 0], &dx[0, 0] if dx is not None else NULL,
+                    x.shape[0], x.shape[1], &x[0, 0])
+        layer.weight, layer.moments = <void *> &weight[0], <void *> &rows[0, 0]
+        layer.dweight, layer.dbias = &dweight[0], &dbias[0]
+        run_team(<Task> layer_backward_share[real], &net, team_for(<double> x.shape[0] * x.shape[1], threads))
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+cdef void loss_call_share(LossCall *call, Share *me, const real *_) noexcept nogil:
+    loss_share(call.partial, &call.criterion, <real *> call.dpred, <const real *> call.pred, call.targets, call.scale,
+               call.batch, call.outputs, me)
+
+
+cdef double run_loss(LossCall *call, int threads, const real *like) noexcept nogil:
+    call.scale = loss_scale(&call.criterion, call.targets, call.batch, call.outputs, like)
+    run_team(<Task> loss_call_share[real], call, team_for(<double> call.batch * call.outputs, threads))
+    return total(call.partial, ceil_div(call.batch, chunk_rows(call.batch)))
+
+
+def cross_entropy(real[:, ::1] dlogits, const real[:, ::1] logits, const int64_t[::1] labels,
+                  const real[::1] class_weight, double label_smoothing, int threads):
+    cdef LossCall call
+    cdef double loss
+    with nogil:
+        call.criterion.kind, call.criterion.parameter = CROSS_ENTROPY, label_smoothing
+        call.criterion.weight = &class_weight[0] if class_weight is not None else NULL
+        call.dpred, call.pred, call.targets = &dlogits[0, 0], &logits[0, 0], &labels[0]
+        call.batch, call.outputs = logits.shape[0], logits.shape[1]
+        loss = run_loss(&call, threads, &logits[0, 0])
+    return loss
+
+
+def elementwise_loss(real[:, ::1] dpred, const real[:, ::1] pred, const real[:, ::1] target, int kind,
+                     double parameter, int threads):
+    cdef LossCall call
+    cdef double loss
+    with nogil:
+        call.criterion.kind, call.criterion.parameter, call.criterion.weight = kind, parameter, NULL
+        call.dpred, call.pred, call.targets = &dpred[0, 0], &pred[0, 0], &target[0, 0]
+        call.batch, call.outputs = pred.shape[0], pred.shape[1]
+        loss = run_loss(&call, threads, &pred[0, 0])
+    return loss
+
+
+# --- updates --------------------------------------------------------------------------------------------------------
+
+cdef void update_share(UpdateCall *call, Share *me, const real *_) noexcept nogil:
+    cdef long line = 64 // <long> sizeof(real), lines = ceil_div(call.n, line)
+    cdef long begin = share_of(lines, me.number, me.team) * line
+    cdef long end = min(call.n, share_of(lines, me.number + 1, me.team) * line)
+    update_run(&call.update, begin, <real *> call.param + begin, <const real *> call.grad + begin, call.grad_scale,
+               end - begin)
+
+
+def update(real[::1] param, const real[::1] grad, recipe, double lr, double grad_scale, int threads):
+    cdef UpdateCall call
+    fill_update(&call.update, recipe)
+    call.param, call.grad, call.n, call.grad_scale = &param[0], &grad[0], param.shape[0], grad_scale
+    with nogil:
+        begin_update(&call.update, lr)
+        run_team(<Task> update_share[real], &call, team_for(call.n, threads))
+
+
+cdef void norm_share(NormCall *call, Share *me, const real *_) noexcept nogil:
+    squared_norm_share(call.partial, <const real *> call.x, call.n, me)
+
+
+def squared_norm(const real[::1] x, int threads):
+    cdef NormCall call
+    cdef double result
+    call.x, call.n = &x[0], x.shape[0]
+    with nogil:
+        run_team(<Task> norm_share[real], &call, team_for(call.n, threads))
+        result = total(call.partial, CHUNKS)
+    return result
+
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+def order(int64_t[::1] rows, long first, long samples, key):
+    cdef Shuffle shuffle
+    begin_shuffle(&shuffle, samples, key or 0, key is None)
+    with nogil:
+        shuffled(&shuffle, &rows[0], first, rows.shape[0])
+
+
+def all_finite(x):
+    cdef const char *data = <const char *> address(x)
+    cdef long n = x.size
+    cdef bint single = x.dtype.itemsize == 4, result
+    if n == 0:
+        return True
+    with nogil:
+        result = all_finite_chunk(<const float *> data, n) if single else all_finite_chunk(<const double *> data, n)
+    return result
+
+
+def peak_flops(dtype, long repeats):
+    """Run 2 * lanes * chains * repeats fused multiply-adds on registers alone; returns the operations done."""
+    cdef char sink[64]
+    cdef bint single = dtype.itemsize == 4
+    cdef double operations
+    with nogil:
+        operations = peak_float(repeats, <float *> sink) if single else peak_double(repeats, <double *> sink)
+    return operations

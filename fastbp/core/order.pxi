@@ -1,0 +1,58 @@
+# The order of an epoch: a pseudo-random permutation that is computed row by row and takes no memory.
+#
+# A Feistel network (Luby & Rackoff 1988) permutes the numbers of so many bits; numbers beyond the last row are sent
+# through it again until they fall inside (cycle walking, Black & Rogaway 2002), which keeps it a permutation. The twin
+# in reference.py gives the same order.
+
+cdef enum:
+    ROUNDS = 4
+    FEWEST_BITS = 8  # smaller domains would have too few permutations
+
+cdef struct Shuffle:
+    long samples
+    int low_bits, high_bits
+    uint32_t key[ROUNDS]
+    bint identity
+
+
+cdef void begin_shuffle(Shuffle *s, long samples, uint64_t key, bint identity) noexcept nogil:
+    cdef int i, bits = FEWEST_BITS
+    while bits < 62 and samples > <int64_t> 1 << bits:
+        bits += 1
+    s.samples, s.identity = samples, identity
+    s.low_bits, s.high_bits = bits // 2, bits - bits // 2
+    for i in range(ROUNDS):
+        s.key[i] = <uint32_t> (mix(key + <uint64_t> 0x9E3779B97F4A7C15 * <uint64_t> (i + 1)) >> 32)
+
+
+cdef inline uint32_t scramble(uint32_t h) noexcept nogil:
+    h = (h ^ (h >> 16)) * <uint32_t> 0x7FEB352D
+    h = (h ^ (h >> 15)) * <uint32_t> 0x846CA68B
+    return h ^ (h >> 16)
+
+
+cdef inline uint64_t feistel(const Shuffle *s, uint64_t x) noexcept nogil:
+    cdef uint32_t low_mask = (<uint32_t> 1 << s.low_bits) - 1, high_mask = (<uint32_t> 1 << s.high_bits) - 1
+    cdef uint32_t low = <uint32_t> x & low_mask, high = <uint32_t> (x >> s.low_bits)
+    high ^= scramble(low ^ s.key[0]) & high_mask
+    low ^= scramble(high ^ s.key[1]) & low_mask
+    high ^= scramble(low ^ s.key[2]) & high_mask
+    low ^= scramble(high ^ s.key[3]) & low_mask
+    return <uint64_t> high << s.low_bits | low
+
+
+cdef void shuffled(const Shuffle *s, int64_t *rows, long first, long count) noexcept nogil:
+    """rows (count,) = the epoch's rows number first..first+count."""
+    cdef long i
+    cdef uint64_t x
+    for i in range(count):
+        rows[i] = first + i
+    if s.identity:
+        return
+    for i in range(count):  # all at once: this loop is vectorised, the walk is not
+        rows[i] = <int64_t> feistel(s, <uint64_t> rows[i])
+    for i in range(count):
+        x = <uint64_t> rows[i]
+        while x >= <uint64_t> s.samples:
+            x = feistel(s, x)
+        rows[i] = <int64_t> x

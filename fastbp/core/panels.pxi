@@ -1,0 +1,101 @@
+# How matrices lie in memory: rows, as NumPy has them, or panels, as the register tile wants them.
+#
+# A panel is PANEL columns (two vectors) of a matrix, row after row; the last one is as wide as the others and what it
+# holds beyond the matrix is never looked at. In panels, an activation is an operand of all three products as it is: the
+# rows of y = x W and of dx = dy W^T, the columns of dW = x^T dy, and the rows of dy there. So nothing is packed in a
+# step but the weights, and those only once for all threads.
+
+cdef extern from "microkernel.h" nogil:
+    const char *TARGET
+    const int VECTOR_BYTES
+    const int MAX_ROWS
+    const int MAX_TILE
+    const int SQUARE_float
+    const int SQUARE_double
+    void transpose_square_float(float *out, long ld_out, const float *src, long ld_in)
+    void transpose_square_double(double *out, long ld_out, const double *src, long ld_in)
+
+cdef struct Layout:  # element (i, j) lies at i * row + (j // PANEL) * panel + j % PANEL
+    long row, panel
+
+
+cdef inline long ceil_div(long a, long b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline long lanes(const real *_) noexcept nogil:
+    return VECTOR_BYTES // <long> sizeof(real)
+
+
+cdef inline long panel_width(const real *like) noexcept nogil:
+    return 2 * lanes(like)
+
+
+cdef inline Layout in_rows(long n, const real *like) noexcept nogil:
+    """A C-contiguous matrix of n columns."""
+    cdef Layout layout
+    layout.row, layout.panel = n, panel_width(like)
+    return layout
+
+
+cdef inline Layout in_panels(long rows, const real *like) noexcept nogil:
+    """A matrix of so many rows in panels; the gap between two of them keeps a row from falling into one cache set."""
+    cdef Layout layout
+    layout.row = panel_width(like)
+    layout.panel = rows * layout.row + lanes(like)
+    return layout
+
+
+cdef inline long panels_size(long rows, long n, const real *like) noexcept nogil:
+    """Elements of a (rows, n) matrix in panels."""
+    return ceil_div(n, panel_width(like)) * in_panels(rows, like).panel
+
+
+cdef inline void copy_run(real *out, const real *src, long n) noexcept nogil:
+    """out (n,) = src (n,) by whole vectors, the last one overlapping the one before it."""
+    cdef long i = 0, quad = 16 // <long> sizeof(real), lane = lanes(out)
+    if n < quad:
+        for i in range(n):
+            out[i] = src[i]
+        return
+    while i + lane <= n:
+        memcpy(out + i, src + i, VECTOR_BYTES)
+        i += lane
+    while i + quad <= n:
+        memcpy(out + i, src + i, 16)
+        i += quad
+    if i < n:
+        memcpy(out + n - quad, src + n - quad, 16)
+
+
+cdef inline void copy_row(real *out, Layout out_layout, const real *src, Layout src_layout, long n) noexcept nogil:
+    """A row of n elements from one layout to another; the pointers are to its first element."""
+    cdef long j = 0, q = 0
+    while j < n:
+        copy_run(out + q * out_layout.panel, src + q * src_layout.panel, min(n - j, panel_width(out)))
+        j += panel_width(out)
+        q += 1
+
+
+cdef void copy_rows(real *out, Layout out_layout, const real *src, Layout src_layout, long begin, long end,
+                    long n) noexcept nogil:
+    """Rows begin..end of an (m, n) matrix from one layout to another."""
+    cdef long i
+    for i in range(begin, end):
+        copy_row(out + i * out_layout.row, out_layout, src + i * src_layout.row, src_layout, n)
+
+
+cdef void transpose(real *out, long out_row, const real *src, long src_row, long rows, long columns) noexcept nogil:
+    """out (columns, rows) = src (rows, columns)^T, by squares that fit registers."""
+    cdef long a, b, i, j, square = SQUARE_float if real is float else SQUARE_double
+    cdef long whole_rows = rows // square * square, whole_columns = columns // square * square
+    for a in range(rows // square):
+        for b in range(columns // square):
+            i, j = a * square, b * square
+            if real is float:
+                transpose_square_float(out + j * out_row + i, out_row, src + i * src_row + j, src_row)
+            else:
+                transpose_square_double(out + j * out_row + i, out_row, src + i * src_row + j, src_row)
+    for i in range(rows):
+        for j in range(whole_columns if i < whole_rows else 0, columns):
+            out[j * out_row + i] = src[i * src_row + j]

@@ -1,0 +1,136 @@
+# The three products of training: y = x W, dx = dy W^T and dW = x^T dy.
+#
+# All are blocked as in Goto & van de Geijn 2008: a block of k is worked off while its panel of B (48 KiB on AVX-512)
+# and its rows of A stay in L2. The cut along k depends on k alone and a tile sums in the order of k, so neither the
+# number of threads nor the caller changes a bit. What follows a product (bias, activation, its derivative) is applied
+# to a tile while it is still in L1.
+
+cdef extern from "microkernel.h" nogil:
+    void tile_float(int rows, int vectors, bint transposed, long k, const float *a, long a_panel, const float *b,
+                    long b_row, float *c, long c_row, bint add)
+    void tile_double(int rows, int vectors, bint transposed, long k, const double *a, long a_panel, const double *b,
+                     long b_row, double *c, long c_row, bint add)
+    double peak_float(long repeats, float *sink)
+    double peak_double(long repeats, double *sink)
+
+cdef enum:
+    BLOCK_K = 384           # a multiple of every PANEL
+    BLOCK_ROWS_BYTES = 672  # of one column of A: 168 rows of float32
+    BLOCK_COLUMNS_BYTES = 512  # of one row of dW: 128 columns of float32
+    IN_PLACE_BYTES = 1024   # rows of W up to this long are read where they are, longer ones from panels
+
+# What happens to a finished tile. The pointers address whole matrices in the layout of the output.
+ctypedef enum After:
+    NOTHING, BIAS_ACTIVATION, DERIVATIVE
+
+cdef struct Epilogue:
+    After after
+    int activation
+    const void *bias   # (n,) or NULL
+    const void *y      # the activation's output (derivative)
+    void *z            # its argument, or NULL where the activation does not need it
+
+
+cdef inline long depth_of_blocks(long k, const real *like) noexcept nogil:
+    """The depth of the blocks that k is cut into: nearly equal, in whole panels."""
+    cdef long blocks = max(1, ceil_div(k, BLOCK_K))
+    return max(1, ceil_div(ceil_div(k, blocks), panel_width(like))) * panel_width(like)
+
+
+cdef inline void run_tile(int rows, int vectors, bint transposed, long k, const real *a, long a_panel, const real *b,
+                          long b_row, real *c, long c_row, bint add) noexcept nogil:
+    if real is float:
+        tile_float(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add)
+    else:
+        tile_double(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add)
+
+
+cdef inline void finish_tile(real *c, long rows, const Epilogue *epilogue, long offset, long column) noexcept nogil:
+    """Apply the epilogue to rows of a panel; offset and column say where in the matrix they begin."""
+    cdef long width = panel_width(c), n = rows * width, i, j
+    cdef const real *bias = <const real *> epilogue.bias
+    cdef const real *y = <const real *> epilogue.y
+    cdef real *z = <real *> epilogue.z
+    if epilogue.after == DERIVATIVE:
+        multiply_by_derivative(epilogue.activation, c, c, y + offset, z + offset, n)
+        return
+    if bias != NULL:
+        for i in range(rows):
+            for j in range(width):
+                c[i * width + j] += bias[column + j]
+    if z != NULL:
+        memcpy(z + offset, c, n * sizeof(real))
+    activate(epilogue.activation, c, c, n)
+
+
+cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, long begin, long end,
+                        long n, long k, const Epilogue *epilogue) noexcept nogil:
+    """Rows begin..end of c (m, n) = a (m, k) @ b (k, n), then the epilogue; c and a are in panels."""
+    cdef long width = panel_width(c), depth = depth_of_blocks(k, c), p = 0, i0, i1, block, tiles, t, r0, r1, q
+    cdef int vectors
+    cdef real *out
+    while p == 0 or p < k:
+        i0 = begin
+        block = BLOCK_ROWS_BYTES // <long> sizeof(real)
+        while i0 < end:
+            i1 = min(i0 + block, end)
+            tiles = ceil_div(i1 - i0, MAX_ROWS)
+            for q in range(ceil_div(n, width)):
+                vectors = 1 if n - q * width <= lanes(c) else 2
+                for t in range(tiles):
+                    r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
+                    out = c + q * layout.panel + r0 * width
+                    run_tile(<int> (r1 - r0), vectors, False, min(depth, k - p),
+                             a + p // width * layout.panel + r0 * width, layout.panel,
+                             b + q * b_layout.panel + p * b_layout.row, b_layout.row, out, width, p > 0)
+                    if p + depth >= k and epilogue.after != NOTHING:
+                        finish_tile(out, r1 - r0, epilogue, out - c, q * width)
+            i0 = i1
+        p += depth
+
+
+cdef void multiply_columns(real *c, long c_row, const real *a, const real *b, Layout layout, long rows, long columns,
+                           long k) noexcept nogil:
+    """c (rows, columns) = a^T b: up to PANEL columns of a (k, .) and b (k, .), both in panels that begin there."""
+    cdef real tile[MAX_TILE]
+    cdef long width = panel_width(c), depth = depth_of_blocks(k, c), tiles = ceil_div(rows, MAX_ROWS)
+    cdef long q, t, p, r0, r1, i, wide
+    cdef int vectors
+    cdef bint whole
+    cdef real *out
+    for q in range(ceil_div(columns, width)):
+        wide = min(width, columns - q * width)
+        vectors = 1 if wide <= lanes(c) else 2
+        whole = wide == vectors * lanes(c)  # a narrower tile goes through the stack
+        for t in range(tiles):
+            r0, r1 = t * rows // tiles, (t + 1) * rows // tiles
+            out = c + r0 * c_row + q * width
+            p = 0
+            while p == 0 or p < k:
+                run_tile(<int> (r1 - r0), vectors, True, min(depth, k - p), a + p * width + r0, 0,
+                         b + q * layout.panel + p * width, width, out if whole else tile,
+                         c_row if whole else width, p > 0)
+                p += depth
+            if not whole:
+                for i in range(r1 - r0):
+                    copy_run(out + i * c_row, tile + i * width, wide)
+
+
+cdef void column_sums(real *sums, const real *b, Layout layout, long columns, long k) noexcept nogil:
+    """sums (columns,) = the column sums of b (k, columns) in panels, each in four interleaved chains."""
+    cdef real acc[4][MAX_TILE]
+    cdef long width = panel_width(b), q, p, i, j
+    for q in range(ceil_div(columns, width)):
+        for i in range(4):
+            for j in range(width):
+                acc[i][j] = 0
+        for p in range(0, k - 3, 4):
+            for i in range(4):
+                for j in range(width):
+                    acc[i][j] += b[q * layout.panel + (p + i) * width + j]
+        for p in range(k - k % 4, k):
+            for j in range(width):
+                acc[0][j] += b[q * layout.panel + p * width + j]
+        for j in range(width):
+            acc[0][j] = (acc[0][j] + acc[1][j]) + (acc[2][j] + acc[3][j])
+        copy_run(sums + q * width, &acc[0][0], min(width, columns - q * width))

@@ -1,0 +1,105 @@
+/* A team of threads: the one place where threads start, wait for each other and change how the CPU rounds.
+ *
+ * A task runs once in every thread of its team, told by its Share which part is its own. Inside a task threads wait for
+ * each other at a counter in user space: a step of a small network takes microseconds, and so does waking a thread.
+ */
+#ifndef FASTBP_TEAM_H
+#define FASTBP_TEAM_H
+
+#ifdef _OPENMP
+#include <omp.h>
+#define HAVE_OPENMP 1
+#else
+#define HAVE_OPENMP 0
+#endif
+#ifdef _WIN32
+#include <windows.h>
+#define YIELD() SwitchToThread()
+#else
+#include <sched.h>
+#define YIELD() sched_yield()
+#endif
+
+/* Denormal numbers (below 1e-38 in float32) are treated as zero while a task runs: they cost up to a hundred cycles
+ * each and mean nothing to a gradient. The caller's state is put back. */
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#define RELAX() _mm_pause()
+#define FLUSH_TO_ZERO 0x8040 /* FTZ: results, DAZ: operands */
+static inline unsigned long flush_denormals(void)
+{
+    const unsigned int before = _mm_getcsr();
+    if ((before & FLUSH_TO_ZERO) != FLUSH_TO_ZERO) _mm_setcsr(before | FLUSH_TO_ZERO);
+    return before;
+}
+static inline void restore_denormals(unsigned long before)
+{
+    if ((before & FLUSH_TO_ZERO) != FLUSH_TO_ZERO) _mm_setcsr((unsigned int)before);
+}
+#elif defined(__aarch64__)
+#define RELAX() __asm__ __volatile__("yield")
+#define FLUSH_TO_ZERO (1ul << 24) /* FZ */
+static inline unsigned long flush_denormals(void)
+{
+    unsigned long before;
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(before));
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(before | FLUSH_TO_ZERO));
+    return before;
+}
+static inline void restore_denormals(unsigned long before) { __asm__ __volatile__("msr fpcr, %0" : : "r"(before)); }
+#else
+#define RELAX()
+static inline unsigned long flush_denormals(void) { return 0; }
+static inline void restore_denormals(unsigned long before) { (void)before; }
+#endif
+
+typedef struct {
+    int number, team; /* this thread, of how many */
+    long round;       /* how often this thread has met the others */
+    long *arrived;    /* shared: arrivals since the team started */
+} Share;
+
+typedef void (*Task)(void *work, Share *me);
+
+enum { SPINS = 20000 }; /* about 0.1 ms; then the core is offered to whoever else wants it */
+
+/* Wait until every thread of the team has come here. */
+static void meet(Share *me)
+{
+    if (me->team == 1) return;
+    const long all = ++me->round * me->team;
+    __atomic_add_fetch(me->arrived, 1, __ATOMIC_ACQ_REL);
+    for (long spins = 0; __atomic_load_n(me->arrived, __ATOMIC_ACQUIRE) < all; spins++)
+        if (spins < SPINS)
+            RELAX();
+        else
+            YIELD();
+}
+
+/* A flag that one thread raises and the others look at. */
+static inline void raise_flag(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELEASE); }
+static inline int is_raised(const int *flag) { return flag && __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
+
+static void run_share(Task task, void *work, int number, int team, long *arrived)
+{
+    Share me = {number, team, 0, arrived};
+    const unsigned long before = flush_denormals();
+    task(work, &me);
+    restore_denormals(before);
+}
+
+/* Run the task in a team of at most so many threads; a team of one is the caller alone and costs nothing. */
+static void run_team(Task task, void *work, int team)
+{
+    long arrived[16] = {0}; /* two cache lines, so that one of them holds the counter and nothing else */
+#ifdef _OPENMP
+    if (team > 1) {
+#pragma omp parallel num_threads(team)
+        run_share(task, work, omp_get_thread_num(), omp_get_num_threads(), arrived + 8);
+        return;
+    }
+#endif
+    run_share(task, work, 0, 1, arrived + 8);
+}
+
+#endif
