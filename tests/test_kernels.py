@@ -285,20 +285,6 @@ def test_bias_gradient_of_few_inputs_and_a_long_batch(compiled, dtype, rng, inpu
     assert all(run(threads) == expected for threads in [2, 3, 4, 8] * 5)
 
 
-def test_scratch_is_enough_for_both_products_of_the_backward_pass(compiled, rng):
-    """The shape for which the larger product in float64 is not the larger one in float32."""
-    batch, inputs, outputs = 384, 1024, 1500
-    x, dz = rng.standard_normal((batch, inputs)).astype("f4"), rng.standard_normal((batch, outputs)).astype("f4")
-    weight = rng.standard_normal((inputs, outputs)).astype("f4")
-    products = [(batch, inputs, outputs), (inputs, outputs, batch)]
-    for itemsize, threads in [(4, 1), (4, 2), (8, 2)]:
-        scratch = ops._scratch(itemsize, threads, *products)
-        assert all(scratch.nbytes >= backend().scratch_bytes(*product, itemsize, threads) for product in products)
-    dweight, dx = np.empty_like(weight), np.empty_like(x)
-    ops.dense_backward(dweight, None, dx, dz, x, None, weight)
-    assert_close(dx, dz @ weight.T, np.abs(dz) @ np.abs(weight.T), np.dtype("f4"), outputs)
-
-
 def test_adam_in_float32_with_a_beta_close_to_one(compiled, rng):
     """1 - beta2 is not what float32 makes of it: the state must be relatively right."""
     grad = rng.standard_normal(100).astype("f4")

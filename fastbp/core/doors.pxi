@@ -323,8 +323,8 @@ cdef void update_share(UpdateCall *call, Share *me, const real *_) noexcept nogi
     cdef long line = 64 // <long> sizeof(real), lines = ceil_div(call.n, line)
     cdef long begin = share_of(lines, me.number, me.team) * line
     cdef long end = min(call.n, share_of(lines, me.number + 1, me.team) * line)
-    update_run(&call.update, begin, <real *> call.param + begin, <const real *> call.grad + begin, call.grad_scale,
-               end - begin)
+    update_rows(&call.update, <real *> call.param + begin, 0, begin, 0, <const real *> call.grad + begin, 0,
+                call.grad_scale, 1, end - begin)
 
 
 def update(real[::1] param, const real[::1] grad, recipe, double lr, double grad_scale, int threads):

@@ -15,6 +15,8 @@ cdef extern from "Python.h":
     int check_signals "PyErr_CheckSignals" () noexcept  # leaves its exception for the caller of the epoch
 
 cdef double SECONDS_BETWEEN_SIGNAL_CHECKS = 0.05
+cdef enum:
+    LONG_RUN = 8  # steps that pay for reordering the state
 cdef double OPERATIONS_BETWEEN_CLOCK_READINGS = 1e8  # a few milliseconds
 
 cdef struct Epoch:
@@ -39,7 +41,9 @@ cdef struct Epoch:
     void *values
     void *grads
     long parameters        # entries of both
-    void *blocks           # a block of gradients for every thread
+    void *blocks           # for every thread, a block of gradients, or some rows of the longest state
+    long block_size        # in entries
+    bint state_in_blocks   # whether the optimizer's state of weights in panels is in the order of their blocks
     # what the threads tell each other
     double losses[CHUNKS]
     double norms[CHUNKS]
@@ -88,23 +92,63 @@ cdef void loss_of_rows(Epoch *e, Net *net, Share *me, long begin, long end, cons
     copy_rows(<real *> last.dy, net.layout, <const real *> e.dpred, rows, begin, end, outputs)
 
 
+cdef inline void fetch_run(const real *x, long n) noexcept nogil:
+    """Ask for x (n,), which will be needed in some thousand cycles."""
+    cdef long j
+    for j in range(ceil_div(n * <long> sizeof(real), 64)):
+        prefetch(<const char *> x + 64 * j)
+
+
+cdef inline long state_offset(Epoch *e, Layer *layer, Block b) noexcept nogil:
+    """Where in the state vectors a block begins."""
+    return layer.op.weight + b.i0 * layer.op.outputs + (
+        b.j0 * (b.i1 - b.i0) if e.state_in_blocks and layer.panels != NULL else b.j0)
+
+
+cdef void fetch_block(Epoch *e, Layer *layer, Block b, const real *like) noexcept nogil:
+    """Ask for what updating the block will read besides its gradient: it comes while the gradient is computed."""
+    cdef long offset = state_offset(e, layer, b), n = (b.i1 - b.i0) * panel_width(like)
+    fetch_run(block_in_panels(layer, b, like), n)
+    if e.state_in_blocks and e.update.first != NULL:
+        fetch_run(<real *> e.update.first + offset, n)
+    if e.state_in_blocks and e.update.second != NULL:
+        fetch_run(<real *> e.update.second + offset, n)
+
+
 cdef void update_block(Epoch *e, Net *net, int i, Block b, const real *gradient, long gradient_row,
                        double grad_scale) noexcept nogil:
-    """Apply the block's gradients and rewrite its panels; dbias belongs to the blocks of the first rows."""
+    """Apply the block's gradients, in the panels if the weight has any; dbias belongs to the blocks of the first rows."""
     cdef Layer *layer = &net.layers[i]
-    cdef long outputs = layer.op.outputs, width = b.j1 - b.j0, row
+    cdef long outputs = layer.op.outputs, row = outputs, state_row = outputs
     cdef real *weight = <real *> layer.weight + b.i0 * outputs + b.j0
-    cdef long offset = weight - <real *> e.values
-    if width == outputs and gradient_row == outputs:
-        update_run(e.update, offset, weight, gradient, grad_scale, (b.i1 - b.i0) * outputs)
-    else:
-        for row in range(b.i1 - b.i0):
-            update_run(e.update, offset + row * outputs, weight + row * outputs, gradient + row * gradient_row,
-                       grad_scale, width)
+    if layer.panels != NULL:
+        weight, row = block_in_panels(layer, b, gradient), panel_width(gradient)
+        state_row = b.j1 - b.j0 if e.state_in_blocks else outputs
+    update_rows(e.update, weight, row, state_offset(e, layer, b), state_row, gradient, gradient_row, grad_scale,
+                b.i1 - b.i0, b.j1 - b.j0)
     if b.i0 == 0 and layer.bias != NULL:
-        update_run(e.update, layer.op.bias + b.j0, <real *> layer.bias + b.j0, <real *> layer.dbias + b.j0, grad_scale,
-                   width)
-    pack_block(layer, b, True, True, gradient)
+        update_rows(e.update, <real *> layer.bias + b.j0, 0, layer.op.bias + b.j0, 0, <real *> layer.dbias + b.j0, 0,
+                    grad_scale, 1, b.j1 - b.j0)
+    if layer.transposed != NULL:
+        transpose_block(layer, b, layer.panels != NULL, gradient)
+
+
+cdef void reorder_states(Epoch *e, Net *net, Share *me, bint back, const real *_) noexcept nogil:
+    """For a long run, the state of weights in panels is put into the order of their blocks, and afterwards back."""
+    cdef Layer *layer
+    cdef void *vectors[2]
+    cdef long index, down, at
+    cdef int v
+    vectors[0], vectors[1] = e.update.first, e.update.second
+    for layer in net.layers[:net.count]:
+        down = ceil_div(layer.op.inputs, panel_width(_))
+        for v in range(2):
+            if layer.panels == NULL or vectors[v] == NULL or not e.state_in_blocks:
+                continue
+            for index in range(share_of(down, me.number, me.team), share_of(down, me.number + 1, me.team)):
+                at = index * panel_width(_)
+                reorder_state(layer, <real *> vectors[v] + layer.op.weight + at * layer.op.outputs, at,
+                              <real *> e.blocks + me.number * e.block_size, back, _)
 
 
 cdef void update_vectors(Epoch *e, Net *net, int i, Share *me, double grad_scale, const real *like) noexcept nogil:
@@ -114,10 +158,10 @@ cdef void update_vectors(Epoch *e, Net *net, int i, Share *me, double grad_scale
     cdef long begin = share_of(panels, me.number, me.team) * panel_width(like)
     cdef long end = min(n, share_of(panels, me.number + 1, me.team) * panel_width(like))
     if begin < end:
-        update_run(e.update, layer.op.weight + begin, <real *> layer.weight + begin, <real *> layer.dweight + begin,
-                   grad_scale, end - begin)
-        update_run(e.update, layer.op.bias + begin, <real *> layer.bias + begin, <real *> layer.dbias + begin,
-                   grad_scale, end - begin)
+        update_rows(e.update, <real *> layer.weight + begin, 0, layer.op.weight + begin, 0,
+                    <real *> layer.dweight + begin, 0, grad_scale, 1, end - begin)
+        update_rows(e.update, <real *> layer.bias + begin, 0, layer.op.bias + begin, 0, <real *> layer.dbias + begin,
+                    0, grad_scale, 1, end - begin)
 
 
 cdef void weights_share(Epoch *e, Net *net, Share *me, bint gradients, bint updates, bint in_memory, double grad_scale,
@@ -127,10 +171,11 @@ cdef void weights_share(Epoch *e, Net *net, Share *me, bint gradients, bint upda
     Gradients that must be in memory go to the flat buffer at once. e is only looked at where there are updates.
     """
     cdef int i
-    cdef long index, row
+    cdef long index
     cdef Layer *layer
     cdef Block b
     cdef real *gradient
+    cdef Layout rows
     for i in range(net.count):
         layer = &net.layers[i]
         if layer.op.kind == DENSE:
@@ -139,14 +184,16 @@ cdef void weights_share(Epoch *e, Net *net, Share *me, bint gradients, bint upda
                 b = block_at(&layer.op, index, _)
                 if in_memory:
                     gradient = <real *> layer.dweight + b.i0 * layer.op.outputs + b.j0
-                    row = layer.op.outputs
+                    rows = in_rows(layer.op.outputs, _)
                 else:  # the thread's own block, in L1
-                    gradient = <real *> e.blocks + me.number * block_size(_)
-                    row = b.j1 - b.j0
+                    gradient = <real *> e.blocks + me.number * e.block_size
+                    rows = in_rows(b.j1 - b.j0 if layer.panels == NULL else panel_width(_), _)
+                if updates and layer.panels != NULL:
+                    fetch_block(e, layer, b, _)
                 if gradients:
-                    block_gradient(net, i, b, gradient, row)
+                    block_gradient(net, i, b, gradient, rows)
                 if updates:
-                    update_block(e, net, i, b, gradient, row, grad_scale)
+                    update_block(e, net, i, b, gradient, rows.row, grad_scale)
         elif layer.op.kind == BATCHNORM or layer.op.kind == LAYERNORM:
             if gradients and layer.op.kind == LAYERNORM:
                 layernorm_gradients(net, i, me, _)
@@ -195,6 +242,8 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
     """One thread's part of e.steps steps."""
     cdef Net net = e.net  # a copy: its batch is this thread's step, while others may still be at the one before
     cdef long s, first, begin, end, i
+    net.last = now()
+    reorder_states(e, &net, me, False, _)
     pack_weights(&net, me, True, True, _)
     lap(&net, me, 0, IN_WAITING)
     for s in range(e.steps):
@@ -213,7 +262,7 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
         meet(me)
         lap(&net, me, 0, IN_WAITING)
         if is_raised(net.stop):  # by thread 0, before the meeting; nothing has changed in this step
-            return
+            break
         descend(e, &net, me, s + 1 == e.steps, _)
         if me.number == 0:
             e.loss += total(e.losses, ceil_div(net.batch, chunk_rows(net.batch))) * net.batch
@@ -224,3 +273,5 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
             poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)
         meet(me)
         lap(&net, me, 0, IN_WAITING)
+    unpack_weights(&net, me, _)
+    reorder_states(e, &net, me, True, _)

@@ -53,6 +53,7 @@ cdef class Network:
     cdef long parameters
     cdef double work         # operations of a forward pass, per sample
     cdef long batch_capacity, gradient_capacity, epoch_capacity  # samples
+    cdef long longest_row    # of a weight
     cdef int block_capacity  # threads
     cdef bint busy           # only read and written with the GIL
 
@@ -68,6 +69,7 @@ cdef class Network:
         for i in range(self.net.count):
             self.net.layers[i].op = records[i]
             self.work += 2.0 * records[i].inputs * records[i].outputs if records[i].kind == DENSE else 0
+            self.longest_row = max(self.longest_row, records[i].outputs)
             self.bind(&self.net.layers[i], address(stats))
 
     cdef void *take(self, what, size_t bytes_) except? NULL:
@@ -177,6 +179,14 @@ cdef class Network:
         finally:
             self.busy = False
 
+    def watch(self, spent):
+        """Add up where the time goes: seconds in gather, loss and waiting, then forward, dx and dweight of each layer.
+
+        spent (3 + 3 * layers,) float64, or None to stop.
+        """
+        self.net.spent = <double *> address(spent) if spent is not None else NULL
+        self.memory["spent"] = spent
+
     cdef begin_epoch(self, Epoch *e, int threads):
         """Make room for a batch as the loss sees it, and for every thread's block of gradients."""
         cdef long batch = self.net.batch, size = sizeof(float) if self.single else sizeof(double)
@@ -187,10 +197,11 @@ cdef class Network:
             self.take("targets", batch * max(8, outputs * size))
             self.take("rows", batch * sizeof(int64_t))
             self.epoch_capacity = batch
+        e.block_size = VECTOR_BYTES // size * 2 * max(<long> BLOCK_COLUMNS_BYTES // size, self.longest_row)
         if threads > self.block_capacity:
-            self.take("blocks", threads * (block_size(<float *> NULL) if self.single else
-                                           block_size(<double *> NULL)) * size)
+            self.take("blocks", threads * e.block_size * size)
             self.block_capacity = threads
+        e.state_in_blocks = e.steps >= LONG_RUN
         e.pred, e.dpred = address(self.memory["pred"]), address(self.memory["dpred"])
         e.batch_targets, e.rows = <char *> address(self.memory["targets"]), <int64_t *> address(self.memory["rows"])
         e.blocks = address(self.memory["blocks"])

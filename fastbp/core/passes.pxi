@@ -95,59 +95,109 @@ cdef inline bint reads_in_place(const Op *op, const real *_) noexcept nogil:
 
 # --- blocks of a weight matrix ---------------------------------------------------------------------------------------
 
-cdef inline long columns_per_block(const real *_) noexcept nogil:
-    return BLOCK_COLUMNS_BYTES // <long> sizeof(real)
+cdef enum:
+    PANELS_TOGETHER = 4  # of dy, which stay in L2 while those of x come and go
 
 
-cdef inline long block_size(const real *like) noexcept nogil:
-    return panel_width(like) * columns_per_block(like)
+cdef inline long columns_per_block(const Op *op, const real *like) noexcept nogil:
+    """One panel; of a weight that is read in place, so many that its rows are updated in one run."""
+    return BLOCK_COLUMNS_BYTES // <long> sizeof(real) if reads_in_place(op, like) else panel_width(like)
 
 
 cdef inline long blocks_of(const Op *op, const real *like) noexcept nogil:
-    return ceil_div(op.inputs, panel_width(like)) * ceil_div(op.outputs, columns_per_block(like))
+    return ceil_div(op.inputs, panel_width(like)) * ceil_div(op.outputs, columns_per_block(op, like))
 
 
 cdef inline Block block_at(const Op *op, long index, const real *like) noexcept nogil:
-    """Down the rows first: the columns of dy stay in L2 while those of x come and go."""
+    """Along PANELS_TOGETHER columns of blocks, then down; then the next columns."""
     cdef Block b
-    cdef long down = ceil_div(op.inputs, panel_width(like))
-    b.i0, b.j0 = index % down * panel_width(like), index // down * columns_per_block(like)
-    b.i1, b.j1 = min(op.inputs, b.i0 + panel_width(like)), min(op.outputs, b.j0 + columns_per_block(like))
+    cdef long down = ceil_div(op.inputs, panel_width(like)), columns = columns_per_block(op, like)
+    cdef long group = index // (down * PANELS_TOGETHER) * PANELS_TOGETHER
+    cdef long together = min(<long> PANELS_TOGETHER, ceil_div(op.outputs, columns) - group)
+    index -= group * down
+    b.i0, b.j0 = index // together * panel_width(like), (group + index % together) * columns
+    b.i1, b.j1 = min(op.inputs, b.i0 + panel_width(like)), min(op.outputs, b.j0 + columns)
     return b
 
 
-cdef void pack_block(Layer *layer, Block b, bint forward, bint backward, const real *like) noexcept nogil:
-    """Bring the panels of weight (for the forward pass) and of weight^T (for the backward pass) up to date."""
-    cdef long width = panel_width(like), outputs = layer.op.outputs, i
-    cdef const real *weight = <const real *> layer.weight
-    cdef Layout panels = in_panels(layer.op.inputs, like)
-    if forward and layer.panels != NULL:
-        for i in range(b.i0, b.i1):
-            copy_row(<real *> layer.panels + b.j0 // width * panels.panel + i * width, panels,
-                     weight + i * outputs + b.j0, in_rows(outputs, like), b.j1 - b.j0)
-    if backward and layer.transposed != NULL:
-        transpose(<real *> layer.transposed + b.i0 // width * in_panels(outputs, like).panel + b.j0 * width, width,
-                  weight + b.i0 * outputs + b.j0, outputs, b.i1 - b.i0, b.j1 - b.j0)
+cdef inline real *block_in_panels(Layer *layer, Block b, const real *like) noexcept nogil:
+    return <real *> layer.panels + b.j0 // panel_width(like) * in_panels(layer.op.inputs, like).panel + (
+        b.i0 * panel_width(like))
+
+
+cdef void pack_block(Layer *layer, Block b, const real *like) noexcept nogil:
+    """weight -> panels."""
+    cdef long outputs = layer.op.outputs
+    copy_rows(block_in_panels(layer, b, like), in_panels(layer.op.inputs, like),
+              <const real *> layer.weight + b.i0 * outputs + b.j0, in_rows(outputs, like), 0, b.i1 - b.i0, b.j1 - b.j0)
+
+
+cdef void unpack_block(Layer *layer, Block b, const real *like) noexcept nogil:
+    """panels -> weight."""
+    cdef long outputs = layer.op.outputs
+    copy_rows(<real *> layer.weight + b.i0 * outputs + b.j0, in_rows(outputs, like), block_in_panels(layer, b, like),
+              in_panels(layer.op.inputs, like), 0, b.i1 - b.i0, b.j1 - b.j0)
+
+
+cdef void transpose_block(Layer *layer, Block b, bint from_panels, const real *like) noexcept nogil:
+    """weight, or the panels that stand for it in an epoch, -> transposed."""
+    cdef long width = panel_width(like), outputs = layer.op.outputs
+    cdef real *out = <real *> layer.transposed + b.i0 // width * in_panels(outputs, like).panel + b.j0 * width
+    cdef const real *weight = <const real *> layer.weight + b.i0 * outputs + b.j0
+    if from_panels:
+        transpose(out, width, block_in_panels(layer, b, like), width, b.i1 - b.i0, b.j1 - b.j0)
+    else:
+        transpose(out, width, weight, outputs, b.i1 - b.i0, b.j1 - b.j0)
+
+
+cdef void reorder_state(Layer *layer, real *state, long i0, real *space, bint back, const real *like) noexcept nogil:
+    """Up to PANEL rows of a state vector, from rows into blocks that each lie in one piece, or back, in place."""
+    cdef long width = panel_width(like), outputs = layer.op.outputs, rows = min(width, layer.op.inputs - i0), j = 0, w, i
+    memcpy(space, state, rows * outputs * sizeof(real))
+    while j < outputs:
+        w = min(width, outputs - j)
+        for i in range(rows):
+            if back:
+                copy_run(state + i * outputs + j, space + j * rows + i * w, w)
+            else:
+                copy_run(state + j * rows + i * w, space + i * outputs + j, w)
+        j += w
 
 
 cdef void pack_weights(Net *net, Share *me, bint forward, bint backward, const real *like) noexcept nogil:
-    """All weights, shared by the team; then everybody waits for them."""
+    """Bring panels (for the forward pass) and transposed (for the backward pass) up to date, and wait for all."""
     cdef Layer *layer
+    cdef Block b
     cdef long index
     for layer in net.layers[:net.count]:
         if (forward and layer.panels != NULL) or (backward and layer.transposed != NULL):
             for index in range(share_of(blocks_of(&layer.op, like), me.number, me.team),
                                share_of(blocks_of(&layer.op, like), me.number + 1, me.team)):
-                pack_block(layer, block_at(&layer.op, index, like), forward, backward, like)
+                b = block_at(&layer.op, index, like)
+                if forward and layer.panels != NULL:
+                    pack_block(layer, b, like)
+                if backward and layer.transposed != NULL:
+                    transpose_block(layer, b, False, like)
     meet(me)
 
 
-cdef void block_gradient(Net *net, int i, Block b, real *gradient, long gradient_row) noexcept nogil:
+cdef void unpack_weights(Net *net, Share *me, const real *like) noexcept nogil:
+    """What an epoch has done to the panels goes back to the weights."""
+    cdef Layer *layer
+    cdef long index
+    for layer in net.layers[:net.count]:
+        if layer.panels != NULL:
+            for index in range(share_of(blocks_of(&layer.op, like), me.number, me.team),
+                               share_of(blocks_of(&layer.op, like), me.number + 1, me.team)):
+                unpack_block(layer, block_at(&layer.op, index, like), like)
+
+
+cdef void block_gradient(Net *net, int i, Block b, real *gradient, Layout gradient_layout) noexcept nogil:
     """The block's part of dweight goes to `gradient`, its part of dbias to the flat gradients."""
     cdef Layer *layer = &net.layers[i]
     cdef long width = panel_width(gradient)
     cdef const real *dy = <const real *> layer.dy + b.j0 // width * net.layout.panel
-    multiply_columns(gradient, gradient_row, input_of(net, i, gradient) + b.i0 // width * net.layout.panel, dy,
+    multiply_columns(gradient, gradient_layout, input_of(net, i, gradient) + b.i0 // width * net.layout.panel, dy,
                      net.layout, b.i1 - b.i0, b.j1 - b.j0, net.batch)
     if b.i0 == 0 and layer.dbias != NULL:
         column_sums(<real *> layer.dbias + b.j0, dy, net.layout, b.j1 - b.j0, net.batch)

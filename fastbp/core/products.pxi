@@ -89,8 +89,8 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
         p += depth
 
 
-cdef void multiply_columns(real *c, long c_row, const real *a, const real *b, Layout layout, long rows, long columns,
-                           long k) noexcept nogil:
+cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *b, Layout layout, long rows,
+                           long columns, long k) noexcept nogil:
     """c (rows, columns) = a^T b: up to PANEL columns of a (k, .) and b (k, .), both in panels that begin there."""
     cdef real tile[MAX_TILE]
     cdef long width = panel_width(c), depth = depth_of_blocks(k, c), tiles = ceil_div(rows, MAX_ROWS)
@@ -101,19 +101,19 @@ cdef void multiply_columns(real *c, long c_row, const real *a, const real *b, La
     for q in range(ceil_div(columns, width)):
         wide = min(width, columns - q * width)
         vectors = 1 if wide <= lanes(c) else 2
-        whole = wide == vectors * lanes(c)  # a narrower tile goes through the stack
+        whole = wide == vectors * lanes(c) or c_layout.row == width  # a tile wider than c goes through the stack
         for t in range(tiles):
             r0, r1 = t * rows // tiles, (t + 1) * rows // tiles
-            out = c + r0 * c_row + q * width
+            out = c + r0 * c_layout.row + q * c_layout.panel
             p = 0
             while p == 0 or p < k:
                 run_tile(<int> (r1 - r0), vectors, True, min(depth, k - p), a + p * width + r0, 0,
                          b + q * layout.panel + p * width, width, out if whole else tile,
-                         c_row if whole else width, p > 0)
+                         c_layout.row if whole else width, p > 0)
                 p += depth
             if not whole:
                 for i in range(r1 - r0):
-                    copy_run(out + i * c_row, tile + i * width, wide)
+                    copy_run(out + i * c_layout.row, tile + i * width, wide)
 
 
 cdef void column_sums(real *sums, const real *b, Layout layout, long columns, long k) noexcept nogil:

@@ -27,7 +27,7 @@ cdef void begin_update(Update *u, double lr) noexcept nogil:
     u.l2 = 0 if u.decoupled else u.weight_decay
 
 
-cdef void sgd_chunk(real *param, real *velocity, const real *grad, real lr, real momentum, bint nesterov,
+cdef inline void sgd_run(real *param, real *velocity, const real *grad, real lr, real momentum, bint nesterov,
                     real weight_decay, real grad_scale, long n) noexcept nogil:
     cdef long i
     cdef real g, v
@@ -43,7 +43,7 @@ cdef void sgd_chunk(real *param, real *velocity, const real *grad, real lr, real
         param[i] -= lr * (g + momentum * v if nesterov else v)
 
 
-cdef void adam_chunk(real *param, real *m, real *v, const real *grad, real step_size, real share1, real share2,
+cdef inline void adam_run(real *param, real *m, real *v, const real *grad, real step_size, real share1, real share2,
                      real root, real eps, real decay, real weight_decay, real grad_scale,
                      long n) noexcept nogil:
     """share = 1 - beta, which float32 would round far off for a beta close to one.
@@ -61,7 +61,7 @@ cdef void adam_chunk(real *param, real *m, real *v, const real *grad, real step_
         param[i] = param[i] * decay - step_size * m_i / (sqrt_(v_i) * root + eps)
 
 
-cdef void rmsprop_chunk(real *param, real *square, real *velocity, const real *grad, real lr, real share, real eps,
+cdef inline void rmsprop_run(real *param, real *square, real *velocity, const real *grad, real lr, real share, real eps,
                         real momentum, real weight_decay, real grad_scale, long n) noexcept nogil:
     cdef long i
     cdef real g, s
@@ -76,7 +76,7 @@ cdef void rmsprop_chunk(real *param, real *square, real *velocity, const real *g
         param[i] -= lr * g
 
 
-cdef void adagrad_chunk(real *param, real *total, const real *grad, real lr, real eps, real weight_decay,
+cdef inline void adagrad_run(real *param, real *total, const real *grad, real lr, real eps, real weight_decay,
                         real grad_scale, long n) noexcept nogil:
     cdef long i
     cdef real g, s
@@ -87,21 +87,33 @@ cdef void adagrad_chunk(real *param, real *total, const real *grad, real lr, rea
         param[i] -= lr * g / (sqrt_(s) + eps)
 
 
-cdef void update_run(const Update *u, long offset, real *param, const real *grad, double grad_scale,
-                     long n) noexcept nogil:
-    """Update param (n,), which lies at `offset` of the flat buffers, from grad (n,)."""
+cdef void update_rows(const Update *u, real *param, long param_row, long offset, long state_row, const real *grad,
+                      long grad_row, double grad_scale, long rows, long n) noexcept nogil:
+    """Update a (rows, n) part of the parameters; every array has its own distance between two rows.
+
+    offset says where in the flat buffers, and so in the state vectors, the part begins.
+    """
     cdef real *first = <real *> u.first + offset if u.first != NULL else NULL
     cdef real *second = <real *> u.second + offset if u.second != NULL else NULL
-    if u.rule == SGD:
-        sgd_chunk(param, first, grad, <real> u.rate, <real> u.momentum, u.nesterov, <real> u.l2, <real> grad_scale, n)
-    elif u.rule == ADAM:
-        adam_chunk(param, first, second, grad, <real> u.rate, <real> (1 - u.beta1), <real> (1 - u.beta2),
-                   <real> u.root, <real> u.eps, <real> u.decay, <real> u.l2, <real> grad_scale, n)
-    elif u.rule == RMSPROP:
-        rmsprop_chunk(param, first, second, grad, <real> u.rate, <real> (1 - u.alpha), <real> u.eps,
-                      <real> u.momentum, <real> u.l2, <real> grad_scale, n)
-    else:
-        adagrad_chunk(param, first, grad, <real> u.rate, <real> u.eps, <real> u.l2, <real> grad_scale, n)
+    cdef real rate = <real> u.rate, eps = <real> u.eps, decay = <real> u.decay, l2 = <real> u.l2
+    cdef real momentum = <real> u.momentum, scale = <real> grad_scale
+    cdef long r
+    if param_row == n and grad_row == n and (state_row == n or first == NULL):
+        rows, n = 1, rows * n
+    for r in range(rows):
+        if u.rule == SGD:
+            sgd_run(param, first, grad, rate, momentum, u.nesterov, l2, scale, n)
+        elif u.rule == ADAM:
+            adam_run(param, first, second, grad, rate, <real> (1 - u.beta1), <real> (1 - u.beta2), <real> u.root, eps,
+                     decay, l2, scale, n)
+        elif u.rule == RMSPROP:
+            rmsprop_run(param, first, second, grad, rate, <real> (1 - u.alpha), eps, momentum, l2, scale, n)
+        else:
+            adagrad_run(param, first, grad, rate, eps, l2, scale, n)
+        param += param_row
+        grad += grad_row
+        first = first + state_row if first != NULL else NULL
+        second = second + state_row if second != NULL else NULL
 
 
 cdef double squared_norm_chunk(const real *x, long n) noexcept nogil:
