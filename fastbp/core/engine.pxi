@@ -16,7 +16,7 @@ cdef extern from "Python.h":
 
 cdef double SECONDS_BETWEEN_SIGNAL_CHECKS = 0.05
 cdef enum:
-    LONG_RUN = 8  # steps that pay for reordering the state
+    LONG_RUN = 4  # steps that pay for reordering the state
 cdef double OPERATIONS_BETWEEN_CLOCK_READINGS = 1e8  # a few milliseconds
 
 cdef struct Epoch:
@@ -92,27 +92,33 @@ cdef void loss_of_rows(Epoch *e, Net *net, Share *me, long begin, long end, cons
     copy_rows(<real *> last.dy, net.layout, <const real *> e.dpred, rows, begin, end, outputs)
 
 
-cdef inline void fetch_run(const real *x, long n) noexcept nogil:
-    """Ask for x (n,), which will be needed in some thousand cycles."""
-    cdef long j
-    for j in range(ceil_div(n * <long> sizeof(real), 64)):
-        prefetch(<const char *> x + 64 * j)
-
-
 cdef inline long state_offset(Epoch *e, Layer *layer, Block b) noexcept nogil:
     """Where in the state vectors a block begins."""
     return layer.op.weight + b.i0 * layer.op.outputs + (
         b.j0 * (b.i1 - b.i0) if e.state_in_blocks and layer.panels != NULL else b.j0)
 
 
-cdef void fetch_block(Epoch *e, Layer *layer, Block b, const real *like) noexcept nogil:
-    """Ask for what updating the block will read besides its gradient: it comes while the gradient is computed."""
-    cdef long offset = state_offset(e, layer, b), n = (b.i1 - b.i0) * panel_width(like)
-    fetch_run(block_in_panels(layer, b, like), n)
-    if e.state_in_blocks and e.update.first != NULL:
-        fetch_run(<real *> e.update.first + offset, n)
-    if e.state_in_blocks and e.update.second != NULL:
-        fetch_run(<real *> e.update.second + offset, n)
+cdef Soon needed_soon(Epoch *e, Net *net, int i, Block b, bint updates, const real *_) noexcept nogil:
+    """What updating a block in panels touches besides its gradient, and the next panel of x."""
+    cdef Soon soon
+    cdef Layer *layer = &net.layers[i]
+    cdef long offset, size = sizeof(real), p
+    for p in range(6):
+        soon.pieces[p] = <const char *> (
+            input_of(net, i, _) + (b.i0 // panel_width(_) + 1) * net.layout.panel) + p % 2 * net.batch * 64
+    soon.bytes[0] = soon.bytes[1] = 0
+    soon.bytes[2] = net.batch * 64
+    if updates and layer.panels != NULL:
+        offset = state_offset(e, layer, b)
+        soon.bytes[0] = soon.bytes[1] = (b.i1 - b.i0) * panel_width(_) * size
+        soon.pieces[0] = <const char *> block_in_panels(layer, b, _)
+        if layer.transposed != NULL:
+            soon.pieces[1] = <const char *> layer.transposed + transposed_offset(layer, b, _) * size
+        if e.state_in_blocks and e.update.first != NULL:
+            soon.pieces[2] = <const char *> e.update.first + offset * size
+        if e.state_in_blocks and e.update.second != NULL:
+            soon.pieces[3] = <const char *> e.update.second + offset * size
+    return soon
 
 
 cdef void update_block(Epoch *e, Net *net, int i, Block b, const real *gradient, long gradient_row,
@@ -188,10 +194,8 @@ cdef void weights_share(Epoch *e, Net *net, Share *me, bint gradients, bint upda
                 else:  # the thread's own block, in L1
                     gradient = <real *> e.blocks + me.number * e.block_size
                     rows = in_rows(b.j1 - b.j0 if layer.panels == NULL else panel_width(_), _)
-                if updates and layer.panels != NULL:
-                    fetch_block(e, layer, b, _)
                 if gradients:
-                    block_gradient(net, i, b, gradient, rows)
+                    block_gradient(net, i, b, gradient, rows, needed_soon(e, net, i, b, updates, _))
                 if updates:
                     update_block(e, net, i, b, gradient, rows.row, grad_scale)
         elif layer.op.kind == BATCHNORM or layer.op.kind == LAYERNORM:

@@ -58,7 +58,7 @@ typedef long long pair_mask __attribute__((vector_size(16)));
 #define MAX_TILE (MAX_ROWS * 2 * (VECTOR_BYTES / 4))
 #define INLINE static inline __attribute__((always_inline))
 
-/* acc += outer product of `rows` numbers, A_STEP apart from a on, with a row of B. */
+/* acc += outer product of `rows` numbers, A_STEP apart from a on, with a row of B. Two lines are asked for on the side. */
 #define RANK_ONE(T, A_STEP)                                                                                           \
     {                                                                                                                 \
         vec_##T row[2];                                                                                               \
@@ -68,20 +68,30 @@ typedef long long pair_mask __attribute__((vector_size(16)));
             _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) acc[i][v] = FMA_##T(spread, row[v], acc[i][v]); \
         }                                                                                                             \
         b += b_row;                                                                                                   \
+        __builtin_prefetch(ahead.one, 0, 2);                                                                          \
+        __builtin_prefetch(ahead.two, 0, 2);                                                                          \
+        ahead.one += ahead.step;                                                                                      \
+        ahead.two += ahead.step;                                                                                      \
     }
+
+/* What will be needed soon: a tile spreads the requests over its k steps, where the hardware does not foresee them. */
+typedef struct {
+    const char *one, *two;
+    long step; /* bytes */
+} Ahead;
 
 /* C (rows, vectors * LANES), c_row apart, = or += A @ B, whose rows are b_row apart. A is `rows` rows of a matrix in
  * panels that lie a_panel apart, or, transposed, `rows` columns of one panel. rows, vectors and transposed are
  * compile-time constants wherever this is inlined, so that acc lives in registers. */
 #define DEFINE_TILE(T)                                                                                                \
     INLINE void tile_fixed_##T(const int rows, const int vectors, const int transposed, long k, const T *a,           \
-                               long a_panel, const T *b, long b_row, T *c, long c_row, int add)                       \
+                               long a_panel, const T *b, long b_row, T *c, long c_row, int add, Ahead ahead)          \
     {                                                                                                                 \
         vec_##T acc[MAX_ROWS][2];                                                                                     \
         _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++)                                                       \
             _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) {                                               \
                 acc[i][v] = (vec_##T){0};                                                                             \
-                __builtin_prefetch(c + i * c_row + v * LANES(T), 1);                                                  \
+                if (!transposed) __builtin_prefetch(c + i * c_row + v * LANES(T), 1);                                 \
             }                                                                                                         \
         if (transposed)                                                                                               \
             for (long p = 0; p < k; p++, a += PANEL(T)) RANK_ONE(T, 1)                                                \
@@ -99,7 +109,7 @@ typedef long long pair_mask __attribute__((vector_size(16)));
             }                                                                                                         \
     }                                                                                                                 \
     static void tile_##T(int rows, int vectors, int transposed, long k, const T *a, long a_panel, const T *b,         \
-                         long b_row, T *c, long c_row, int add)                                                       \
+                         long b_row, T *c, long c_row, int add, Ahead ahead)                                          \
     {                                                                                                                 \
         switch ((rows * 2 + vectors - 1) * 2 + transposed) {                                                          \
             ROWS_OF_THIS_MACHINE(T)                                                                                   \
@@ -108,7 +118,7 @@ typedef long long pair_mask __attribute__((vector_size(16)));
 
 #define CASE(T, rows, vectors, transposed)                                                                            \
     case ((rows) * 2 + (vectors) - 1) * 2 + (transposed):                                                             \
-        tile_fixed_##T(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add);                            \
+        tile_fixed_##T(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add, ahead);                            \
         break;
 #define ROW(T, r) CASE(T, r, 1, 0) CASE(T, r, 2, 0) CASE(T, r, 1, 1) CASE(T, r, 2, 1)
 #define ROWS_TO_6(T) ROW(T, 1) ROW(T, 2) ROW(T, 3) ROW(T, 4) ROW(T, 5) ROW(T, 6)

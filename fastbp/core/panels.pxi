@@ -8,7 +8,6 @@
 cdef extern from "microkernel.h" nogil:
     const char *TARGET
     const int VECTOR_BYTES
-    void prefetch "__builtin_prefetch" (const void *address)
     const int MAX_ROWS
     const int MAX_TILE
     const int SQUARE_float

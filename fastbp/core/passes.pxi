@@ -139,10 +139,15 @@ cdef void unpack_block(Layer *layer, Block b, const real *like) noexcept nogil:
               in_panels(layer.op.inputs, like), 0, b.i1 - b.i0, b.j1 - b.j0)
 
 
+cdef inline long transposed_offset(Layer *layer, Block b, const real *like) noexcept nogil:
+    """Where a block begins in the transposed weight."""
+    return b.i0 // panel_width(like) * in_panels(layer.op.outputs, like).panel + b.j0 * panel_width(like)
+
+
 cdef void transpose_block(Layer *layer, Block b, bint from_panels, const real *like) noexcept nogil:
     """weight, or the panels that stand for it in an epoch, -> transposed."""
     cdef long width = panel_width(like), outputs = layer.op.outputs
-    cdef real *out = <real *> layer.transposed + b.i0 // width * in_panels(outputs, like).panel + b.j0 * width
+    cdef real *out = <real *> layer.transposed + transposed_offset(layer, b, like)
     cdef const real *weight = <const real *> layer.weight + b.i0 * outputs + b.j0
     if from_panels:
         transpose(out, width, block_in_panels(layer, b, like), width, b.i1 - b.i0, b.j1 - b.j0)
@@ -192,13 +197,14 @@ cdef void unpack_weights(Net *net, Share *me, const real *like) noexcept nogil:
                 unpack_block(layer, block_at(&layer.op, index, like), like)
 
 
-cdef void block_gradient(Net *net, int i, Block b, real *gradient, Layout gradient_layout) noexcept nogil:
+cdef void block_gradient(Net *net, int i, Block b, real *gradient, Layout gradient_layout,
+                         Soon soon) noexcept nogil:
     """The block's part of dweight goes to `gradient`, its part of dbias to the flat gradients."""
     cdef Layer *layer = &net.layers[i]
     cdef long width = panel_width(gradient)
     cdef const real *dy = <const real *> layer.dy + b.j0 // width * net.layout.panel
     multiply_columns(gradient, gradient_layout, input_of(net, i, gradient) + b.i0 // width * net.layout.panel, dy,
-                     net.layout, b.i1 - b.i0, b.j1 - b.j0, net.batch)
+                     net.layout, b.i1 - b.i0, b.j1 - b.j0, net.batch, soon)
     if b.i0 == 0 and layer.dbias != NULL:
         column_sums(<real *> layer.dbias + b.j0, dy, net.layout, b.j1 - b.j0, net.batch)
 

@@ -6,10 +6,14 @@
 # to a tile while it is still in L1.
 
 cdef extern from "microkernel.h" nogil:
+    ctypedef struct Ahead:
+        const char *one
+        const char *two
+        long step
     void tile_float(int rows, int vectors, bint transposed, long k, const float *a, long a_panel, const float *b,
-                    long b_row, float *c, long c_row, bint add)
+                    long b_row, float *c, long c_row, bint add, Ahead ahead)
     void tile_double(int rows, int vectors, bint transposed, long k, const double *a, long a_panel, const double *b,
-                     long b_row, double *c, long c_row, bint add)
+                     long b_row, double *c, long c_row, bint add, Ahead ahead)
     double peak_float(long repeats, float *sink)
     double peak_double(long repeats, double *sink)
 
@@ -17,7 +21,7 @@ cdef enum:
     BLOCK_K = 384           # a multiple of every PANEL
     BLOCK_ROWS_BYTES = 672  # of one column of A: 168 rows of float32
     BLOCK_COLUMNS_BYTES = 512  # of one row of dW: 128 columns of float32
-    IN_PLACE_BYTES = 1024   # rows of W up to this long are read where they are, longer ones from panels
+    IN_PLACE_BYTES = 256   # rows of W up to this long are read where they are, longer ones from panels
 
 # What happens to a finished tile. The pointers address whole matrices in the layout of the output.
 ctypedef enum After:
@@ -31,6 +35,11 @@ cdef struct Epilogue:
     void *z            # its argument, or NULL where the activation does not need it
 
 
+cdef struct Soon:  # memory that will be needed after a product: two pieces for each of its first three tiles to ask for
+    const char *pieces[6]
+    long bytes[3]  # of each of the two
+
+
 cdef inline long depth_of_blocks(long k, const real *like) noexcept nogil:
     """The depth of the blocks that k is cut into: nearly equal, in whole panels."""
     cdef long blocks = max(1, ceil_div(k, BLOCK_K))
@@ -38,11 +47,11 @@ cdef inline long depth_of_blocks(long k, const real *like) noexcept nogil:
 
 
 cdef inline void run_tile(int rows, int vectors, bint transposed, long k, const real *a, long a_panel, const real *b,
-                          long b_row, real *c, long c_row, bint add) noexcept nogil:
+                          long b_row, real *c, long c_row, bint add, Ahead ahead) noexcept nogil:
     if real is float:
-        tile_float(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add)
+        tile_float(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add, ahead)
     else:
-        tile_double(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add)
+        tile_double(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add, ahead)
 
 
 cdef inline void finish_tile(real *c, long rows, const Epilogue *epilogue, long offset, long column) noexcept nogil:
@@ -68,7 +77,9 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
     """Rows begin..end of c (m, n) = a (m, k) @ b (k, n), then the epilogue; c and a are in panels."""
     cdef long width = panel_width(c), depth = depth_of_blocks(k, c), p = 0, i0, i1, block, tiles, t, r0, r1, q
     cdef int vectors
+    cdef Ahead ahead
     cdef real *out
+    ahead.step = b_layout.row * <long> sizeof(real)
     while p == 0 or p < k:
         i0 = begin
         block = BLOCK_ROWS_BYTES // <long> sizeof(real)
@@ -77,12 +88,15 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
             tiles = ceil_div(i1 - i0, MAX_ROWS)
             for q in range(ceil_div(n, width)):
                 vectors = 1 if n - q * width <= lanes(c) else 2
+                ahead.one = <const char *> (b + (q + 1) * b_layout.panel + p * b_layout.row)
+                ahead.two = ahead.one + 64
                 for t in range(tiles):
                     r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
                     out = c + q * layout.panel + r0 * width
                     run_tile(<int> (r1 - r0), vectors, False, min(depth, k - p),
                              a + p // width * layout.panel + r0 * width, layout.panel,
-                             b + q * b_layout.panel + p * b_layout.row, b_layout.row, out, width, p > 0)
+                             b + q * b_layout.panel + p * b_layout.row, b_layout.row, out, width, p > 0,
+                             ahead)
                     if p + depth >= k and epilogue.after != NOTHING:
                         finish_tile(out, r1 - r0, epilogue, out - c, q * width)
             i0 = i1
@@ -90,13 +104,17 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
 
 
 cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *b, Layout layout, long rows,
-                           long columns, long k) noexcept nogil:
-    """c (rows, columns) = a^T b: up to PANEL columns of a (k, .) and b (k, .), both in panels that begin there."""
+                           long columns, long k, Soon soon) noexcept nogil:
+    """c (rows, columns) = a^T b: up to PANEL columns of a (k, .) and b (k, .), both in panels that begin there.
+
+    Meanwhile its tiles ask for what will be needed soon.
+    """
     cdef real tile[MAX_TILE]
     cdef long width = panel_width(c), depth = depth_of_blocks(k, c), tiles = ceil_div(rows, MAX_ROWS)
     cdef long q, t, p, r0, r1, i, wide
     cdef int vectors
     cdef bint whole
+    cdef Ahead ahead
     cdef real *out
     for q in range(ceil_div(columns, width)):
         wide = min(width, columns - q * width)
@@ -105,12 +123,15 @@ cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *
         for t in range(tiles):
             r0, r1 = t * rows // tiles, (t + 1) * rows // tiles
             out = c + r0 * c_layout.row + q * c_layout.panel
+            ahead.one, ahead.two = soon.pieces[2 * t % 6], soon.pieces[2 * t % 6 + 1]
+            ahead.step = ceil_div(soon.bytes[t % 3], max(1, k))
             p = 0
             while p == 0 or p < k:
                 run_tile(<int> (r1 - r0), vectors, True, min(depth, k - p), a + p * width + r0, 0,
                          b + q * layout.panel + p * width, width, out if whole else tile,
-                         c_layout.row if whole else width, p > 0)
+                         c_layout.row if whole else width, p > 0, ahead)
                 p += depth
+                ahead.one, ahead.two = ahead.one + depth * ahead.step, ahead.two + depth * ahead.step
             if not whole:
                 for i in range(r1 - r0):
                     copy_run(out + i * c_layout.row, tile + i * width, wide)
