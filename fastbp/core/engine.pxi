@@ -1,4 +1,4 @@
-# The epoch: gather, forward, loss, backward, update, batch after batch, by one team, without the GIL or a Python object.
+# The epoch: gather, forward, loss, backward, update, batch after batch, by one team and without a Python object.
 #
 # It runs the very functions that the explicit loop reaches through the doors of kernels.pyx, on the same numbers; that
 # is why both give the same bits. What it saves is traffic: a block of gradients is applied while it is in L1, and the
@@ -88,7 +88,7 @@ cdef void loss_of_rows(Epoch *e, Net *net, Share *me, long begin, long end, cons
     loss_share(e.losses, e.criterion, <real *> e.dpred, <const real *> e.pred, e.batch_targets, scale, net.batch,
                outputs, me)
     e.correct[me.number] = count_correct(<const real *> e.pred, e.batch_targets, e.criterion.kind, begin, end,
-                                                  outputs)
+                                         outputs)
     copy_rows(<real *> last.dy, net.layout, <const real *> e.dpred, rows, begin, end, outputs)
 
 
@@ -123,7 +123,7 @@ cdef Soon needed_soon(Epoch *e, Net *net, int i, Block b, bint updates, const re
 
 cdef void update_block(Epoch *e, Net *net, int i, Block b, const real *gradient, long gradient_row,
                        double grad_scale) noexcept nogil:
-    """Apply the block's gradients, in the panels if the weight has any; dbias belongs to the blocks of the first rows."""
+    """Apply the block's gradients, in the panels if the weight has any; the first rows' blocks see to the bias."""
     cdef Layer *layer = &net.layers[i]
     cdef long outputs = layer.op.outputs, row = outputs, state_row = outputs
     cdef real *weight = <real *> layer.weight + b.i0 * outputs + b.j0

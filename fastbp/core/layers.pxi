@@ -15,7 +15,7 @@ cdef inline uint64_t mix(uint64_t h) noexcept nogil:
 
 cdef void dropout_rows(real *y, const real *x, Layout layout, double p, uint64_t key, uint64_t step, long begin,
                        long end, long n) noexcept nogil:
-    """y (B, n) = x * mask / (1 - p), the mask from a counter: the same for every team, and again in the backward pass."""
+    """y (B, n) = x * mask / (1 - p), the mask from a counter: the same for every team and in the backward pass."""
     cdef uint64_t golden = 0x9E3779B97F4A7C15, start = mix(key + golden * step)
     cdef uint64_t threshold = <uint64_t> (p * 4294967296.0)
     cdef real scale = <real> (1 / (1 - p))
@@ -47,7 +47,8 @@ cdef inline void column_moments(const real *x, long row, long batch, long width,
 
 
 cdef void batchnorm_forward_panel(real *y, real *stats, const real *x, Layout layout, const real *weight,
-                                  const real *bias, double eps, bint training, long batch, long n, long q) noexcept nogil:
+                                  const real *bias, double eps, bint training, long batch, long n,
+                                  long q) noexcept nogil:
     """Panel q of y (B, n) = (x - mean) / std * weight + bias; stats (4, n) as in the reference."""
     cdef double mean[MAX_PANEL]
     cdef double variance[MAX_PANEL]

@@ -157,7 +157,8 @@ cdef void transpose_block(Layer *layer, Block b, bint from_panels, const real *l
 
 cdef void reorder_state(Layer *layer, real *state, long i0, real *space, bint back, const real *like) noexcept nogil:
     """Up to PANEL rows of a state vector, from rows into blocks that each lie in one piece, or back, in place."""
-    cdef long width = panel_width(like), outputs = layer.op.outputs, rows = min(width, layer.op.inputs - i0), j = 0, w, i
+    cdef long width = panel_width(like), outputs = layer.op.outputs, j = 0, w, i
+    cdef long rows = min(width, layer.op.inputs - i0)
     memcpy(space, state, rows * outputs * sizeof(real))
     while j < outputs:
         w = min(width, outputs - j)
@@ -170,7 +171,7 @@ cdef void reorder_state(Layer *layer, real *state, long i0, real *space, bint ba
 
 
 cdef void pack_weights(Net *net, Share *me, bint forward, bint backward, const real *like) noexcept nogil:
-    """Bring panels (for the forward pass) and transposed (for the backward pass) up to date, and wait for all."""
+    """Bring panels (forward) and transposed (backward) up to date, and wait for all."""
     cdef Layer *layer
     cdef Block b
     cdef long index

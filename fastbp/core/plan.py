@@ -1,9 +1,9 @@
 """What both sides of the core agree on: codes, and the op record that a model is lowered to.
 
-A plan is a C-contiguous array of OP records in the order the data flows. Parameters, their gradients and statistics live
-in flat buffers and a record holds offsets into them, in elements: parameters and gradients at ``weight`` and ``bias``,
-running and batch statistics at ``stats``. Minus one means that the op has no such tensor. Where activations lie is the
-backend's own business.
+A plan is a C-contiguous array of OP records in the order the data flows. Parameters, their gradients and statistics
+live in flat buffers and a record holds offsets into them, in elements: parameters and gradients at ``weight`` and
+``bias``, running and batch statistics at ``stats``. Minus one means that the op has no such tensor. Where activations
+lie is the backend's own business.
 """
 
 from __future__ import annotations

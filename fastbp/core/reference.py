@@ -366,7 +366,7 @@ def update(
 ) -> None:
     """One step of the rule that an optimizer's ``(rule, state vectors, settings)`` names, over flat vectors (n,)."""
     rule, state, settings = recipe
-    rules = {"sgd": _sgd, "adam": _adam, "rmsprop": _rmsprop, "adagrad": _adagrad}
+    rules: dict[str, Any] = {"sgd": _sgd, "adam": _adam, "rmsprop": _rmsprop, "adagrad": _adagrad}
     rules[rule](param, *state, grad, lr=lr, grad_scale=grad_scale, **settings)
 
 

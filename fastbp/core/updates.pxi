@@ -28,7 +28,7 @@ cdef void begin_update(Update *u, double lr) noexcept nogil:
 
 
 cdef inline void sgd_run(real *param, real *velocity, const real *grad, real lr, real momentum, bint nesterov,
-                    real weight_decay, real grad_scale, long n) noexcept nogil:
+                         real weight_decay, real grad_scale, long n) noexcept nogil:
     cdef long i
     cdef real g, v
     if velocity == NULL:
@@ -44,8 +44,8 @@ cdef inline void sgd_run(real *param, real *velocity, const real *grad, real lr,
 
 
 cdef inline void adam_run(real *param, real *m, real *v, const real *grad, real step_size, real share1, real share2,
-                     real root, real eps, real decay, real weight_decay, real grad_scale,
-                     long n) noexcept nogil:
+                          real root, real eps, real decay, real weight_decay, real grad_scale,
+                          long n) noexcept nogil:
     """share = 1 - beta, which float32 would round far off for a beta close to one.
 
     decay multiplies param (decoupled), weight_decay is added to the gradient (L2); one of them is idle.
@@ -62,7 +62,7 @@ cdef inline void adam_run(real *param, real *m, real *v, const real *grad, real 
 
 
 cdef inline void rmsprop_run(real *param, real *square, real *velocity, const real *grad, real lr, real share, real eps,
-                        real momentum, real weight_decay, real grad_scale, long n) noexcept nogil:
+                             real momentum, real weight_decay, real grad_scale, long n) noexcept nogil:
     cdef long i
     cdef real g, s
     for i in range(n):
@@ -77,7 +77,7 @@ cdef inline void rmsprop_run(real *param, real *square, real *velocity, const re
 
 
 cdef inline void adagrad_run(real *param, real *total, const real *grad, real lr, real eps, real weight_decay,
-                        real grad_scale, long n) noexcept nogil:
+                             real grad_scale, long n) noexcept nogil:
     cdef long i
     cdef real g, s
     for i in range(n):
