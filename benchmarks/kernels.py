@@ -73,13 +73,12 @@ def products(dtype: np.dtype, sizes: list[tuple[int, int, int]], threads: int, r
     return rows
 
 
-COMMON = dict(weight_decay=0.0, grad_scale=1.0)
-UPDATES = {  # the kernel, its state vectors, how many vectors are read and written, and its settings
-    "sgd": ("sgd_update", 0, 3, dict(lr=1e-3, momentum=0.0, nesterov=False)),
-    "sgd momentum": ("sgd_update", 1, 5, dict(lr=1e-3, momentum=0.9, nesterov=False)),
-    "adam": ("adam_update", 2, 7, dict(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, decoupled=False, step=10)),
-    "rmsprop": ("rmsprop_update", 1, 5, dict(lr=1e-3, alpha=0.99, eps=1e-8, momentum=0.0)),
-    "adagrad": ("adagrad_update", 1, 5, dict(lr=1e-3, eps=1e-10)),
+UPDATES = {  # the rule, its state vectors, how many vectors are read and written, and its settings
+    "sgd": ("sgd", 0, 3, dict(momentum=0.0, nesterov=False, weight_decay=0.0)),
+    "sgd momentum": ("sgd", 1, 5, dict(momentum=0.9, nesterov=False, weight_decay=0.0)),
+    "adam": ("adam", 2, 7, dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled=False, step=10)),
+    "rmsprop": ("rmsprop", 1, 5, dict(alpha=0.99, eps=1e-8, momentum=0.0, weight_decay=0.0)),
+    "adagrad": ("adagrad", 1, 5, dict(eps=1e-10, weight_decay=0.0)),
 }
 
 
@@ -87,21 +86,20 @@ def updates(dtype: np.dtype, sizes: list[int], threads: int, rounds: int) -> lis
     """The optimizers over flat vectors, in GB/s of the traffic that one pass needs."""
     rows = []
     for size in sizes:
-        for label, (name, states, traffic, settings) in UPDATES.items():
+        for label, (rule, states, traffic, settings) in UPDATES.items():
             functions, results = {}, []
             for which in (backend_name(), "numpy"):
                 rng = np.random.default_rng(0)
-                vectors = [rng.standard_normal(size).astype(dtype), *(np.zeros(size, dtype) for _ in range(states))]
-                if label in ("sgd", "rmsprop"):
-                    vectors.append(None)  # no velocity
-                vectors.append((1e-3 * rng.standard_normal(size)).astype(dtype))
+                param, grad = (scale * rng.standard_normal(size).astype(dtype) for scale in np.array([1, 1e-3], dtype))
+                state = (*(np.zeros(size, dtype) for _ in range(states)), None)  # None: no velocity
+                recipe = (rule, state[: 2 if rule in ("adam", "rmsprop") else 1], settings)
 
-                def call(name=name, vectors=vectors, settings=settings):
-                    getattr(backend(), name)(*vectors, **settings, **COMMON, threads=threads)
+                def call(param=param, grad=grad, recipe=recipe):
+                    backend().update(param, grad, recipe, 1e-3, 1.0, threads)
 
                 with fb.use_backend(which):
                     call()
-                results.append(vectors[0].copy())
+                results.append(param.copy())
                 functions[which] = call
             np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-6)
             times = best_of(functions, rounds, 0.05)

@@ -5,6 +5,7 @@ import copy
 import pickle
 import signal
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -62,6 +63,94 @@ def test_fit_and_the_four_steps_give_the_same_bits(any_backend, dtype, make_opti
         assert history.history["loss"][epoch] == total / len(X)
     assert bits(fitted) == bits(by_hand)
     assert fitted.predict(X).tobytes() == by_hand.predict(X).tobytes()
+
+
+WIDE_OPTIMIZERS = [
+    lambda p: fb.SGD(p, lr=0.05, momentum=0.9, clip_norm=0.5),
+    lambda p: fb.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    lambda p: fb.AdamW(p, lr=0.01),
+    lambda p: fb.RMSprop(p, lr=0.01, momentum=0.5),
+]
+
+
+@pytest.mark.parametrize("make_optimizer", WIDE_OPTIMIZERS)
+@pytest.mark.parametrize("steps", [3, 7])
+def test_the_engine_keeps_the_bits_of_wide_layers(compiled, dtype, make_optimizer, steps):
+    """Their weights live in panels during an epoch and, in a longer one, their state in blocks; widths have tails."""
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal((50 * steps - 13, 131)).astype(dtype)
+    y = rng.standard_normal((len(X), 3)).astype(dtype)
+
+    def build():
+        layers = [fb.Dense(131, 301, activation="relu"), fb.Dense(301, 77, activation="silu"), fb.Dense(77, 3)]
+        model = fb.Sequential(layers, dtype=dtype, seed=2)
+        return model, make_optimizer(model.parameters())
+
+    (by_hand, optimizer), criterion, order = build(), fb.MSE(), np.random.default_rng(9)
+    for _ in range(2):
+        for xb, yb in fb.batches(X, y, batch_size=50, seed=order):
+            by_hand.backward(criterion(by_hand.forward(xb, training=True), yb)[1])
+            optimizer.step()
+    for threads in (1, 2, 5):
+        fb.set_num_threads(threads)
+        fitted, other = build()
+        fitted.fit(X, y, criterion, other, epochs=2, batch_size=50, seed=9, verbose=0)
+        assert bits(fitted) == bits(by_hand)
+        assert fitted.parameters().grads.tobytes() == by_hand.parameters().grads.tobytes()
+        state, expected = other.state_dict(), optimizer.state_dict()
+        assert all(np.array_equal(state[name], expected[name]) for name in expected)
+
+
+def test_an_epochs_order_is_a_permutation_on_every_backend(any_backend):
+    from fastbp.core import reference
+    from fastbp.data import epoch_rows
+
+    for samples in (1, 2, 3, 5, 255, 256, 257, 1000, 65_537):
+        rows = epoch_rows(0, samples, samples, 12345678901234567890)
+        assert np.array_equal(np.sort(rows), np.arange(samples))
+        assert np.array_equal(epoch_rows(samples // 3, 7, samples, 12345678901234567890), rows[samples // 3 :][:7])
+        expected = np.empty(samples, np.int64)
+        reference.order(expected, 0, samples, 12345678901234567890)
+        assert np.array_equal(rows, expected)
+        assert np.array_equal(epoch_rows(0, samples, samples, None), np.arange(samples))
+
+
+def test_all_orders_of_four_samples_are_equally_likely():
+    """24 cells over 4,800 keys: chi-square with 23 degrees of freedom exceeds 49.7 once in a thousand."""
+    from fastbp.data import epoch_rows
+
+    keys = np.random.default_rng(0).integers(2**64, size=4800, dtype=np.uint64)
+    _, counts = np.unique([epoch_rows(0, 4, 4, int(key)) for key in keys], axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert ((counts - 200) ** 2 / 200).sum() < 49.7
+
+
+def test_fit_takes_no_memory_per_sample(compiled):
+    """The peak of the allocator's figures for one epoch is that of ten times the samples."""
+
+    def peak(samples):
+        X, y = np.ones((samples, 8), "f4"), np.zeros((samples, 1), "f4")
+        model = fb.Sequential([fb.Dense(8, 16, activation="relu"), fb.Dense(16, 1)], seed=0)
+        optimizer = fb.Adam(model.parameters())
+        model.fit(X[:64], y[:64], "mse", optimizer, batch_size=32, verbose=0)
+        tracemalloc.start()
+        model.fit(X, y, "mse", optimizer, batch_size=32, verbose=0)
+        result = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return result
+
+    assert abs(peak(200_000) - peak(20_000)) < 4096
+
+
+def test_denormals_are_flushed_and_the_callers_state_is_restored(compiled):
+    """1e-39 is below the smallest normal float32: the core takes it for zero on every thread, NumPy does not."""
+    tiny = np.full((1000, 300), 1e-39, "f4")
+    model = fb.Sequential([fb.Dense(300, 300, bias=False)], seed=0)
+    model.layers[0].weight = np.eye(300)
+    for threads in (1, 2):
+        fb.set_num_threads(threads)
+        assert not model.predict(tiny).any()
+        assert (tiny[0] * np.float32(0.5)).all()
 
 
 def test_train_on_batch_is_a_step_of_fit(any_backend):
