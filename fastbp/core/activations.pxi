@@ -7,24 +7,40 @@ cdef enum Activation:  # the codes of fastbp.core.plan.ACTIVATIONS
     LINEAR, RELU, LEAKY_RELU, ELU, GELU, SILU, TANH, SIGMOID, SOFTPLUS
 
 
+cdef extern from "transcendentals.h" nogil:
+    float exp_float(float x)
+    double exp_double(double x)
+    float expm1_float(float x)
+    double expm1_double(double x)
+    double log_double(double x)
+    float log1p_float(float x)
+    double log1p_double(double x)
+    float tanh_float(float x)
+    double tanh_double(double x)
+    float erf_float(float x)
+    double erf_double(double x)
+
+
 cdef inline real exp_(real x) noexcept nogil:
-    return expf(x) if real is float else exp(x)
+    return exp_float(x) if real is float else exp_double(x)
 
 
 cdef inline real tanh_(real x) noexcept nogil:
-    return tanhf(x) if real is float else tanh(x)
+    return tanh_float(x) if real is float else tanh_double(x)
 
 
 cdef inline real expm1_(real x) noexcept nogil:
-    return expm1f(x) if real is float else expm1(x)
+    """exp(x) - 1 for x below 80."""
+    return expm1_float(x) if real is float else expm1_double(x)
 
 
 cdef inline real log1p_(real x) noexcept nogil:
-    return log1pf(x) if real is float else log1p(x)
+    """log(1 + x) for x from 0 to 1."""
+    return log1p_float(x) if real is float else log1p_double(x)
 
 
 cdef inline real erf_(real x) noexcept nogil:
-    return erff(x) if real is float else erf(x)
+    return erf_float(x) if real is float else erf_double(x)
 
 
 cdef inline real sqrt_(real x) noexcept nogil:

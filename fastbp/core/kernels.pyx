@@ -6,8 +6,7 @@ through which Python calls them. `real` is float or double, one body for both.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.math cimport (erf, erff, exp, expf, expm1, expm1f, fabs, fabsf, log, log1p, log1pf, pow, sqrt, sqrtf, tanh,
-                        tanhf)
+from libc.math cimport fabs, fabsf, pow, sqrt, sqrtf
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 

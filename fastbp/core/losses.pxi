@@ -26,7 +26,7 @@ cdef double cross_entropy_row(real *dlogits, const real *logits, long label, con
         dlogits[j] = exp_(logits[j] - top)
     for j in range(classes):
         normal += dlogits[j]
-    log_sum = top + log(normal)
+    log_sum = top + log_double(normal)
     loss = (1 - smoothing) * of_label * (log_sum - logits[label])
     if smoothing != 0:
         for j in range(classes):
