@@ -79,12 +79,13 @@ class Sequential(Model):
 
     def _train_step(self, xb: Array, yb: Array, criterion: Loss, optimizer: Optimizer) -> float:
         """Forward, loss, backpropagation, gradient descent; the loss before the update."""
-        before = self._stats.copy(), self._step
+        before = (self._stats.copy(), self._step) if criterion.recipe(self.outputs, self.dtype) is None else None
         pred = self._forward(xb, True)
         try:
             loss, dpred = criterion.compute(pred, yb)
-        except BaseException:  # of a user's callable
-            self._stats[:], self._step = before
+        except BaseException:  # of a user's callable, the only loss that can fail here
+            if before is not None:
+                self._stats[:], self._step = before
             raise
         self._backward(dpred)
         optimizer.step()

@@ -10,20 +10,15 @@ cdef enum ElementwiseLoss:  # the codes of fastbp.core.plan.ELEMENTWISE_LOSSES
     BINARY_CROSS_ENTROPY, MSE, MAE, HUBER, QUANTILE, POISSON
 
 
-cdef double cross_entropy_row(real *dlogits, const real *logits, long label, const real *weight, double weight_sum,
-                              double smoothing, double scale, long classes) noexcept nogil:
-    """One row's loss and gradient, both divided by the total weight; log-sum-exp is shifted by the maximum."""
-    cdef real top = logits[0], share
+cdef double cross_entropy_row(real *dlogits, const real *logits, real top, long label, const real *weight,
+                              double weight_sum, double smoothing, double scale, long classes) noexcept nogil:
+    """One row's loss and gradient, both divided by the total weight; dlogits comes as exp(logits - top)."""
     cdef double normal = 0
     cdef double of_label = weight[label] if weight != NULL else 1
     cdef double uniform = smoothing / classes, log_sum, loss = 0
     cdef real hot = <real> ((1 - smoothing) * of_label * scale)
-    cdef real mass = <real> (((1 - smoothing) * of_label + uniform * weight_sum) * scale)
+    cdef real mass = <real> (((1 - smoothing) * of_label + uniform * weight_sum) * scale), share
     cdef long j
-    for j in range(classes):
-        top = logits[j] if not logits[j] <= top else top  # a NaN takes over
-    for j in range(classes):
-        dlogits[j] = exp_(logits[j] - top)
     for j in range(classes):
         normal += dlogits[j]
     log_sum = top + log_double(normal)
@@ -41,6 +36,15 @@ cdef double cross_entropy_row(real *dlogits, const real *logits, long label, con
     return loss * scale
 
 
+cdef inline real largest(const real *logits, long classes) noexcept nogil:
+    """What log-sum-exp is shifted by; a NaN takes over."""
+    cdef real top = logits[0]
+    cdef long j
+    for j in range(classes):
+        top = logits[j] if not logits[j] <= top else top
+    return top
+
+
 cdef double label_scale(const int64_t *labels, const real *weight, long batch) noexcept nogil:
     """1 / the total weight of a batch's labels (B,)."""
     cdef double label_weight = 0
@@ -56,14 +60,25 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
                                double smoothing, double scale, long rows, long classes) noexcept nogil:
     """Softmax cross-entropy of logits (rows, C), labels (rows,), weights (C,) or NULL; dlogits is its gradient."""
     cdef double loss = 0, weight_sum = classes
-    cdef long i
+    cdef real top[ROWS_PER_CHUNK]
+    cdef long first = 0, count, row, i, j
     if weight != NULL:
         weight_sum = 0
         for i in range(classes):
             weight_sum += weight[i]
-    for i in range(rows):
-        loss += cross_entropy_row(dlogits + i * classes, logits + i * classes, labels[i], weight, weight_sum,
-                                  smoothing, scale, classes)
+    while first < rows:  # a few rows at a time: their exponentials are one vectorised loop, however few the classes
+        count = min(rows - first, <long> ROWS_PER_CHUNK)
+        for i in range(count):
+            top[i] = largest(logits + (first + i) * classes, classes)
+            for j in range((first + i) * classes, (first + i + 1) * classes):
+                dlogits[j] = logits[j] - top[i]
+        for j in range(first * classes, (first + count) * classes):
+            dlogits[j] = exp_(dlogits[j])
+        for i in range(count):
+            row = (first + i) * classes
+            loss += cross_entropy_row(dlogits + row, logits + row, top[i], labels[first + i], weight, weight_sum,
+                                      smoothing, scale, classes)
+        first += count
     return loss
 
 
