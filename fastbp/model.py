@@ -125,7 +125,7 @@ class Model:
         Parameters
         ----------
         x : array_like (B, I)
-            Used without a copy if it is a C-contiguous array of the model's dtype; nothing refers to it afterwards.
+            Kept by reference, if it is a C-contiguous array of the model's dtype, until ``backward`` has used it.
         training : bool
             Whether dropout drops, batch norm uses the batch's statistics, and ``backward`` may follow.
 

@@ -71,6 +71,17 @@ def test_dense(compiled, dtype, rng, threads, shape, activation):
         assert_close(got, expected, scale, dtype, terms)
 
 
+def test_scratch_is_enough_for_both_products_of_the_backward_pass(compiled, rng):
+    """A shape whose operands are cut into blocks along every axis."""
+    batch, inputs, outputs = 384, 1024, 1500
+    x, dz = rng.standard_normal((batch, inputs)).astype("f4"), rng.standard_normal((batch, outputs)).astype("f4")
+    weight = rng.standard_normal((inputs, outputs)).astype("f4")
+    dweight, dx = np.empty_like(weight), np.empty_like(x)
+    ops.dense_backward(dweight, None, dx, dz, x, None, weight)
+    assert_close(dx, dz @ weight.T, np.abs(dz) @ np.abs(weight.T), np.dtype("f4"), outputs)
+    assert_close(dweight, x.T @ dz, np.abs(x).T @ np.abs(dz), np.dtype("f4"), batch)
+
+
 def test_dense_without_bias_or_dx_leaves_them_alone(compiled, dtype, rng):
     x, weight = rng.standard_normal((5, 3)).astype(dtype), rng.standard_normal((3, 4)).astype(dtype)
     y = np.empty((5, 4), dtype)

@@ -1,8 +1,9 @@
 # The epoch: gather, forward, loss, backward, update, batch after batch, by one team and without a Python object.
 #
-# It runs the very functions that the explicit loop reaches through the doors of kernels.pyx, on the same numbers; that
-# is why both give the same bits. What it saves is traffic: a block of gradients is applied while it is in L1, and the
-# panels of the weights are rewritten then, so that no weight is packed again and no gradient travels through memory.
+# It runs the very functions that the explicit loop reaches through the doors of network.pxi and doors.pxi, on the same
+# numbers; that is why both give the same bits. What it saves is traffic: a block of gradients is applied while it is in
+# L1, and the panels of the weights are rewritten then, so that no weight is packed again and no gradient travels through
+# memory.
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -38,9 +39,8 @@ cdef struct Epoch:
     const double *lrs
     bint lr_is_constant
     double clip_norm       # 0 for none
-    void *values
-    void *grads
-    long parameters        # entries of both
+    const void *grads
+    long parameters        # entries of grads
     void *blocks           # for every thread, a block of gradients, or some rows of the longest state
     long block_size        # in entries
     bint state_in_blocks   # whether the optimizer's state of weights in panels is in the order of their blocks

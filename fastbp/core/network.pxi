@@ -46,7 +46,6 @@ cdef class Network:
     cdef Net net
     cdef object owned        # keeps alive what the layers point to
     cdef object memory       # the arrays of the workspace, by what they hold
-    cdef object dtype
     cdef bint single
     cdef void *values
     cdef void *grads
@@ -62,7 +61,7 @@ cdef class Network:
         cdef int i
         self.owned = (values, grads, stats)
         self.memory = {}
-        self.dtype, self.single = values.dtype, values.dtype.itemsize == 4
+        self.single = values.dtype.itemsize == 4
         self.values, self.grads, self.parameters = address(values), address(grads), values.size
         self.net.count = <int> records.shape[0]
         self.net.layers = <Layer *> self.take("layers", self.net.count * sizeof(Layer))
@@ -86,11 +85,11 @@ cdef class Network:
     cdef int bind(self, Layer *layer, void *stats) except -1:
         """Point a layer to its parameters, and to panels of its weight if its rows are too long to be read in place."""
         cdef Op *op = &layer.op
-        cdef long size = sizeof(float) if self.single else sizeof(double)
         layer.weight, layer.dweight = self.offset(self.values, op.weight), self.offset(self.grads, op.weight)
         layer.bias, layer.dbias = self.offset(self.values, op.bias), self.offset(self.grads, op.bias)
         layer.stats = self.offset(stats, op.stats)
-        if op.kind == DENSE and op.outputs * size > IN_PLACE_BYTES:
+        if op.kind == DENSE and not (reads_in_place(op, <float *> NULL) if self.single else
+                                     reads_in_place(op, <double *> NULL)):
             layer.panels = self.take(("panels", op.weight), self.in_panels_bytes(op.inputs, op.outputs))
         return 0
 
@@ -205,7 +204,7 @@ cdef class Network:
         e.pred, e.dpred = address(self.memory["pred"]), address(self.memory["dpred"])
         e.batch_targets, e.rows = <char *> address(self.memory["targets"]), <int64_t *> address(self.memory["rows"])
         e.blocks = address(self.memory["blocks"])
-        e.values, e.grads, e.parameters = self.values, self.grads, self.parameters
+        e.grads, e.parameters = self.grads, self.parameters
 
     def train(self, progress, X, y, key, long first, long steps, long batch_size, loss, update, lrs, double clip_norm,
               uint64_t step, int threads):
@@ -221,7 +220,6 @@ cdef class Network:
         cdef Epoch e
         cdef int stop = 0
         cdef double *result = <double *> address(progress)
-        cdef long inputs = self.net.layers[0].op.inputs
         fill_criterion(&criterion, loss)
         fill_update(&u, update)
         begin_shuffle(&e.order, len(X), key or 0, key is None)
