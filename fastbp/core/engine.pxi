@@ -2,8 +2,8 @@
 #
 # It runs the very functions that the explicit loop reaches through the doors of network.pxi and doors.pxi, on the same
 # numbers; that is why both give the same bits. What it saves is traffic: a block of gradients is applied while it is in
-# L1, and the panels of the weights are rewritten then, so that no weight is packed again and no gradient travels through
-# memory.
+# L1, and the panels of the weights are rewritten then, so that no weight is packed again and no gradient travels
+# through memory.
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
