@@ -1,0 +1,47 @@
+"""What the scripts write: tables between the markers of benchmarks/README.md, and figures beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import fastbp as fb
+from fastbp.core import backend_name
+
+HERE = Path(__file__).parent
+
+
+def machine(*packages: str) -> str:
+    """The versions of fastbp and of the peers, and the kind of machine."""
+    versions = [f"fastbp {fb.__version__}, backend {backend_name()}"]
+    for package in packages:
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return f"{'; '.join(versions)}; {os.cpu_count()} cores, {platform.machine()}."
+
+
+def table(head: list[str], rows: list[list[str]], text_columns: int) -> str:
+    """A Markdown table whose columns after the first ones are numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *rows))
+
+
+def write(marker: str, text: str) -> None:
+    """Put text between ``<!-- marker -->`` and the next ``<!-- end -->`` of the README."""
+    readme = HERE / "README.md"
+    head, opening, rest = readme.read_text().partition(f"<!-- {marker} -->\n")
+    if not opening:
+        raise SystemExit(f"{readme} has no marker {marker!r}")
+    _, closing, tail = rest.partition("<!-- end -->\n")
+    readme.write_text(f"{head}{opening}{text}{closing}{tail}")
+
+
+def write_json(name: str, figures: Any) -> None:
+    """Keep the figures beside the README."""
+    (HERE / name).write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,0 +1,177 @@
+"""Seven networks x three optimizers: a training step of fastbp against every peer, on two threads.
+
+    python benchmarks/train_grid.py [--quick] [--write] [--nets tiny,wide] [--systems fastbp,JAX]
+
+Every system has a process of its own, bound to the same two cores. In each cell all of them first train for four epochs
+from the same weights on the same batches, and their losses must agree; then they run shuffled epochs in turns, so that
+a neighbour's load hits all. ``--write`` puts tables, figures and the plot into benchmarks/. Peers that are not
+installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+
+from report import HERE, machine, table, write, write_json
+from systems import LR, NETS, Task, Worker
+
+CORES = 2
+PEERS = {"NumPy": "numpy", "PyTorch": "torch", "torch.compile": "torch", "JAX": "jax", "scikit-learn": "sklearn"}
+
+# Losses are means over 4 steps, float32. Each step adds rounding of about 1e-7 times the root of the longest sum, and
+# Adam's division by sqrt(v) turns a gradient that is nothing but rounding into a whole step; both stay below 1e-4 of
+# the loss. A wrong learning rate, a missed step or another batch moves it by more than a hundredth.
+TOLERANCE = 1e-3
+
+
+class Rival:
+    """A system in the grid: its worker, and what it measured in the present cell."""
+
+    def __init__(self, name: str, system: str, cores: int = CORES, dtype: str = "float32") -> None:
+        self.name, self.dtype = name, dtype
+        self.worker = Worker(system, cores)
+        self.seconds: list[float] = []
+
+
+def verified(rivals: list[Rival], net: str, optimizer: str) -> None:
+    """Prepare a cell; raise unless all systems computed the same losses, and the losses moved."""
+    expected: list[float] = []
+    for rival in rivals:
+        rival.seconds = []
+        rival.worker.prepare(net=net, optimizer=optimizer, dtype=rival.dtype)
+        if rival.dtype == "float64":
+            continue  # it has other data
+        losses = rival.worker.losses(steps=4, epochs=4)
+        expected = expected or losses
+        if any(abs(a - b) > TOLERANCE * b for a, b in zip(losses, expected, strict=True)):
+            raise SystemExit(f"{net} {optimizer}: {rival.name} has the losses {losses}, {rivals[0].name} {expected}")
+    if abs(expected[0] - expected[-1]) < 10 * TOLERANCE * expected[0]:
+        raise SystemExit(f"{net} {optimizer}: nothing was learned: {expected}")
+
+
+def measured(rivals: list[Rival], net: str, optimizer: str, rounds: int, seconds: float, steps: int) -> dict:
+    """One cell: microseconds per step of every system, and the FMA peak."""
+    verified(rivals, net, optimizer)
+    peak = 0.0
+    for _ in range(rounds):
+        peak = max(peak, rivals[0].worker.peak())
+        for rival in rivals:
+            rival.seconds += rival.worker.epochs(steps=steps, seconds=seconds)
+    return {
+        "net": net,
+        "optimizer": optimizer,
+        "operations": Task(net, optimizer).operations,
+        "peak_gflops": peak / 1e9,
+        "microseconds": {
+            rival.name: {"best": 1e6 * min(rival.seconds), "median": 1e6 * statistics.median(rival.seconds)}
+            for rival in rivals
+        },
+    }
+
+
+def figure(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def label(net: str) -> str:
+    widths, batch, _ = NETS[net]
+    return f"{net} {'-'.join(map(str, widths))}, {batch}"
+
+
+def report(cells: list[dict], peers: list[str]) -> str:
+    """The tables: every system's best and median, then what fastbp makes of its hardware."""
+    rows, own = [], []
+    for cell in cells:
+        best = {name: times["best"] for name, times in cell["microseconds"].items()}
+        ours = best["fastbp"]
+        share = cell["operations"] / ours / 1e3 / cell["peak_gflops"]
+        fastest = min((best[name] for name in peers), default=float("nan"))
+        times = [
+            f"{figure(times['best'])} ({figure(times['median'])})"
+            for name, times in cell["microseconds"].items()
+            if name == "fastbp" or name in peers
+        ]
+        rows.append([label(cell["net"]), cell["optimizer"], *times, f"{fastest / ours:.2f}", f"{share:.2f}"])
+        if "one thread" in best:
+            alone, double = best["one thread"], best["float64"]
+            own.append(
+                [label(cell["net"]), cell["optimizer"], figure(ours), figure(alone), f"{alone / ours:.2f}",
+                 figure(double), f"{double / ours:.2f}"]
+            )  # fmt: skip
+    text = table(["net, batch", "optimizer", "fastbp", *peers, "best peer / fastbp", "of FMA peak"], rows, 2)
+    if own:
+        head = ["net, batch", "optimizer", "2 threads", "1 thread", "ratio", "2 threads, float64", "ratio"]
+        text += "\n" + table(head, own, 2)
+    return text
+
+
+def draw(cells: list[dict], peers: list[str]) -> None:
+    """Times of a step relative to fastbp's, one panel per optimizer."""
+    import matplotlib.pyplot as plt
+
+    optimizers = list(dict.fromkeys(cell["optimizer"] for cell in cells))
+    panes = plt.subplots(1, len(optimizers), figsize=(4 * len(optimizers), 4), sharey=True, squeeze=False)
+    for axes, optimizer in zip(panes[1][0], optimizers, strict=True):
+        column = [cell for cell in cells if cell["optimizer"] == optimizer]
+        nets = [cell["net"] for cell in column]
+        for name, mark in zip(peers, "osD^v", strict=False):
+            ratios = [cell["microseconds"][name]["best"] / cell["microseconds"]["fastbp"]["best"] for cell in column]
+            axes.plot(nets, ratios, mark, label=name)
+        axes.axhline(1, color="black", label="fastbp")
+        axes.set(yscale="log", title=optimizer)
+        axes.grid(axis="y", which="both", alpha=0.3)
+    panes[1][0][0].set_ylabel("time of a step, in fastbp's")
+    panes[1][0][-1].legend()
+    panes[0].tight_layout()
+    panes[0].savefig(HERE / "train_grid.png", dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="SGD, short epochs, one round, no compiler: a minute")
+    parser.add_argument("--write", action="store_true", help="put the results into benchmarks/")
+    parser.add_argument("--nets", default=",".join(NETS), help="some of the networks")
+    parser.add_argument("--optimizers", default=",".join(LR), help="some of the optimizers")
+    parser.add_argument("--peers", default=",".join(PEERS), help="some of the peers")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    begin = time.perf_counter()
+
+    peers = [peer for peer in arguments.peers.split(",") if importlib.util.find_spec(PEERS[peer])]
+    optimizers = arguments.optimizers.split(",")
+    rounds, seconds = arguments.rounds, 0.4
+    if arguments.quick:  # compiling takes torch.compile ten seconds a cell
+        peers, optimizers = [peer for peer in peers if peer != "torch.compile"], ["SGD"]
+        rounds, seconds = 1, 0.05
+    rivals = [Rival("fastbp", "fastbp"), *(Rival(peer, peer) for peer in peers)]
+    if not arguments.quick:
+        rivals += [Rival("one thread", "fastbp", cores=1), Rival("float64", "fastbp", dtype="float64")]
+
+    cells = []
+    for net in arguments.nets.split(","):
+        for optimizer in optimizers:
+            steps = NETS[net][2] // (4 if arguments.quick else 1)
+            cells.append(measured(rivals, net, optimizer, rounds, seconds, steps))
+            times = ", ".join(f"{name} {figure(t['best'])}" for name, t in cells[-1]["microseconds"].items())
+            print(f"{label(net)} {optimizer}: {times}", flush=True)
+    for rival in rivals:
+        rival.worker.close()
+
+    head = machine("numpy", "torch", "jax", "scikit-learn")
+    text = (
+        f"{head} Microseconds a step, best (median) of {rounds} rounds in turns, two threads, float32; FMA peak "
+        f"{max(cell['peak_gflops'] for cell in cells):.0f} GFLOP/s on two cores.\n\n{report(cells, peers)}"
+    )
+    print(f"\n{text}\n{time.perf_counter() - begin:.0f} s")
+    if arguments.write:
+        write("train_grid.py", text)
+        write_json("train_grid.json", {"machine": head, "rounds": rounds, "cells": cells})
+        draw(cells, peers)
+
+
+if __name__ == "__main__":
+    main()
