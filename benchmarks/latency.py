@@ -1,0 +1,85 @@
+"""What one call costs: a training step on a tiny network, and the prediction of one row.
+
+    python benchmarks/latency.py [--quick] [--write]
+
+Every system has a process of its own, bound to the same two cores; results are compared first, then all run in turns.
+Peers that are not installed are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+
+import numpy as np
+from report import machine, table, write, write_json
+from systems import NETS, SYSTEMS, Worker
+from train_grid import CORES, PEERS, TOLERANCE, figure
+
+NEEDS = PEERS | {"onnxruntime": "onnxruntime"}
+STEP = [name for name in SYSTEMS if name != "onnxruntime"]
+PREDICT = [name for name in SYSTEMS if name not in ("fastbp, four calls", "torch.compile")]
+
+
+def check_steps(workers: list[Worker]) -> None:
+    """Raise unless eight steps on one batch have the same losses."""
+    expected = workers[0].step_losses(calls=8)
+    for worker in workers[1:]:
+        np.testing.assert_allclose(worker.step_losses(calls=8), expected, rtol=TOLERANCE, err_msg=worker.system)
+
+
+def check_predictions(workers: list[Worker]) -> None:
+    """Raise unless the logits of the first row agree; scikit-learn gives the class."""
+    expected = workers[0].prediction()
+    for worker in workers[1:]:
+        got = worker.prediction()
+        wanted = [float(np.argmax(expected))] if worker.system == "scikit-learn" else expected
+        np.testing.assert_allclose(got, wanted, rtol=TOLERANCE, atol=1e-5, err_msg=worker.system)
+
+
+def measured(workers: list[Worker], call: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Microseconds of a call: best, and the median of all."""
+    seconds: dict[str, list[float]] = {worker.system: [] for worker in workers}
+    for _ in range(rounds):
+        for worker in workers:
+            seconds[worker.system] += getattr(worker, call)(seconds=0.2)
+    return {name: {"best": 1e6 * min(t), "median": 1e6 * statistics.median(t)} for name, t in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two rounds instead of ten")
+    parser.add_argument("--write", action="store_true", help="put the results into benchmarks/")
+    arguments = parser.parse_args()
+    head = machine("numpy", "torch", "jax", "scikit-learn", "onnxruntime")
+    text = f"{head} Microseconds a call, two threads, float32, in turns.\n"
+    results = {}
+    for title, net, names, check, call in (
+        ("A step with SGD", "tiny", STEP, check_steps, "steps"),
+        ("A prediction of one row", "small", PREDICT, check_predictions, "predictions"),
+    ):
+        there = [name for name in names if name not in NEEDS or importlib.util.find_spec(NEEDS[name])]
+        workers = [Worker(name, CORES) for name in there]
+        for worker in workers:
+            worker.prepare(net=net, optimizer="SGD")
+        check(workers)
+        results[title] = measured(workers, call, 2 if arguments.quick else 10)
+        for worker in workers:
+            worker.close()
+        ours = results[title]["fastbp"]["best"]
+        rows = [
+            [name, figure(times["best"]), figure(times["median"]), f"{times['best'] / ours:.1f}"]
+            for name, times in results[title].items()
+        ]
+        widths, batch, _ = NETS[net]
+        text += f"\n### {title}, {'-'.join(map(str, widths))}" + (f", batch {batch}\n\n" if call == "steps" else "\n\n")
+        text += table(["system", "best", "median", "best / fastbp's"], rows, 1)
+    print(text)
+    if arguments.write:
+        write("latency.py", text)
+        write_json("latency.json", {"machine": head, "microseconds": results})
+
+
+if __name__ == "__main__":
+    main()
