@@ -2,15 +2,17 @@
 
     python benchmarks/startup.py [--quick] [--write]
 
-Import times are those of fresh interpreters, in turns; memory is the peak resident set of a fresh process, by its own
-``getrusage``, so that what the interpreter takes counts too. Peers that are not installed are left out.
+Import times are those of fresh interpreters, in turns; memory is the peak resident set of a fresh process, what the
+interpreter takes included (Linux only). Peers that are not installed are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,10 +30,11 @@ IMPORTS = {
     "JAX": "import jax",
     "PyTorch": "import torch",
 }
+# getrusage would give a new process the peak of the one that started it
 PEAK = """
-import resource
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 """
 TRAIN = (
     PEAK
@@ -53,7 +56,9 @@ print(json.dumps([before, peak()]))
 
 def python(code: str) -> str:
     """What a fresh interpreter prints last."""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # an installed package is compiled to bytecode once, not in every process
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     return result.stdout.splitlines()[-1]
 
 
@@ -77,7 +82,7 @@ def import_times(names: list[str], rounds: int) -> dict[str, dict[str, float]]:
 def wheel_bytes() -> int:
     """The size of the wheel built from this tree."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(HERE.parent)]
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, HERE.parent]
         subprocess.run(command, check=True)
         (wheel,) = Path(folder).glob("*.whl")
         return wheel.stat().st_size
@@ -115,7 +120,7 @@ def main() -> None:
     for net in ("mnist2",) if arguments.quick else ("mnist2", "wide"):
         found = figures["memory"][net] = memory(net, systems)
         task = Task(net, "Adam")
-        least = 3 * 4 * sum((a + 1) * b for a, b in zip(task.widths, task.widths[1:])) / 2**20
+        least = 3 * 4 * sum((a + 1) * b for a, b in itertools.pairwise(task.widths)) / 2**20
         text += f"\nTraining {net} {'-'.join(map(str, NETS[net][0]))} with Adam, whose parameters and state are "
         text += f"{least:.0f} MiB:\n\n"
         rows = [[name, figure(m["before_mib"]), figure(m["peak_mib"])] for name, m in found.items()]

@@ -8,6 +8,7 @@ pass over it in batches and returns the mean of the batches' losses, ``step(xb, 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -72,7 +73,7 @@ class Task:
     @property
     def operations(self) -> int:
         """Of one step's products: forward, dW, and dX for all layers but the first."""
-        sizes = [a * b for a, b in zip(self.widths, self.widths[1:])]
+        sizes = [a * b for a, b in itertools.pairwise(self.widths)]
         return 2 * self.batch * (3 * sum(sizes) - sizes[0])
 
     def data(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +85,7 @@ class Task:
 
     def weights(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         rng = np.random.default_rng(2)
-        shapes = list(zip(self.widths, self.widths[1:]))
+        shapes = list(itertools.pairwise(self.widths))
         return (
             [rng.standard_normal(s, dtype=self.dtype) * np.sqrt(2 / s[0]).astype(self.dtype) for s in shapes],
             [np.zeros(outputs, self.dtype) for _, outputs in shapes],
@@ -97,11 +98,11 @@ class FastBP:
     def __init__(self, task: Task) -> None:
         import fastbp as fb
 
-        layers = [fb.Dense(a, b) for a, b in zip(task.widths, task.widths[1:])]
+        layers = [fb.Dense(a, b) for a, b in itertools.pairwise(task.widths)]
         last = len(layers) - 1
         stack = [part for i, layer in enumerate(layers) for part in (layer, fb.Activation("relu"))[: 1 + (i < last)]]
         self.model = fb.Sequential(stack, dtype=task.dtype, seed=0)
-        for layer, weight, bias in zip(layers, *task.weights()):
+        for layer, weight, bias in zip(layers, *task.weights(), strict=True):
             layer.weight[:], layer.bias[:] = weight, bias
         params = self.model.parameters()
         if task.optimizer == "Adam":
@@ -187,7 +188,7 @@ class NumPy:
 
     def forward(self) -> None:
         last = len(self.weights) - 1
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             out = np.matmul(self.activations[i], weight, out=self.activations[i + 1])
             out += bias
             if i < last:
@@ -243,7 +244,7 @@ class NumPy:
         self.values -= scratch
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1]):
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = np.maximum(x @ weight + bias, 0)
         return x @ self.weights[-1] + self.biases[-1]
 
@@ -260,7 +261,7 @@ class Torch:
         torch.set_num_threads(threads())
         torch._dynamo.reset()
         layers: list[Any] = []
-        for weight, bias in zip(*task.weights()):
+        for weight, bias in zip(*task.weights(), strict=True):
             layers += [torch.nn.Linear(*weight.shape, dtype=getattr(torch, task.dtype)), torch.nn.ReLU()]
             with torch.no_grad():
                 layers[-2].weight.copy_(torch.from_numpy(weight.T))
@@ -315,7 +316,7 @@ class JAX:
         self.jnp, self.batch = jnp, task.batch
         if task.dtype == "float64":
             jax.config.update("jax_enable_x64", True)
-        self.params = [(jnp.asarray(w), jnp.asarray(b)) for w, b in zip(*task.weights())]
+        self.params = [(jnp.asarray(w), jnp.asarray(b)) for w, b in zip(*task.weights(), strict=True)]
         self.rng = np.random.default_rng(0)
 
         def forward(params: Any, x: Any) -> Any:
@@ -406,8 +407,9 @@ class ScikitLearn:
         X, y = self.place(*task.data(1))
         self.classes: dict[str, Any] = {"classes": range(task.widths[-1])} if task.classifies else {}
         self.model.partial_fit(X, y, **self.classes)
-        for own, first in zip(self.model.coefs_ + self.model.intercepts_, sum(task.weights(), [])):
-            own[...] = first
+        for own, first in zip((self.model.coefs_, self.model.intercepts_), task.weights(), strict=True):
+            for i, tensor in enumerate(first):
+                own[i][...] = tensor
         del self.model._optimizer  # the next partial_fit begins with a new one
 
     def place(self, X: np.ndarray, y: np.ndarray) -> Any:
@@ -434,7 +436,7 @@ class OnnxRuntime:
 
         nodes, tensors, x = [], [], "x"
         last = len(task.widths) - 2
-        for i, (weight, bias) in enumerate(zip(*task.weights())):
+        for i, (weight, bias) in enumerate(zip(*task.weights(), strict=True)):
             tensors += [numpy_helper.from_array(weight, f"w{i}"), numpy_helper.from_array(bias, f"b{i}")]
             nodes.append(helper.make_node("Gemm", [x, f"w{i}", f"b{i}"], [f"z{i}"]))
             if i < last:

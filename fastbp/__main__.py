@@ -1,4 +1,7 @@
-"""``fastbp`` or ``python -m fastbp``: train 64-128-10 on handwritten digits, then the same on plain NumPy."""
+"""``fastbp`` or ``python -m fastbp``: train 64-128-10 on handwritten digits, then the same on plain NumPy.
+
+``python -m fastbp bench`` times a training step of networks of all sizes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 import numpy as np
 
 import fastbp as fb
+from fastbp import benchmark
 from fastbp.core import backend_name
 
 EPOCHS, BATCH_SIZE = 30, 32
@@ -35,7 +39,18 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="fastbp", description="Train 64-128-10 on handwritten digits and time it.")
     parser.add_argument("--version", action="version", version=f"fastbp {fb.__version__}")
-    parser.parse_args(arguments)
+    commands = parser.add_subparsers(dest="command")
+    bench = commands.add_parser("bench", help="time networks of all sizes, here and on the numpy backend")
+    bench.add_argument("--seconds", type=float, default=1.0, help="for every network and backend")
+    options = parser.parse_args(arguments)
+    if options.command == "bench":
+        benchmark.run(options.seconds)
+    else:
+        main_job()
+
+
+def main_job() -> None:
+    """Train, evaluate, and compare with NumPy."""
     training, (X_held_out, y_held_out) = digits()
     print(f"fastbp {fb.__version__}, backend {backend_name()}: 64-128-10 on {len(training[0])} digits of 8 x 8 pixels")
     model, _ = train(*training, verbose=1)

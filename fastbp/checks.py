@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastbp import losses
 from fastbp.losses import LossFunction
 from fastbp.training import Sequential
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 def check_gradients(model: Sequential, X: ArrayLike, y: ArrayLike, loss: str | losses.Loss | LossFunction) -> float:

@@ -6,18 +6,20 @@ says which argument was wrong, what was expected and what came, and is raised be
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastbp.core import backend
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Seed = int | np.random.Generator | None
+
+if TYPE_CHECKING:  # numpy.random and numpy.typing are a good part of the time that the package takes to import
+    from numpy.typing import ArrayLike
+
+    Seed = int | np.random.Generator | None
 
 
 def choice(name: str, value: object, valid: Iterable[str | None]) -> Any:
@@ -25,6 +27,8 @@ def choice(name: str, value: object, valid: Iterable[str | None]) -> Any:
     options = list(valid)
     if value in options:
         return value
+    import difflib  # an error has the time
+
     near = difflib.get_close_matches(str(value), [o for o in options if o is not None], n=3)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"expected one of {options}"
     raise ValueError(f"{name}: unknown value {value!r}; {hint}")

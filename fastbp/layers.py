@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from fastbp.core import plan
 from fastbp.data import Array, choice, positive_int, real_number, shaped
 from fastbp.parameters import Parameters
 
-Init = str | Callable[[np.random.Generator, tuple[int, int]], Array] | None
+if TYPE_CHECKING:  # numpy.random is imported when a model is made
+    Init = str | Callable[[np.random.Generator, tuple[int, int]], Array] | None
 
 # Variance of the weights times (fan_in, fan_out) weights, and the distribution.
 _INITS: dict[str, Callable[[int, int], float]] = {

@@ -7,14 +7,16 @@ serves as a loss too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import ELEMENTWISE_LOSSES
 from fastbp.data import Array, cast, choice, features, finite, labels, real_number, same_length, shaped, targets
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 LossFunction = Callable[[Array, Array], tuple[float, Array]]
 

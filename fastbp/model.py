@@ -9,17 +9,18 @@ import copy
 import io
 import json
 import os
-import zipfile
 from collections.abc import Sequence
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastbp.core import backend, backend_name, get_num_threads, plan
 from fastbp.data import Array, cast, features, generator, shaped
 from fastbp.layers import LAYERS, BatchNorm, Layer
 from fastbp.parameters import Parameters
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 M = TypeVar("M", bound="Model")
 
@@ -215,6 +216,8 @@ class Model:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """The model that ``save`` wrote."""
+        import zipfile  # NumPy brings it in only for such files
+
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}

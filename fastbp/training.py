@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from fastbp import losses
 from fastbp.callbacks import Callback
 from fastbp.core import get_num_threads
-from fastbp.data import Array, Seed, epoch_key, epoch_rows, features, generator, positive_int
+from fastbp.data import Array, epoch_key, epoch_rows, features, generator, positive_int
 from fastbp.losses import Loss, LossFunction
 from fastbp.model import Model
 from fastbp.optim import Optimizer
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from fastbp.data import Seed
 
 LossLike = str | Loss | LossFunction
 

@@ -29,7 +29,7 @@ FLOORS = [
     ["layers", "losses", "optim"],
     ["model", "callbacks"],
     ["training"],
-    ["checks", "ops", "datasets"],
+    ["checks", "ops", "datasets", "benchmark"],
     [""],
     ["__main__"],
 ]
@@ -197,3 +197,24 @@ def test_the_sdist_builds_from_itself(tmp_path):
     assert str(target) in result.stdout
     assert f"backend  {COMPILED[0]}" in result.stdout
     assert "(1797, 64)" in result.stdout
+
+
+def test_bench_prints_a_row_for_every_network(capsys):
+    from fastbp import benchmark
+    from fastbp.__main__ import main
+
+    main(["bench", "--seconds", "0"])
+    _, head, *rows = capsys.readouterr().out.splitlines()
+    assert "numpy us" in head
+    assert [row.split()[:3:2] for row in rows] == [
+        ["-".join(map(str, widths)), optimizer]
+        for widths, _, _ in benchmark.NETS.values()
+        for optimizer in ("SGD", "Adam")
+    ]
+
+
+def test_operations_of_a_step(monkeypatch):
+    from fastbp import benchmark
+
+    monkeypatch.setitem(benchmark.NETS, "net", ((3, 5, 2), 7, 1))
+    assert benchmark.operations("net") == 2 * 7 * (3 * 5 * 2 + 5 * 2 * 3)  # no dx for the first layer

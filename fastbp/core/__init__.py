@@ -17,8 +17,6 @@ from types import ModuleType
 
 import numpy as np
 
-from fastbp.core import reference
-
 try:
     import fastbp.core._cpu as _cpu
 except ImportError as error:
@@ -59,7 +57,7 @@ def _load(name: str, asked_by: str) -> tuple[str, ModuleType]:
     reason = why_not(name)
     if reason is not None:
         raise RuntimeError(f"{asked_by}: backend {name!r} cannot run here: {reason}")
-    return name, reference if name == "numpy" else importlib.import_module(f"fastbp.core._{name}")
+    return name, importlib.import_module("fastbp.core.reference" if name == "numpy" else f"fastbp.core._{name}")
 
 
 def _pick() -> tuple[str, ModuleType]:

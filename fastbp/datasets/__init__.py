@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+import os
 
 import numpy as np
 
@@ -24,5 +24,5 @@ def load_digits() -> tuple[Array, Array]:
     The test part of *Optical Recognition of Handwritten Digits*: E. Alpaydin and C. Kaynak, UCI Machine Learning
     Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0. The numbers are unchanged; they are stored as bytes.
     """
-    with files(__package__).joinpath("digits.npz").open("rb") as file, np.load(file) as data:
+    with np.load(os.path.join(os.path.dirname(__file__), "digits.npz")) as data:
         return data["X"].astype(np.float32), data["y"].astype(np.int64)
