@@ -71,7 +71,7 @@ cdef void product_share(Product *p, Share *me, const real *_) noexcept nogil:
     cdef long begin = share_of(p.m, me.number, me.team), end = share_of(p.m, me.number + 1, me.team)
     cdef Layout layout = in_panels(p.m, _), b_layout = in_panels(p.k, _)
     cdef Epilogue epilogue
-    epilogue.after = NOTHING
+    epilogue.after, epilogue.activation, epilogue.bias = NOTHING, LINEAR, NULL
     pack_rows(<real *> p.a_panels, layout, <const real *> p.a, p.a_row, p.a_column, begin, end, p.k)
     pack_rows(<real *> p.b_panels, b_layout, <const real *> p.b, p.b_row, p.b_column,
               share_of(p.k, me.number, me.team), share_of(p.k, me.number + 1, me.team), p.n)

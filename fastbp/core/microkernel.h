@@ -48,15 +48,20 @@
 /* Unaligned, may-alias vectors: plain array memory can be read through them. */
 typedef float vec_float __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef double vec_double __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+typedef int bits_float __attribute__((vector_size(VECTOR_BYTES)));
+typedef long long bits_double __attribute__((vector_size(VECTOR_BYTES)));
 typedef int vec_mask __attribute__((vector_size(16)));
-typedef float quad_float __attribute__((vector_size(16), aligned(4), may_alias));
-typedef double pair_double __attribute__((vector_size(16), aligned(8), may_alias));
+typedef float part_float __attribute__((vector_size(16), aligned(4), may_alias));
+typedef double part_double __attribute__((vector_size(16), aligned(8), may_alias));
 typedef long long pair_mask __attribute__((vector_size(16)));
 
 #define LANES(T) ((long)(VECTOR_BYTES / sizeof(T)))
 #define PANEL(T) (2 * LANES(T))
 #define MAX_TILE (MAX_ROWS * 2 * (VECTOR_BYTES / 4))
 #define INLINE static inline __attribute__((always_inline))
+
+#define EACH(rows, vectors)                                                                                           \
+    _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++) _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++)
 
 /* acc += outer product of `rows` numbers, A_STEP apart from a on, with a row of B. Two lines are asked for on the side. */
 #define RANK_ONE(T, A_STEP)                                                                                           \
@@ -80,17 +85,30 @@ typedef struct {
     long step; /* bytes */
 } Ahead;
 
-/* C (rows, vectors * LANES), c_row apart, = or += A @ B, whose rows are b_row apart. A is `rows` rows of a matrix in
+/* How a tile begins and ends, besides the product. All of it happens in registers; gate is for rows of a matrix alone. */
+typedef struct {
+    const void *start; /* what every row of sums starts from (the bias), NULL for zero */
+    int add;           /* whether the sums are added to C */
+    int relu;          /* whether negative results become zero */
+    const void *gate;  /* laid out as C: where it is not positive the result is zero (ReLU's derivative), or NULL */
+} Ends;
+
+#define ZERO_WHERE(T, condition, value) ((vec_##T)((bits_##T)(value) & ~(bits_##T)(condition)))
+
+/* C (rows, vectors * LANES), c_row apart, = A @ B, whose rows are b_row apart. A is `rows` rows of a matrix in
  * panels that lie a_panel apart, or, transposed, `rows` columns of one panel. rows, vectors and transposed are
  * compile-time constants wherever this is inlined, so that acc lives in registers. */
 #define DEFINE_TILE(T)                                                                                                \
     INLINE void tile_fixed_##T(const int rows, const int vectors, const int transposed, long k, const T *a,           \
-                               long a_panel, const T *b, long b_row, T *c, long c_row, int add, Ahead ahead)          \
+                               long a_panel, const T *b, long b_row, T *c, long c_row, const Ends *ends, Ahead ahead) \
     {                                                                                                                 \
-        vec_##T acc[MAX_ROWS][2];                                                                                     \
+        vec_##T acc[MAX_ROWS][2], start[2] = {(vec_##T){0}, (vec_##T){0}};                                            \
+        if (ends->start)                                                                                              \
+            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++)                                                 \
+                start[v] = *(const vec_##T *)((const T *)ends->start + v * LANES(T));                                 \
         _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++)                                                       \
             _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) {                                               \
-                acc[i][v] = (vec_##T){0};                                                                             \
+                acc[i][v] = start[v];                                                                                 \
                 if (!transposed) __builtin_prefetch(c + i * c_row + v * LANES(T), 1);                                 \
             }                                                                                                         \
         if (transposed)                                                                                               \
@@ -101,15 +119,17 @@ typedef struct {
                 for (; a < stop; a++) RANK_ONE(T, PANEL(T))                                                           \
                 a = end;                                                                                              \
             }                                                                                                         \
-        _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++)                                                       \
-            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) {                                               \
-                vec_##T *out = (vec_##T *)(c + i * c_row + v * LANES(T));                                             \
-                if (add) acc[i][v] = *out + acc[i][v];                                                                \
-                *out = acc[i][v];                                                                                     \
-            }                                                                                                         \
+        EACH(rows, vectors) if (ends->add) acc[i][v] = *(vec_##T *)(c + i * c_row + v * LANES(T)) + acc[i][v];        \
+        if (ends->relu) EACH(rows, vectors) acc[i][v] = ZERO_WHERE(T, acc[i][v] < (vec_##T){0}, acc[i][v]);           \
+        if (!transposed && ends->gate) {                                                                              \
+            const T *gate = (const T *)ends->gate;                                                                    \
+            EACH(rows, vectors) acc[i][v] = ZERO_WHERE(                                                               \
+                T, *(const vec_##T *)(gate + i * c_row + v * LANES(T)) <= (vec_##T){0}, acc[i][v]);                   \
+        }                                                                                                             \
+        EACH(rows, vectors) *(vec_##T *)(c + i * c_row + v * LANES(T)) = acc[i][v];                                   \
     }                                                                                                                 \
     static void tile_##T(int rows, int vectors, int transposed, long k, const T *a, long a_panel, const T *b,         \
-                         long b_row, T *c, long c_row, int add, Ahead ahead)                                          \
+                         long b_row, T *c, long c_row, const Ends *ends, Ahead ahead)                                 \
     {                                                                                                                 \
         switch ((rows * 2 + vectors - 1) * 2 + transposed) {                                                          \
             ROWS_OF_THIS_MACHINE(T)                                                                                   \
@@ -118,7 +138,7 @@ typedef struct {
 
 #define CASE(T, rows, vectors, transposed)                                                                            \
     case ((rows) * 2 + (vectors) - 1) * 2 + (transposed):                                                             \
-        tile_fixed_##T(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add, ahead);                            \
+        tile_fixed_##T(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, ends, ahead);                           \
         break;
 #define ROW(T, r) CASE(T, r, 1, 0) CASE(T, r, 2, 0) CASE(T, r, 1, 1) CASE(T, r, 2, 1)
 #define ROWS_TO_6(T) ROW(T, 1) ROW(T, 2) ROW(T, 3) ROW(T, 4) ROW(T, 5) ROW(T, 6)
@@ -144,22 +164,58 @@ DEFINE_TILE(double)
 
 INLINE void transpose_square_float(float *out, long ld_out, const float *in, long ld_in)
 {
-    const quad_float r0 = *(const quad_float *)(in), r1 = *(const quad_float *)(in + ld_in);
-    const quad_float r2 = *(const quad_float *)(in + 2 * ld_in), r3 = *(const quad_float *)(in + 3 * ld_in);
-    const quad_float low01 = SHUFFLE(r0, r1, vec_mask, 0, 4, 1, 5), high01 = SHUFFLE(r0, r1, vec_mask, 2, 6, 3, 7);
-    const quad_float low23 = SHUFFLE(r2, r3, vec_mask, 0, 4, 1, 5), high23 = SHUFFLE(r2, r3, vec_mask, 2, 6, 3, 7);
-    *(quad_float *)(out) = SHUFFLE(low01, low23, vec_mask, 0, 1, 4, 5);
-    *(quad_float *)(out + ld_out) = SHUFFLE(low01, low23, vec_mask, 2, 3, 6, 7);
-    *(quad_float *)(out + 2 * ld_out) = SHUFFLE(high01, high23, vec_mask, 0, 1, 4, 5);
-    *(quad_float *)(out + 3 * ld_out) = SHUFFLE(high01, high23, vec_mask, 2, 3, 6, 7);
+    const part_float r0 = *(const part_float *)(in), r1 = *(const part_float *)(in + ld_in);
+    const part_float r2 = *(const part_float *)(in + 2 * ld_in), r3 = *(const part_float *)(in + 3 * ld_in);
+    const part_float low01 = SHUFFLE(r0, r1, vec_mask, 0, 4, 1, 5), high01 = SHUFFLE(r0, r1, vec_mask, 2, 6, 3, 7);
+    const part_float low23 = SHUFFLE(r2, r3, vec_mask, 0, 4, 1, 5), high23 = SHUFFLE(r2, r3, vec_mask, 2, 6, 3, 7);
+    *(part_float *)(out) = SHUFFLE(low01, low23, vec_mask, 0, 1, 4, 5);
+    *(part_float *)(out + ld_out) = SHUFFLE(low01, low23, vec_mask, 2, 3, 6, 7);
+    *(part_float *)(out + 2 * ld_out) = SHUFFLE(high01, high23, vec_mask, 0, 1, 4, 5);
+    *(part_float *)(out + 3 * ld_out) = SHUFFLE(high01, high23, vec_mask, 2, 3, 6, 7);
 }
 
 INLINE void transpose_square_double(double *out, long ld_out, const double *in, long ld_in)
 {
-    const pair_double r0 = *(const pair_double *)(in), r1 = *(const pair_double *)(in + ld_in);
-    *(pair_double *)(out) = SHUFFLE(r0, r1, pair_mask, 0, 2);
-    *(pair_double *)(out + ld_out) = SHUFFLE(r0, r1, pair_mask, 1, 3);
+    const part_double r0 = *(const part_double *)(in), r1 = *(const part_double *)(in + ld_in);
+    *(part_double *)(out) = SHUFFLE(r0, r1, pair_mask, 0, 2);
+    *(part_double *)(out + ld_out) = SHUFFLE(r0, r1, pair_mask, 1, 3);
 }
+
+/* c[i * PANEL] = start + row i of A . b, for A (rows, k) in panels: a tile would fill one lane of its vectors. SQUARE
+ * rows at a time, whose partial sums are added by transposing them. */
+#define DEFINE_DOTS(T)                                                                                                \
+    static void dots_##T(long rows, long k, const T *a, long a_panel, const T *b, T *c, T start)                      \
+    {                                                                                                                 \
+        const long whole = k / LANES(T);                                                                              \
+        T sums[SQUARE_##T * SQUARE_##T] = {0}, turned[SQUARE_##T * SQUARE_##T];                                       \
+        for (long first = 0; first < rows; first += SQUARE_##T) {                                                     \
+            const long count = rows - first < SQUARE_##T ? rows - first : SQUARE_##T;                                 \
+            for (long i = 0; i < count; i++) {                                                                        \
+                const T *row = a + (first + i) * PANEL(T);                                                            \
+                vec_##T even = {0}, odd = {0};                                                                        \
+                for (long v = 0; v < whole; v += 2) {                                                                 \
+                    const T *at = row + v / 2 * a_panel;                                                              \
+                    even = FMA_##T(*(const vec_##T *)at, *(const vec_##T *)(b + v * LANES(T)), even);                 \
+                    if (v + 1 < whole)                                                                                \
+                        odd = FMA_##T(*(const vec_##T *)(at + LANES(T)), *(const vec_##T *)(b + (v + 1) * LANES(T)), odd); \
+                }                                                                                                     \
+                even += odd;                                                                                          \
+                part_##T part[VECTOR_BYTES / 16];                                                                     \
+                memcpy(part, &even, VECTOR_BYTES);                                                                    \
+                for (int j = 1; j < VECTOR_BYTES / 16; j++) part[0] += part[j];                                       \
+                for (long p = whole * LANES(T); p < k; p++)                                                           \
+                    part[0][0] += row[p / PANEL(T) * a_panel + p % PANEL(T)] * b[p];                                  \
+                memcpy(sums + i * SQUARE_##T, part, 16);                                                              \
+            }                                                                                                         \
+            transpose_square_##T(turned, SQUARE_##T, sums, SQUARE_##T);                                               \
+            part_##T total = start - (part_##T){0};                                                                   \
+            for (int j = 0; j < SQUARE_##T; j++) total += *(const part_##T *)(turned + j * SQUARE_##T);               \
+            for (long i = 0; i < count; i++) c[(first + i) * PANEL(T)] = total[i];                                    \
+        }                                                                                                             \
+    }
+
+DEFINE_DOTS(float)
+DEFINE_DOTS(double)
 
 /* The peak that kernels are measured against: fused multiply-adds on registers alone, 2 * MAX_ROWS chains of them.
  * Returns the operations done; sink keeps the compiler from removing them. */

@@ -204,8 +204,11 @@ cdef void block_gradient(Net *net, int i, Block b, real *gradient, Layout gradie
     cdef Layer *layer = &net.layers[i]
     cdef long width = panel_width(gradient)
     cdef const real *dy = <const real *> layer.dy + b.j0 // width * net.layout.panel
-    multiply_columns(gradient, gradient_layout, input_of(net, i, gradient) + b.i0 // width * net.layout.panel, dy,
-                     net.layout, b.i1 - b.i0, b.j1 - b.j0, net.batch, soon)
+    cdef const real *x = input_of(net, i, gradient) + b.i0 // width * net.layout.panel
+    if layer.op.outputs == 1:  # dy^T x fills the vectors, and a column in rows is a row
+        multiply_columns(gradient, in_rows(b.i1 - b.i0, gradient), dy, x, net.layout, 1, b.i1 - b.i0, net.batch, soon)
+    else:
+        multiply_columns(gradient, gradient_layout, x, dy, net.layout, b.i1 - b.i0, b.j1 - b.j0, net.batch, soon)
     if b.i0 == 0 and layer.dbias != NULL:
         column_sums(<real *> layer.dbias + b.j0, dy, net.layout, b.j1 - b.j0, net.batch)
 

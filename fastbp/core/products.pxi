@@ -10,10 +10,17 @@ cdef extern from "microkernel.h" nogil:
         const char *one
         const char *two
         long step
+    ctypedef struct Ends:
+        const void *start
+        bint add
+        bint relu
+        const void *gate
     void tile_float(int rows, int vectors, bint transposed, long k, const float *a, long a_panel, const float *b,
-                    long b_row, float *c, long c_row, bint add, Ahead ahead)
+                    long b_row, float *c, long c_row, const Ends *ends, Ahead ahead)
     void tile_double(int rows, int vectors, bint transposed, long k, const double *a, long a_panel, const double *b,
-                     long b_row, double *c, long c_row, bint add, Ahead ahead)
+                     long b_row, double *c, long c_row, const Ends *ends, Ahead ahead)
+    void dots_float(long rows, long k, const float *a, long a_panel, const float *b, float *c, float start)
+    void dots_double(long rows, long k, const double *a, long a_panel, const double *b, double *c, double start)
     double peak_float(long repeats, float *sink)
     double peak_double(long repeats, double *sink)
 
@@ -47,29 +54,57 @@ cdef inline long depth_of_blocks(long k, const real *like) noexcept nogil:
 
 
 cdef inline void run_tile(int rows, int vectors, bint transposed, long k, const real *a, long a_panel, const real *b,
-                          long b_row, real *c, long c_row, bint add, Ahead ahead) noexcept nogil:
+                          long b_row, real *c, long c_row, const Ends *ends, Ahead ahead) noexcept nogil:
     if real is float:
-        tile_float(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add, ahead)
+        tile_float(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, ends, ahead)
     else:
-        tile_double(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, add, ahead)
+        tile_double(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, ends, ahead)
 
 
-cdef inline void finish_tile(real *c, long rows, const Epilogue *epilogue, long offset, long column) noexcept nogil:
-    """Apply the epilogue to rows of a panel; offset and column say where in the matrix they begin."""
-    cdef long width = panel_width(c), n = rows * width, i, j
-    cdef const real *bias = <const real *> epilogue.bias
-    cdef const real *y = <const real *> epilogue.y
+cdef inline bint in_registers(const Epilogue *epilogue) noexcept nogil:
+    """Whether the tile itself applies the activation or its derivative: ReLU, unless its argument has to be kept."""
+    return epilogue.activation == RELU and (epilogue.after == DERIVATIVE or epilogue.z == NULL)
+
+
+cdef inline Ends ends_of(const Epilogue *epilogue, bint first, bint last, long offset, long column,
+                         const real *_) noexcept nogil:
+    """What the tile itself does of the epilogue: the bias, with which it begins, and ReLU, with which it ends."""
+    cdef Ends ends
+    cdef bint relu = last and in_registers(epilogue)
+    ends.add = not first
+    ends.start = <const real *> epilogue.bias + column if first and epilogue.bias != NULL else NULL
+    ends.relu = relu and epilogue.after == BIAS_ACTIVATION
+    ends.gate = <const real *> epilogue.y + offset if relu and epilogue.after == DERIVATIVE else NULL
+    return ends
+
+
+cdef inline void finish_rows(real *c, long rows, const Epilogue *epilogue, long offset) noexcept nogil:
+    """Apply the rest of the epilogue to rows of a panel; offset says where in the matrix they begin."""
+    cdef long n = rows * panel_width(c)
     cdef real *z = <real *> epilogue.z
-    if epilogue.after == DERIVATIVE:
-        multiply_by_derivative(epilogue.activation, c, c, y + offset, z + offset, n)
+    if epilogue.after == NOTHING or in_registers(epilogue):
         return
-    if bias != NULL:
-        for i in range(rows):
-            for j in range(width):
-                c[i * width + j] += bias[column + j]
+    if epilogue.after == DERIVATIVE:
+        multiply_by_derivative(epilogue.activation, c, c, <const real *> epilogue.y + offset, z + offset, n)
+        return
     if z != NULL:
         memcpy(z + offset, c, n * sizeof(real))
     activate(epilogue.activation, c, c, n)
+
+
+cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, long begin, long end, long k,
+                          const Epilogue *epilogue) noexcept nogil:
+    """Rows begin..end of c (m, 1) = a (m, k) @ b (k,), then the epilogue."""
+    cdef real start = (<const real *> epilogue.bias)[0] if epilogue.bias != NULL else 0
+    cdef long at = begin * layout.row, i
+    if real is float:
+        dots_float(end - begin, k, a + at, layout.panel, b, c + at, start)
+    else:
+        dots_double(end - begin, k, a + at, layout.panel, b, c + at, start)
+    for i in range(begin * layout.row, end * layout.row, layout.row):
+        if epilogue.z != NULL:
+            (<real *> epilogue.z)[i] = c[i]
+        activate(epilogue.activation, c + i, c + i, 1)
 
 
 cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, long begin, long end,
@@ -78,7 +113,11 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
     cdef long width = panel_width(c), depth = depth_of_blocks(k, c), p = 0, i0, i1, block, tiles, t, r0, r1, q
     cdef int vectors
     cdef Ahead ahead
+    cdef Ends ends
     cdef real *out
+    if n == 1 and b_layout.row == 1 and epilogue.after != DERIVATIVE:
+        multiply_vector(c, a, layout, b, begin, end, k, epilogue)
+        return
     ahead.step = b_layout.row * <long> sizeof(real)
     while p == 0 or p < k:
         i0 = begin
@@ -93,12 +132,12 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
                 for t in range(tiles):
                     r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
                     out = c + q * layout.panel + r0 * width
+                    ends = ends_of(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
                     run_tile(<int> (r1 - r0), vectors, False, min(depth, k - p),
                              a + p // width * layout.panel + r0 * width, layout.panel,
-                             b + q * b_layout.panel + p * b_layout.row, b_layout.row, out, width, p > 0,
-                             ahead)
-                    if p + depth >= k and epilogue.after != NOTHING:
-                        finish_tile(out, r1 - r0, epilogue, out - c, q * width)
+                             b + q * b_layout.panel + p * b_layout.row, b_layout.row, out, width, &ends, ahead)
+                    if p + depth >= k:
+                        finish_rows(out, r1 - r0, epilogue, out - c)
             i0 = i1
         p += depth
 
@@ -115,7 +154,9 @@ cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *
     cdef int vectors
     cdef bint whole
     cdef Ahead ahead
+    cdef Ends ends
     cdef real *out
+    ends.start, ends.relu, ends.gate = NULL, False, NULL
     for q in range(ceil_div(columns, width)):
         wide = min(width, columns - q * width)
         vectors = 1 if wide <= lanes(c) else 2
@@ -127,9 +168,10 @@ cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *
             ahead.step = ceil_div(soon.bytes[t % 3], max(1, k))
             p = 0
             while p == 0 or p < k:
+                ends.add = p > 0
                 run_tile(<int> (r1 - r0), vectors, True, min(depth, k - p), a + p * width + r0, 0,
                          b + q * layout.panel + p * width, width, out if whole else tile,
-                         c_layout.row if whole else width, p > 0, ahead)
+                         c_layout.row if whole else width, &ends, ahead)
                 p += depth
                 ahead.one, ahead.two = ahead.one + depth * ahead.step, ahead.two + depth * ahead.step
             if not whole:
@@ -138,20 +180,22 @@ cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *
 
 
 cdef void column_sums(real *sums, const real *b, Layout layout, long columns, long k) noexcept nogil:
-    """sums (columns,) = the column sums of b (k, columns) in panels, each in four interleaved chains."""
+    """sums (columns,) = the column sums of b (k, columns) in panels, a vector at a time, in four interleaved chains."""
     cdef real acc[4][MAX_TILE]
-    cdef long width = panel_width(b), q, p, i, j
-    for q in range(ceil_div(columns, width)):
+    cdef const real *column
+    cdef long width = panel_width(b), lane = lanes(b), v, p, i, j
+    for v in range(ceil_div(columns, lane)):
+        column = b + v // 2 * layout.panel + v % 2 * lane
         for i in range(4):
-            for j in range(width):
+            for j in range(lane):
                 acc[i][j] = 0
         for p in range(0, k - 3, 4):
             for i in range(4):
-                for j in range(width):
-                    acc[i][j] += b[q * layout.panel + (p + i) * width + j]
+                for j in range(lane):
+                    acc[i][j] += column[(p + i) * width + j]
         for p in range(k - k % 4, k):
-            for j in range(width):
-                acc[0][j] += b[q * layout.panel + p * width + j]
-        for j in range(width):
+            for j in range(lane):
+                acc[0][j] += column[p * width + j]
+        for j in range(lane):
             acc[0][j] = (acc[0][j] + acc[1][j]) + (acc[2][j] + acc[3][j])
-        copy_run(sums + q * width, &acc[0][0], min(width, columns - q * width))
+        copy_run(sums + v * lane, &acc[0][0], min(lane, columns - v * lane))
