@@ -101,10 +101,12 @@ cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, 
         dots_float(end - begin, k, a + at, layout.panel, b, c + at, start)
     else:
         dots_double(end - begin, k, a + at, layout.panel, b, c + at, start)
-    for i in range(begin * layout.row, end * layout.row, layout.row):
-        if epilogue.z != NULL:
-            (<real *> epilogue.z)[i] = c[i]
-        activate(epilogue.activation, c + i, c + i, 1)
+    if epilogue.after != NOTHING:
+        for i in range(begin, end):
+            at = i * layout.row
+            if epilogue.z != NULL:
+                (<real *> epilogue.z)[at] = c[at]
+            activate(epilogue.activation, c + at, c + at, 1)
 
 
 cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, long begin, long end,
