@@ -20,6 +20,16 @@ cdef enum:
     LONG_RUN = 4  # steps that pay for reordering the state
 cdef double OPERATIONS_BETWEEN_CLOCK_READINGS = 1e8  # a few milliseconds
 
+cdef extern from "microkernel.h" nogil:
+    void ask_for(const char *p)
+
+cdef struct Gathering:   # a thread's part of the batches: its rows, and what its blocks of the first weight need of others
+    int64_t *rows        # of the whole batch
+    int64_t *next_rows   # and of the one that follows
+    long asked, count    # for how many of those their features were asked for, of how many
+    long begin, end      # the thread's rows of the next batch
+    long left, right     # the columns that it needs of all rows
+
 cdef struct Epoch:
     Net net
     # the data
@@ -29,7 +39,9 @@ cdef struct Epoch:
     Shuffle order
     long first, steps, batch_size  # position in the order of the first sample, and how far to go from there
     # the batch, row by row
-    int64_t *rows
+    int64_t *rows          # of two batches, for every thread
+    void *inputs           # for every thread but the first, a batch in panels that is written by itself alone
+    long rows_size, inputs_size  # in entries
     char *batch_targets
     void *pred
     void *dpred
@@ -59,20 +71,66 @@ cdef inline double now() noexcept nogil:
     return t.tv_sec + 1e-9 * t.tv_nsec
 
 
-cdef void gather_rows(Epoch *e, Net *net, long first, long begin, long end, const real *_) noexcept nogil:
-    """Rows begin..end of the batch that starts at position `first` of the order: features into panels, and targets."""
-    cdef long i, inputs = net.layers[0].op.inputs
+cdef Gathering begin_gathering(Epoch *e, Net *net, Share *me, const real *_) noexcept nogil:
+    """Find out which columns of x a thread needs of all rows: those of its blocks of the first weight."""
+    cdef Gathering g
+    cdef Op *op = &net.layers[0].op
+    cdef Block b
+    cdef long index
+    g.next_rows = e.rows + me.number * e.rows_size
+    g.rows = g.next_rows + e.rows_size // 2
+    g.left, g.right = 0, op.inputs
+    if op.kind == DENSE and not net.layers[0].by_columns:
+        g.left, g.right = op.inputs, 0
+        for index in range(share_of(blocks_of(op, _), me.number, me.team),
+                           share_of(blocks_of(op, _), me.number + 1, me.team)):
+            b = block_at(&net.layers[0], index, _)
+            g.left, g.right = min(g.left, b.i0), max(g.right, b.i1)
+    return g
+
+
+cdef void order_rows(Gathering *g, Epoch *e, long first, Share *me) noexcept nogil:
+    """The rows of the batch that starts at position `first` of the order become those of the next batch."""
+    g.rows, g.next_rows = g.next_rows, g.rows
+    g.asked, g.count = 0, min(e.batch_size, e.order.samples - first)
+    g.begin, g.end = first_row(g.count, me.number, me.team), first_row(g.count, me.number + 1, me.team)
+    shuffled(&e.order, g.next_rows, first, g.count)
+
+
+cdef void gather_rows(Gathering *g, Epoch *e, Net *net, long begin, long end, const real *_) noexcept nogil:
+    """Rows begin..end of the batch: features into panels, and targets; of the other rows, the columns left..right.
+
+    What other threads gather is gathered again: copying is cheaper than taking lines out of another core's cache.
+    """
+    cdef long i, left, right, inputs = net.layers[0].op.inputs
     cdef Layout rows = in_rows(inputs, _)
     cdef const real *features = <const real *> e.features
-    shuffled(&e.order, e.rows + begin, first + begin, end - begin)
-    for i in range(begin, end):
-        copy_row(<real *> net.x + i * net.layout.row, net.layout, features + e.rows[i] * inputs, rows, inputs)
+    for i in range(net.batch):
+        left, right = g.left, g.right
+        if begin <= i < end:
+            left, right = 0, inputs
+        copy_row(<real *> net.x + left // panel_width(_) * net.layout.panel + i * net.layout.row, net.layout,
+                 features + g.rows[i] * inputs + left, rows, right - left)
     if e.target_bytes == 8:
         for i in range(begin, end):
-            (<int64_t *> e.batch_targets)[i] = (<const int64_t *> e.targets)[e.rows[i]]
+            (<int64_t *> e.batch_targets)[i] = (<const int64_t *> e.targets)[g.rows[i]]
     else:
         for i in range(begin, end):
-            memcpy(e.batch_targets + i * e.target_bytes, e.targets + e.rows[i] * e.target_bytes, e.target_bytes)
+            memcpy(e.batch_targets + i * e.target_bytes, e.targets + g.rows[i] * e.target_bytes, e.target_bytes)
+
+
+cdef void ask_for_rows(Gathering *g, Epoch *e, long inputs, const real *_) noexcept nogil:
+    """Ask for the features of the next batch that were not yet asked for."""
+    cdef long left, right, at
+    cdef const char *row
+    while g.asked < g.count:
+        left, right = g.left, g.right
+        if g.begin <= g.asked < g.end:
+            left, right = 0, inputs
+        row = <const char *> (<const real *> e.features + g.next_rows[g.asked] * inputs)
+        for at in range(left * <long> sizeof(real), right * <long> sizeof(real), 64):
+            ask_for(row + at)
+        g.asked += 1
 
 
 cdef void loss_of_rows(Epoch *e, Net *net, Share *me, long begin, long end, const real *_) noexcept nogil:
@@ -98,7 +156,7 @@ cdef inline long state_offset(Epoch *e, Layer *layer, Block b) noexcept nogil:
         b.j0 * (b.i1 - b.i0) if e.state_in_blocks and layer.panels != NULL else b.j0)
 
 
-cdef Soon needed_soon(Epoch *e, Net *net, int i, Block b, bint updates, const real *_) noexcept nogil:
+cdef Soon needed_soon(Epoch *e, Gathering *g, Net *net, int i, Block b, bint updates, const real *_) noexcept nogil:
     """What updating a block in panels touches besides its gradient, and the next panel of x."""
     cdef Soon soon
     cdef Layer *layer = &net.layers[i]
@@ -108,6 +166,11 @@ cdef Soon needed_soon(Epoch *e, Net *net, int i, Block b, bint updates, const re
             input_of(net, i, _) + (b.i0 // panel_width(_) + 1) * net.layout.panel) + p % 2 * net.batch * 64
     soon.bytes[0] = soon.bytes[1] = 0
     soon.bytes[2] = net.batch * 64
+    if i == 0 and updates:  # x is near already, the next batch is not
+        soon.bytes[2] = layer.op.inputs * size
+        for p in range(2):
+            soon.pieces[4 + p] = <const char *> (<const real *> e.features + g.next_rows[g.asked] * layer.op.inputs)
+            g.asked = min(g.asked + 1, max(<long> 0, g.count - 1))
     if updates and layer.panels != NULL:
         offset = state_offset(e, layer, b)
         soon.bytes[0] = soon.bytes[1] = (b.i1 - b.i0) * panel_width(_) * size
@@ -170,11 +233,11 @@ cdef void update_vectors(Epoch *e, Net *net, int i, Share *me, double grad_scale
                     0, grad_scale, 1, end - begin)
 
 
-cdef void weights_share(Epoch *e, Net *net, Share *me, bint gradients, bint updates, bint in_memory, double grad_scale,
+cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradients, bint updates, bint in_memory, double grad_scale,
                         const real *_) noexcept nogil:
     """A thread's blocks of every layer: their gradients, their update, or one after the other while they are in L1.
 
-    Gradients that must be in memory go to the flat buffer at once. e is only looked at where there are updates.
+    Gradients that must be in memory go to the flat buffer at once. e and g are only looked at where there are updates.
     """
     cdef int i
     cdef long index
@@ -187,7 +250,7 @@ cdef void weights_share(Epoch *e, Net *net, Share *me, bint gradients, bint upda
         if layer.op.kind == DENSE:
             for index in range(share_of(blocks_of(&layer.op, _), me.number, me.team),
                                share_of(blocks_of(&layer.op, _), me.number + 1, me.team)):
-                b = block_at(&layer.op, index, _)
+                b = block_at(layer, index, _)
                 if in_memory:
                     gradient = <real *> layer.dweight + b.i0 * layer.op.outputs + b.j0
                     rows = in_rows(layer.op.outputs, _)
@@ -195,7 +258,7 @@ cdef void weights_share(Epoch *e, Net *net, Share *me, bint gradients, bint upda
                     gradient = <real *> e.blocks + me.number * e.block_size
                     rows = in_rows(b.j1 - b.j0 if layer.panels == NULL else panel_width(_), _)
                 if gradients:
-                    block_gradient(net, i, b, gradient, rows, needed_soon(e, net, i, b, updates, _))
+                    block_gradient(net, i, b, gradient, rows, needed_soon(e, g, net, i, b, updates, _))
                 if updates:
                     update_block(e, net, i, b, gradient, rows.row, grad_scale)
         elif layer.op.kind == BATCHNORM or layer.op.kind == LAYERNORM:
@@ -203,21 +266,23 @@ cdef void weights_share(Epoch *e, Net *net, Share *me, bint gradients, bint upda
                 layernorm_gradients(net, i, me, _)
             if updates:
                 update_vectors(e, net, i, me, grad_scale, _)
+        if i == 0 and updates:
+            ask_for_rows(g, e, net.layers[0].op.inputs, _)
         lap(net, me, i, IN_DWEIGHT)
 
 
-cdef void descend(Epoch *e, Net *net, Share *me, bint last, const real *_) noexcept nogil:
+cdef void descend(Epoch *e, Gathering *g, Net *net, Share *me, bint last, const real *_) noexcept nogil:
     """Gradients and update. The last step's gradients stay in memory, and clipping needs all of them first."""
     cdef double scale = 1
     if e.clip_norm > 0:
-        weights_share(e, net, me, True, False, True, 1, _)
+        weights_share(e, g, net, me, True, False, True, 1, _)
         meet(me)
         squared_norm_share(e.norms, <const real *> e.grads, e.parameters, me)
         meet(me)
         scale = min(1.0, e.clip_norm / (sqrt(total(e.norms, CHUNKS)) + 1e-6))
-        weights_share(e, net, me, False, True, True, scale, _)
+        weights_share(e, g, net, me, False, True, True, scale, _)
     else:
-        weights_share(e, net, me, True, True, last, 1, _)
+        weights_share(e, g, net, me, True, True, last, 1, _)
     track_statistics(net, me, _)
 
 
@@ -245,17 +310,22 @@ cdef void poll(Net *net, Share *me, double operations) noexcept nogil:
 cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
     """One thread's part of e.steps steps."""
     cdef Net net = e.net  # a copy: its batch is this thread's step, while others may still be at the one before
+    cdef Gathering g = begin_gathering(e, &net, me, _)
     cdef long s, first, begin, end, i
+    if me.number > 0:
+        net.x = <real *> e.inputs + (me.number - 1) * e.inputs_size
     net.last = now()
     reorder_states(e, &net, me, False, _)
     pack_weights(&net, me, True, True, _)
     lap(&net, me, 0, IN_WAITING)
+    order_rows(&g, e, e.first, me)
     for s in range(e.steps):
         first = e.first + s * e.batch_size
         net.batch, net.step = min(e.batch_size, e.order.samples - first), e.net.step + s
         net.layout = in_panels(net.batch, _)
         begin, end = first_row(net.batch, me.number, me.team), first_row(net.batch, me.number + 1, me.team)
-        gather_rows(e, &net, first, begin, end, _)
+        order_rows(&g, e, first + e.batch_size if s + 1 < e.steps else e.order.samples, me)
+        gather_rows(&g, e, &net, begin, end, _)
         lap(&net, me, 0, IN_GATHER)
         forward_rows(&net, me, begin, end, _)
         loss_of_rows(e, &net, me, begin, end, _)
@@ -267,7 +337,7 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
         lap(&net, me, 0, IN_WAITING)
         if is_raised(net.stop):  # by thread 0, before the meeting; nothing has changed in this step
             break
-        descend(e, &net, me, s + 1 == e.steps, _)
+        descend(e, &g, &net, me, s + 1 == e.steps, _)
         if me.number == 0:
             e.loss += total(e.losses, ceil_div(net.batch, chunk_rows(net.batch))) * net.batch
             for i in range(me.team):

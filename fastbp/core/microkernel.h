@@ -152,6 +152,8 @@ typedef struct {
 DEFINE_TILE(float)
 DEFINE_TILE(double)
 
+static inline void ask_for(const char *p) { __builtin_prefetch(p); }
+
 /* out[j * ld_out + i] = in[i * ld_in + j] for a square block that fills whole 16-byte vectors: the inner step of
  * packing an operand that is stored the other way round. */
 #ifdef __clang__

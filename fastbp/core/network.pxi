@@ -37,7 +37,7 @@ cdef void backward_share(Pass *p, Share *me, const real *_) noexcept nogil:
         copy_rows(<real *> p.dx, in_rows(net.layers[0].op.inputs, _), <const real *> net.dx, net.layout, begin, end,
                   net.layers[0].op.inputs)
     meet(me)
-    weights_share(<Epoch *> NULL, net, me, True, False, True, 1, _)
+    weights_share(<Epoch *> NULL, <Gathering *> NULL, net, me, True, False, True, 1, _)
 
 
 cdef class Network:
@@ -53,7 +53,7 @@ cdef class Network:
     cdef double work         # operations of a forward pass, per sample
     cdef long batch_capacity, gradient_capacity, epoch_capacity  # samples
     cdef long longest_row    # of a weight
-    cdef int block_capacity  # threads
+    cdef int thread_capacity
     cdef bint busy           # only read and written with the GIL
 
     def __init__(self, ops, values, grads, stats):
@@ -186,20 +186,35 @@ cdef class Network:
         self.net.spent = <double *> address(spent) if spent is not None else NULL
         self.memory["spent"] = spent
 
+    cdef share_layers(self, int threads):
+        """Choose the layers whose forward pass is shared by columns: then no other core reads a thread's weights.
+
+        Each thread needs all rows of x for it, and waits for the others.
+        """
+        cdef int i
+        cdef long panels
+        for i in range(self.net.count):
+            panels = self.net.layers[i].op.outputs * (4 if self.single else 8) // (2 * VECTOR_BYTES)
+            self.net.layers[i].by_columns = threads > 1 and self.net.layers[i].panels != NULL and panels >= 2 * threads
+
     cdef begin_epoch(self, Epoch *e, int threads):
         """Make room for a batch as the loss sees it, and for every thread's block of gradients."""
-        cdef long batch = self.net.batch, size = sizeof(float) if self.single else sizeof(double)
+        cdef long inputs, batch = self.net.batch, size = sizeof(float) if self.single else sizeof(double)
         cdef long outputs = self.net.layers[self.net.count - 1].op.outputs
         if batch > self.epoch_capacity:
             self.take("pred", batch * outputs * size)
             self.take("dpred", batch * outputs * size)
             self.take("targets", batch * max(8, outputs * size))
-            self.take("rows", batch * sizeof(int64_t))
             self.epoch_capacity = batch
+            self.thread_capacity = 0
         e.block_size = VECTOR_BYTES // size * 2 * max(<long> BLOCK_COLUMNS_BYTES // size, self.longest_row)
-        if threads > self.block_capacity:
+        inputs = self.in_panels_bytes(self.epoch_capacity, self.net.layers[0].op.inputs)
+        if threads > self.thread_capacity:
             self.take("blocks", threads * e.block_size * size)
-            self.block_capacity = threads
+            self.take("rows", threads * 2 * self.epoch_capacity * sizeof(int64_t))
+            self.take("inputs", (threads - 1) * inputs)
+            self.thread_capacity = threads
+        e.inputs, e.inputs_size, e.rows_size = address(self.memory["inputs"]), inputs // size, 2 * self.epoch_capacity
         e.state_in_blocks = e.steps >= LONG_RUN
         e.pred, e.dpred = address(self.memory["pred"]), address(self.memory["dpred"])
         e.batch_targets, e.rows = <char *> address(self.memory["targets"]), <int64_t *> address(self.memory["rows"])
@@ -235,6 +250,7 @@ cdef class Network:
             self.net.step, self.net.training = step, True
             threads = self.team(3 * self.work, OPERATIONS_PER_THREAD_AND_STEP, threads)
             self.begin_epoch(&e, threads)
+            self.share_layers(threads)
             e.net = self.net
             e.net.stop, e.net.polled, e.net.unpolled = &stop, now(), 0
             with nogil:
@@ -242,6 +258,7 @@ cdef class Network:
             if stop:
                 raise_signal()
         finally:
+            self.share_layers(1)
             self.busy = False
             result[0] += e.loss
             result[1] += e.right

@@ -30,6 +30,7 @@ cdef struct Layer:
     void *z            # the activation's argument, where its derivative needs it
     void *moments      # layer norm: mean and 1/std of each row, (B, 2)
     void *dy           # the gradient of y; from the activation's derivative on, of its argument
+    bint by_columns    # in an epoch: a thread computes its columns of y for all rows, see share_layers
 
 cdef struct Net:
     Layer *layers
@@ -96,7 +97,7 @@ cdef inline bint reads_in_place(const Op *op, const real *_) noexcept nogil:
 # --- blocks of a weight matrix ---------------------------------------------------------------------------------------
 
 cdef enum:
-    PANELS_TOGETHER = 4  # of dy, which stay in L2 while those of x come and go
+    PANELS_TOGETHER = 4  # of x, which stay in L2 while those of dy come and go
 
 
 cdef inline long columns_per_block(const Op *op, const real *like) noexcept nogil:
@@ -108,15 +109,21 @@ cdef inline long blocks_of(const Op *op, const real *like) noexcept nogil:
     return ceil_div(op.inputs, panel_width(like)) * ceil_div(op.outputs, columns_per_block(op, like))
 
 
-cdef inline Block block_at(const Op *op, long index, const real *like) noexcept nogil:
-    """Along PANELS_TOGETHER columns of blocks, then down; then the next columns."""
+cdef inline Block block_at(const Layer *layer, long index, const real *like) noexcept nogil:
+    """PANELS_TOGETHER panels of x with every panel of dy, then the next of x; by_columns, the other way round."""
     cdef Block b
-    cdef long down = ceil_div(op.inputs, panel_width(like)), columns = columns_per_block(op, like)
-    cdef long group = index // (down * PANELS_TOGETHER) * PANELS_TOGETHER
-    cdef long together = min(<long> PANELS_TOGETHER, ceil_div(op.outputs, columns) - group)
-    index -= group * down
-    b.i0, b.j0 = index // together * panel_width(like), (group + index % together) * columns
-    b.i1, b.j1 = min(op.inputs, b.i0 + panel_width(like)), min(op.outputs, b.j0 + columns)
+    cdef long columns = columns_per_block(&layer.op, like)
+    cdef long major = ceil_div(layer.op.inputs, panel_width(like)), minor = ceil_div(layer.op.outputs, columns)
+    if layer.by_columns:
+        major, minor = minor, major
+    cdef long group = index // (minor * PANELS_TOGETHER) * PANELS_TOGETHER
+    cdef long together = min(<long> PANELS_TOGETHER, major - group)
+    index -= group * minor
+    b.i0, b.j0 = group + index % together, index // together
+    if layer.by_columns:
+        b.i0, b.j0 = b.j0, b.i0
+    b.i0, b.j0 = b.i0 * panel_width(like), b.j0 * columns
+    b.i1, b.j1 = min(layer.op.inputs, b.i0 + panel_width(like)), min(layer.op.outputs, b.j0 + columns)
     return b
 
 
@@ -179,7 +186,7 @@ cdef void pack_weights(Net *net, Share *me, bint forward, bint backward, const r
         if (forward and layer.panels != NULL) or (backward and layer.transposed != NULL):
             for index in range(share_of(blocks_of(&layer.op, like), me.number, me.team),
                                share_of(blocks_of(&layer.op, like), me.number + 1, me.team)):
-                b = block_at(&layer.op, index, like)
+                b = block_at(layer, index, like)
                 if forward and layer.panels != NULL:
                     pack_block(layer, b, like)
                 if backward and layer.transposed != NULL:
@@ -195,7 +202,7 @@ cdef void unpack_weights(Net *net, Share *me, const real *like) noexcept nogil:
         if layer.panels != NULL:
             for index in range(share_of(blocks_of(&layer.op, like), me.number, me.team),
                                share_of(blocks_of(&layer.op, like), me.number + 1, me.team)):
-                unpack_block(layer, block_at(&layer.op, index, like), like)
+                unpack_block(layer, block_at(layer, index, like), like)
 
 
 cdef void block_gradient(Net *net, int i, Block b, real *gradient, Layout gradient_layout,
@@ -216,20 +223,26 @@ cdef void block_gradient(Net *net, int i, Block b, real *gradient, Layout gradie
 # --- a thread's rows ------------------------------------------------------------------------------------------------
 
 cdef void dense_forward_rows(Net *net, int i, Share *me, const real *x, long begin, long end) noexcept nogil:
-    """y = activation(x @ weight + bias)."""
+    """y = activation(x @ weight + bias), a thread's rows; or, by_columns, its columns of all rows."""
     cdef Layer *layer = &net.layers[i]
     cdef Op *op = &layer.op
     cdef Epilogue epilogue
     cdef const real *weight = <const real *> (layer.weight if layer.panels == NULL else layer.panels)
+    cdef Layout weight_layout = in_rows(op.outputs, x) if layer.panels == NULL else in_panels(op.inputs, x)
+    cdef long width = panel_width(x), panels = ceil_div(op.outputs, width), first = 0, columns = op.outputs
     if is_raised(net.stop):
         return
+    if layer.by_columns:
+        first = share_of(panels, me.number, me.team)
+        columns = min(columns, share_of(panels, me.number + 1, me.team) * width) - first * width
+        begin, end = 0, net.batch
     epilogue.after = BIAS_ACTIVATION
     epilogue.activation = op.activation
-    epilogue.bias, epilogue.y, epilogue.z = layer.bias, NULL, layer.z
-    multiply_rows(<real *> layer.y, x, net.layout, weight,
-                  in_rows(op.outputs, x) if layer.panels == NULL else in_panels(op.inputs, x), begin, end, op.outputs,
-                  op.inputs, &epilogue)
-    poll(net, me, 2.0 * (end - begin) * op.inputs * op.outputs)
+    epilogue.bias = <const real *> layer.bias + first * width if layer.bias != NULL else NULL
+    epilogue.y, epilogue.z = NULL, <real *> layer.z + first * net.layout.panel if layer.z != NULL else NULL
+    multiply_rows(<real *> layer.y + first * net.layout.panel, x, net.layout, weight + first * weight_layout.panel,
+                  weight_layout, begin, end, columns, op.inputs, &epilogue)
+    poll(net, me, 2.0 * (end - begin) * op.inputs * columns)
 
 
 cdef void dense_backward_rows(Net *net, int i, Share *me, real *dx, long begin, long end) noexcept nogil:
@@ -307,7 +320,11 @@ cdef void forward_rows(Net *net, Share *me, long begin, long end, const real *li
         layer = &net.layers[i]
         x, y = input_of(net, i, like), <real *> layer.y
         if layer.op.kind == DENSE:
+            if layer.by_columns and i > 0 and not net.layers[i - 1].by_columns:
+                meet(me)
             dense_forward_rows(net, i, me, x, begin, end)
+            if layer.by_columns:
+                meet(me)
         elif layer.op.kind == ACTIVATION:
             activation_forward_rows(y, x, net.layout, layer.op.activation, begin, end, layer.op.outputs)
         elif layer.op.kind == DROPOUT:

@@ -61,7 +61,7 @@ typedef struct {
 
 typedef void (*Task)(void *work, Share *me);
 
-enum { SPINS = 20000 }; /* about 0.1 ms; then the core is offered to whoever else wants it */
+enum { SPINS = 2000 }; /* about 10 us; then the core is offered to whoever else wants it, perhaps one of the team */
 
 /* Wait until every thread of the team has come here. */
 static void meet(Share *me)
