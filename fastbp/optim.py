@@ -85,10 +85,10 @@ class Optimizer:
         backend().update(self.params.values, self.params.grads, self.recipe(), lr, scale, threads)
         self.steps += 1
 
-    def rates(self, steps: int) -> Array:
-        """The learning rates of the next steps; one stands for all."""
+    def rates(self, steps: int) -> Array | float:
+        """The learning rates of the next steps, or the one of all of them."""
         if isinstance(self.schedule, schedules.Constant):
-            return np.array([self.lr])
+            return self.lr
         return np.array([real_number("lr", self.schedule(self.steps + t), 0) for t in range(steps)])
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:

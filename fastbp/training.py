@@ -116,7 +116,10 @@ class Sequential(Model):
         criterion = losses.resolve(loss)
         self._check_optimizer(optimizer)
         x, y = self._check_batch(xb, yb, criterion, ("xb", "yb"))
-        return self._train_step(x, y, criterion, optimizer)
+        recipe = criterion.recipe(self.outputs, self.dtype)
+        if recipe is None:
+            return self._train_step(x, y, criterion, optimizer)
+        return self._steps_in_core(x, y, recipe, optimizer, None, 0, 1, len(x))[0] / len(x)
 
     def evaluate(self, X: ArrayLike, y: ArrayLike, loss: LossLike) -> dict[str, float]:
         """The loss, and for classification the accuracy, of the predictions for X (N, I)."""
@@ -224,43 +227,47 @@ class Sequential(Model):
         if recipe is None:
             total, correct = self._steps_in_python(X, y, criterion, optimizer, key, batch_size), 0
         else:
-            total, correct = self._steps_in_core(X, y, recipe, optimizer, key, batch_size)
+            total, correct = self._epoch_in_core(X, y, recipe, optimizer, key, batch_size)
         logs = {"loss": total / len(X)}
         if criterion.classifies:
             logs["accuracy"] = correct / len(X)
         logs["samples_per_second"] = len(X) / (time.perf_counter() - start)
         return logs
 
-    def _steps_in_core(
+    def _epoch_in_core(
         self, X: Array, y: Array, recipe: Any, optimizer: Optimizer, key: int | None, batch_size: int
     ) -> tuple[float, int]:
         """The epoch in the compiled engine: the loss summed over the samples, and how many were right."""
-        network, self._ready = self._network(), None
         total, correct = 0.0, 0
         for first in range(0, len(X), batch_size * _STEPS):
             steps = min(_STEPS, -(-(len(X) - first) // batch_size))
-            lrs, progress = optimizer.rates(steps), np.zeros(3)
-            try:
-                network.train(
-                    progress,
-                    X,
-                    y,
-                    key,
-                    first,
-                    steps,
-                    batch_size,
-                    recipe,
-                    optimizer.recipe(),
-                    lrs,
-                    optimizer.clip_norm or 0.0,
-                    self._step + 1,
-                    get_num_threads(),
-                )
-            finally:  # an interrupt ends the epoch after a whole step
-                self._step += int(progress[2])
-                optimizer.steps += int(progress[2])
-            total, correct = total + float(progress[0]), correct + int(progress[1])
+            loss, right = self._steps_in_core(X, y, recipe, optimizer, key, first, steps, batch_size)
+            total, correct = total + loss, correct + right
         return total, correct
+
+    def _steps_in_core(
+        self,
+        X: Array,
+        y: Array,
+        recipe: Any,
+        optimizer: Optimizer,
+        key: int | None,
+        first: int,
+        steps: int,
+        batch_size: int,
+    ) -> tuple[float, int]:
+        """Steps from position first of an epoch's order: the loss summed over the samples, and how many were right."""
+        network, self._ready = self._network(), None
+        update, lrs, progress = optimizer.recipe(), optimizer.rates(steps), [0.0, 0, 0]
+        clip_norm, threads = optimizer.clip_norm or 0.0, get_num_threads()
+        try:
+            network.train(
+                progress, X, y, key, first, steps, batch_size, recipe, update, lrs, clip_norm, self._step + 1, threads
+            )
+        finally:  # an interrupt ends the epoch after a whole step
+            self._step += progress[2]
+            optimizer.steps += progress[2]
+        return progress[0], progress[1]
 
     def _steps_in_python(
         self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int

@@ -48,8 +48,8 @@ cdef struct Epoch:
     # what to do with it
     const Criterion *criterion
     Update *update
-    const double *lrs
-    bint lr_is_constant
+    const double *lrs      # of every step, or NULL where all have
+    double lr
     double clip_norm       # 0 for none
     const void *grads
     long parameters        # entries of grads
@@ -332,7 +332,7 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
         lap(&net, me, 0, IN_LOSS)
         backward_rows(&net, me, begin, end, _)
         if me.number == 0:
-            begin_update(e.update, e.lrs[0 if e.lr_is_constant else s])
+            begin_update(e.update, e.lrs[s] if e.lrs != NULL else e.lr)
         meet(me)
         lap(&net, me, 0, IN_WAITING)
         if is_raised(net.stop):  # by thread 0, before the meeting; nothing has changed in this step

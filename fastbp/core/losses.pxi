@@ -10,18 +10,18 @@ cdef enum ElementwiseLoss:  # the codes of fastbp.core.plan.ELEMENTWISE_LOSSES
     BINARY_CROSS_ENTROPY, MSE, MAE, HUBER, QUANTILE, POISSON
 
 
-cdef double cross_entropy_row(real *dlogits, const real *logits, real top, long label, const real *weight,
-                              double weight_sum, double smoothing, double scale, long classes) noexcept nogil:
-    """One row's loss and gradient, both divided by the total weight; dlogits comes as exp(logits - top)."""
-    cdef double normal = 0
+cdef double cross_entropy_row(real *dlogits, const real *logits, double normal, double log_sum, long label,
+                              const real *weight, double weight_sum, double smoothing, double scale,
+                              long classes) noexcept nogil:
+    """One row's loss and gradient, both divided by the total weight; dlogits comes as exp(logits - top).
+
+    normal is the sum of those, log_sum that of exp(logits), as a logarithm.
+    """
     cdef double of_label = weight[label] if weight != NULL else 1
-    cdef double uniform = smoothing / classes, log_sum, loss = 0
+    cdef double uniform = smoothing / classes, loss = 0
     cdef real hot = <real> ((1 - smoothing) * of_label * scale)
     cdef real mass = <real> (((1 - smoothing) * of_label + uniform * weight_sum) * scale), share
     cdef long j
-    for j in range(classes):
-        normal += dlogits[j]
-    log_sum = top + log_double(normal)
     loss = (1 - smoothing) * of_label * (log_sum - logits[label])
     if smoothing != 0:
         for j in range(classes):
@@ -34,6 +34,14 @@ cdef double cross_entropy_row(real *dlogits, const real *logits, real top, long 
             dlogits[j] -= <real> (uniform * (weight[j] if weight != NULL else 1) * scale)
     dlogits[label] -= hot
     return loss * scale
+
+
+cdef inline double sum_of(const real *x, long n) noexcept nogil:
+    cdef double result = 0
+    cdef long j
+    for j in range(n):
+        result += x[j]
+    return result
 
 
 cdef inline real largest(const real *logits, long classes) noexcept nogil:
@@ -61,6 +69,8 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
     """Softmax cross-entropy of logits (rows, C), labels (rows,), weights (C,) or NULL; dlogits is its gradient."""
     cdef double loss = 0, weight_sum = classes
     cdef real top[ROWS_PER_CHUNK]
+    cdef double normal[ROWS_PER_CHUNK]
+    cdef double log_sum[ROWS_PER_CHUNK]
     cdef long first = 0, count, row, i, j
     if weight != NULL:
         weight_sum = 0
@@ -74,10 +84,16 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
                 dlogits[j] = logits[j] - top[i]
         for j in range(first * classes, (first + count) * classes):
             dlogits[j] = exp_(dlogits[j])
+        for i in range(ROWS_PER_CHUNK):
+            normal[i] = 1
+        for i in range(count):
+            normal[i] = sum_of(dlogits + (first + i) * classes, classes)
+        for i in range(ROWS_PER_CHUNK):  # vectorised as well
+            log_sum[i] = log_double(normal[i])
         for i in range(count):
             row = (first + i) * classes
-            loss += cross_entropy_row(dlogits + row, logits + row, top[i], labels[first + i], weight, weight_sum,
-                                      smoothing, scale, classes)
+            loss += cross_entropy_row(dlogits + row, logits + row, normal[i], top[i] + log_sum[i], labels[first + i],
+                                      weight, weight_sum, smoothing, scale, classes)
         first += count
     return loss
 
@@ -158,13 +174,15 @@ cdef long count_correct(const real *pred, const void *targets, int kind, long be
     cdef const int64_t *labels = <const int64_t *> targets
     cdef const real *target = <const real *> targets
     cdef long i, j, best, correct = 0
-    cdef bint right
+    cdef real most
+    cdef bint right, better
     if kind == CROSS_ENTROPY:
         for i in range(begin, end):
-            best = 0
-            for j in range(1, outputs):
-                if pred[i * outputs + j] > pred[i * outputs + best]:
-                    best = j
+            best, most = 0, pred[i * outputs]
+            for j in range(1, outputs):  # without a branch, which would often be guessed wrong
+                better = pred[i * outputs + j] > most
+                best = j if better else best
+                most = pred[i * outputs + j] if better else most
             correct += best == labels[i]
     elif kind == BINARY_CROSS_ENTROPY:
         for i in range(begin, end):

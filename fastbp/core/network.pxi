@@ -226,22 +226,25 @@ cdef class Network:
         """Steps of one epoch over X (n, I) and y, from position `first` of its order, batch_size rows at a time.
 
         key is the order's, as for ``order``, loss ``(name, parameter, weight)``, update ``(rule, state vectors,
-        settings)``, lrs (steps,) or, for all steps, (1,) float64, clip_norm 0 for none; step numbers the first step,
-        for dropout. progress (3,) float64 gets the loss summed over the samples, how many were right, and the steps
+        settings)``, lrs (steps,) float64 or, for all steps, a float, clip_norm 0 for none; step numbers the first step,
+        for dropout. progress, a list, becomes the loss summed over the samples, how many were right, and the steps
         done, after an interrupt too.
         """
         cdef Criterion criterion
         cdef Update u
         cdef Epoch e
         cdef int stop = 0
-        cdef double *result = <double *> address(progress)
         fill_criterion(&criterion, loss)
         fill_update(&u, update)
         begin_shuffle(&e.order, len(X), key or 0, key is None)
         e.features, e.targets, e.target_bytes = address(X), <char *> address(y), y.nbytes // len(y)
         e.first, e.steps, e.batch_size = first, steps, batch_size
         e.criterion, e.update, e.clip_norm = &criterion, &u, clip_norm
-        e.lrs, e.lr_is_constant = <const double *> address(lrs), len(lrs) == 1
+        e.lrs = NULL
+        if isinstance(lrs, float):
+            e.lr = lrs
+        else:
+            e.lrs = <const double *> address(lrs)
         e.loss = e.right = e.done = 0
         self.enter()
         try:
@@ -260,9 +263,7 @@ cdef class Network:
         finally:
             self.share_layers(1)
             self.busy = False
-            result[0] += e.loss
-            result[1] += e.right
-            result[2] += e.done
+            progress[:] = [e.loss, e.right, e.done]
 
 
 cdef int raise_signal() except -1:

@@ -499,7 +499,7 @@ class Network:
 
     def train(
         self,
-        progress: Array,
+        progress: list[Any],
         X: Array,
         y: Array,
         key: int | None,
@@ -508,7 +508,7 @@ class Network:
         batch_size: int,
         loss: tuple[str, float, Array | None],
         update_recipe: tuple[str, tuple[Array | None, ...], dict[str, Any]],
-        lrs: Array,
+        lrs: Array | float,
         clip_norm: float,
         step: int,
         threads: int,
@@ -516,8 +516,8 @@ class Network:
         """Steps of one epoch over X (n, I) and y, from position ``first`` of its order, batch_size rows at a time.
 
         key is the order's, as for ``order``, loss ``(name, parameter, weight)``, update_recipe ``(rule, state vectors,
-        settings)``, lrs (steps,) or, for all steps, (1,) float64, clip_norm 0 for none; step numbers the first step,
-        for dropout. progress (3,) float64 gets the loss summed over the samples, how many were right, and the steps
+        settings)``, lrs (steps,) float64 or, for all steps, a float, clip_norm 0 for none; step numbers the first step,
+        for dropout. progress, a list, becomes the loss summed over the samples, how many were right, and the steps
         done, after an interrupt too.
         """
         name, parameter, weight = loss
@@ -546,8 +546,8 @@ class Network:
                 self.values,
                 self.grads,
                 (rule, state, settings | moment),
-                float(lrs[t % len(lrs)]),
+                lrs if isinstance(lrs, float) else float(lrs[t]),
                 scale,
                 threads,
             )
-            progress += value * len(rows), right, 1
+            progress[:] = progress[0] + value * len(rows), progress[1] + right, progress[2] + 1
