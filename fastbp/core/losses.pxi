@@ -45,11 +45,11 @@ cdef inline double sum_of(const real *x, long n) noexcept nogil:
 
 
 cdef inline real largest(const real *logits, long classes) noexcept nogil:
-    """What log-sum-exp is shifted by; a NaN takes over."""
+    """What log-sum-exp is shifted by. A NaN may be lost here, but not in the sum of exponentials."""
     cdef real top = logits[0]
     cdef long j
-    for j in range(classes):
-        top = logits[j] if not logits[j] <= top else top
+    for j in range(1, classes):
+        top = top if top > logits[j] else logits[j]  # exactly the instruction MAX
     return top
 
 
@@ -173,17 +173,18 @@ cdef long count_correct(const real *pred, const void *targets, int kind, long be
     """Rows whose largest logit is the label's, or whose every output is on its target's side; 0 for a regression."""
     cdef const int64_t *labels = <const int64_t *> targets
     cdef const real *target = <const real *> targets
-    cdef long i, j, best, correct = 0
-    cdef real most
-    cdef bint right, better
+    cdef const real *row
+    cdef long i, j, correct = 0
+    cdef real top
+    cdef bint right
     if kind == CROSS_ENTROPY:
         for i in range(begin, end):
-            best, most = 0, pred[i * outputs]
-            for j in range(1, outputs):  # without a branch, which would often be guessed wrong
-                better = pred[i * outputs + j] > most
-                best = j if better else best
-                most = pred[i * outputs + j] if better else most
-            correct += best == labels[i]
+            row = pred + i * outputs
+            top = largest(row, outputs)
+            right = row[labels[i]] == top
+            for j in range(labels[i]):  # the first of the largest counts
+                right = right & (row[j] != top)
+            correct += right
     elif kind == BINARY_CROSS_ENTROPY:
         for i in range(begin, end):
             right = True
