@@ -54,6 +54,7 @@ cdef class Network:
     cdef long batch_capacity, gradient_capacity, epoch_capacity  # samples
     cdef long longest_row    # of a weight
     cdef int block_capacity  # threads
+    cdef readonly int threads  # that the last epoch was worth
     cdef bint busy           # only read and written with the GIL
 
     def __init__(self, ops, values, grads, stats):
@@ -148,7 +149,7 @@ cdef class Network:
 
     cdef int team(self, double work, double least, int threads) noexcept:
         """How many threads so much work is worth."""
-        return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), work * self.net.batch / least))
+        return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), work * self.net.batch / least)) if HAVE_OPENMP else 1
 
     def forward(self, y, x, uint64_t step, bint training, int threads):
         """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks."""
@@ -233,7 +234,7 @@ cdef class Network:
             self.begin_batch(min(batch_size, e.order.samples - first))
             self.begin_gradients(False)
             self.net.step, self.net.training = step, True
-            threads = self.team(3 * self.work, OPERATIONS_PER_THREAD_AND_STEP, threads)
+            self.threads = threads = self.team(3 * self.work, OPERATIONS_PER_THREAD_AND_STEP, threads)
             self.begin_epoch(&e, threads)
             e.net = self.net
             e.net.stop, e.net.polled, e.net.unpolled = &stop, now(), 0
