@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastbp import losses
+from fastbp import losses, profiling
 from fastbp.callbacks import Callback
 from fastbp.core import get_num_threads
 from fastbp.data import Array, Seed, epoch_key, epoch_rows, features, generator, positive_int
@@ -219,6 +219,14 @@ class Sequential(Model):
         recipe = criterion.recipe(self.outputs, self.dtype)
         if recipe is None:
             total, correct = self._steps_in_python(X, y, criterion, optimizer, key, batch_size), 0
+        elif profile := profiling.active():
+            total, correct = profile.train(
+                lambda model, optimizer: model._steps_in_core(X, y, recipe, optimizer, key, batch_size),
+                self,
+                optimizer,
+                len(X),
+                batch_size,
+            )
         else:
             total, correct = self._steps_in_core(X, y, recipe, optimizer, key, batch_size)
         logs = {"loss": total / len(X)}
