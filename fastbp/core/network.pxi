@@ -149,7 +149,9 @@ cdef class Network:
 
     cdef int team(self, double work, double least, int threads) noexcept:
         """How many threads so much work is worth."""
-        return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), work * self.net.batch / least)) if HAVE_OPENMP else 1
+        if not HAVE_OPENMP:
+            return 1
+        return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), work * self.net.batch / least))
 
     def forward(self, y, x, uint64_t step, bint training, int threads):
         """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks."""
