@@ -8,6 +8,7 @@ from fastbp.data import batches
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, LayerNorm
 from fastbp.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber, Poisson, Quantile
 from fastbp.optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from fastbp.profiling import profile
 from fastbp.training import History, Sequential
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "get_num_threads",
     "load",
     "ops",
+    "profile",
     "schedules",
     "set_num_threads",
     "show_config",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastbp import losses
+from fastbp import losses, profiling
 from fastbp.callbacks import Callback
 from fastbp.core import get_num_threads
 from fastbp.data import Array, epoch_key, epoch_rows, features, generator, positive_int
@@ -226,6 +226,14 @@ class Sequential(Model):
         recipe = criterion.recipe(self.outputs, self.dtype)
         if recipe is None:
             total, correct = self._steps_in_python(X, y, criterion, optimizer, key, batch_size), 0
+        elif profile := profiling.active():
+            total, correct = profile.train(
+                lambda model, optimizer: model._epoch_in_core(X, y, recipe, optimizer, key, batch_size),
+                self,
+                optimizer,
+                len(X),
+                batch_size,
+            )
         else:
             total, correct = self._epoch_in_core(X, y, recipe, optimizer, key, batch_size)
         logs = {"loss": total / len(X)}

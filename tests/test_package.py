@@ -24,7 +24,7 @@ FLOORS = [
     ["core.reference"],
     ["core._cpu"],
     ["core"],
-    ["data"],
+    ["data", "profiling"],
     ["parameters", "schedules"],
     ["layers", "losses", "optim"],
     ["model", "callbacks"],

@@ -349,3 +349,4 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
         lap(&net, me, 0, IN_WAITING)
     unpack_weights(&net, me, _)
     reorder_states(e, &net, me, True, _)
+    lap(&net, me, 0, IN_WAITING)

@@ -54,6 +54,7 @@ cdef class Network:
     cdef long batch_capacity, gradient_capacity, epoch_capacity  # samples
     cdef long longest_row    # of a weight
     cdef int thread_capacity
+    cdef readonly int threads  # that the last epoch was worth
     cdef bint busy           # only read and written with the GIL
 
     def __init__(self, ops, values, grads, stats):
@@ -148,6 +149,8 @@ cdef class Network:
 
     cdef int team(self, double work, double least, int threads) noexcept:
         """How many threads so much work is worth."""
+        if not HAVE_OPENMP:
+            return 1
         return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), work * self.net.batch / least))
 
     def forward(self, y, x, uint64_t step, bint training, int threads):
@@ -251,7 +254,7 @@ cdef class Network:
             self.begin_batch(min(batch_size, e.order.samples - first))
             self.begin_gradients(False)
             self.net.step, self.net.training = step, True
-            threads = self.team(3 * self.work, OPERATIONS_PER_THREAD_AND_STEP, threads)
+            self.threads = threads = self.team(3 * self.work, OPERATIONS_PER_THREAD_AND_STEP, threads)
             self.begin_epoch(&e, threads)
             self.share_layers(threads)
             e.net = self.net

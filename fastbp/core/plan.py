@@ -49,6 +49,14 @@ OP = np.dtype(
     ]
 )
 
+
+def sizes(op: np.void) -> tuple[int, int]:
+    """How many numbers the weight and the bias of an op have."""
+    inputs, outputs = int(op["inputs"]), int(op["outputs"])
+    weight = 0 if op["weight"] < 0 else inputs * outputs if op["kind"] == DENSE else inputs
+    return weight, outputs if op["bias"] >= 0 else 0
+
+
 ALIGNMENT = 64  # bytes: a cache line and the widest vector register
 
 

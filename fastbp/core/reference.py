@@ -8,11 +8,12 @@ B is the batch, I the inputs and O the outputs of a layer.
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import numpy as np
 
-from fastbp.core.plan import ACTIVATION, BATCHNORM, DENSE, DROPOUT, ELEMENTWISE_LOSSES, LAYERNORM, NEEDS_INPUT
+from fastbp.core.plan import ACTIVATION, BATCHNORM, DENSE, DROPOUT, ELEMENTWISE_LOSSES, LAYERNORM, NEEDS_INPUT, sizes
 
 Array = Any  # np.ndarray of float32 or float64; the kernels check nothing, their callers did
 
@@ -82,12 +83,20 @@ def dense_backward(
 
     ``prior`` is the activation that produced x; 0 leaves dx the gradient of x itself.
     """
+    _dense_gradients(dweight, dbias, dz, x)
+    if dx is not None:
+        _dense_dx(dx, dz, x, x_z, weight, prior, threads)
+
+
+def _dense_gradients(dweight: Array, dbias: Array | None, dz: Array, x: Array) -> None:
     np.matmul(x.T, dz, out=dweight)
     if dbias is not None:
         np.sum(dz, axis=0, out=dbias)
-    if dx is not None:
-        np.matmul(dz, weight.T, out=dx)
-        activation_backward(dx, dx, x, x_z, prior, threads)
+
+
+def _dense_dx(dx: Array, dz: Array, x: Array, x_z: Array | None, weight: Array, prior: int, threads: int) -> None:
+    np.matmul(dz, weight.T, out=dx)
+    activation_backward(dx, dx, x, x_z, prior, threads)
 
 
 # --- activations ----------------------------------------------------------------------------------------------------
@@ -424,12 +433,35 @@ def all_finite(x: Array) -> bool:
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 
+_IN_GATHER, _IN_LOSS, _IN_WAITING, _IN_FORWARD, _IN_DX, _IN_DWEIGHT = range(6)  # of spent; the last three per layer
+
+
 class Network:
     """Runs a plan, one op at a time, over the flat buffers values and grads (n,) and stats (s,)."""
 
     def __init__(self, ops: Array, values: Array, grads: Array, stats: Array) -> None:
         self.ops = ops
         self.values, self.grads, self.stats = values, grads, stats
+        self.threads = 1  # that the last epoch was given
+        counts = np.array([sum(sizes(op)) for op in ops])
+        self._shares = counts / max(1, counts.sum())
+        self._spent: Array | None = None
+        self._last = 0.0
+
+    def watch(self, spent: Array | None) -> None:
+        """Add up where the time goes: seconds in gather, loss and waiting, then forward, dx and dweight of each layer.
+
+        spent (3 + 3 * layers,) float64, or None to stop. Nothing ever waits here, and the gradients of batch norm and
+        layer norm, which come with their dx, are charged to it.
+        """
+        self._spent = spent
+
+    def _lap(self, slots: int | slice, share: float | Array = 1.0) -> None:
+        """Charge the time since the last call to a slot, or a share of it to each of several."""
+        if self._spent is not None:
+            now = time.perf_counter()
+            self._spent[slots] += (now - self._last) * share
+            self._last = now
 
     def _parameter(self, flat: Array, offset: int, *shape: int) -> Array:
         return flat[offset : offset + math.prod(shape)].reshape(shape) if offset >= 0 else None
@@ -438,7 +470,7 @@ class Network:
         """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks."""
         self._inputs, self._pre, self._rows, self._step = [], [], [], step
         batch = x.shape[0]
-        for op in self.ops:
+        for i, op in enumerate(self.ops):
             out = np.empty((batch, op["outputs"]), dtype=x.dtype)
             pre = x if op["kind"] == ACTIVATION else np.empty_like(out) if op["activation"] in NEEDS_INPUT else None
             rows = np.empty((batch, 2), dtype=x.dtype) if op["kind"] == LAYERNORM else None
@@ -457,6 +489,7 @@ class Network:
                 batchnorm_forward(out, stats, x, weight, bias, op["momentum"], op["eps"], training, threads)
             else:
                 layernorm_forward(out, rows, x, weight, bias, op["eps"], threads)
+            self._lap(_IN_FORWARD + 3 * i)
             self._inputs.append(x)
             self._pre.append(pre)
             self._rows.append(rows)
@@ -473,6 +506,7 @@ class Network:
                 dz = np.empty_like(y)
                 activation_backward(dz, dy, y, pre, op["activation"], threads)
                 dy = dz
+                self._lap(_IN_DX + 3 * i)
             if op["kind"] == ACTIVATION and i > 0:
                 continue
             out = np.empty_like(x) if i > 0 else dx
@@ -484,7 +518,10 @@ class Network:
                 weight = self._parameter(self.values, op["weight"], n, int(op["outputs"]))
                 dweight = self._parameter(self.grads, op["weight"], n, int(op["outputs"]))
                 x_z = self._pre[i - 1] if op["prior"] else None
-                dense_backward(dweight, dbias, out, dy, x, x_z, weight, op["prior"], None, threads)
+                _dense_gradients(dweight, dbias, dy, x)  # dense_backward, in halves that are timed apart
+                self._lap(_IN_DWEIGHT + 3 * i)
+                if out is not None:
+                    _dense_dx(out, dy, x, x_z, weight, op["prior"], threads)
             elif op["kind"] == DROPOUT and out is not None:
                 dropout(out, dy, float(op["p"]), int(op["key"]), self._step, threads)
             elif op["kind"] == BATCHNORM:
@@ -494,6 +531,7 @@ class Network:
                 layernorm_backward(dweight, dbias, out, dy, x, self._rows[i], weight, threads)
             elif out is not None:
                 out[:] = dy  # an activation at the very front
+            self._lap(_IN_DX + 3 * i)
             if out is not None:
                 dy = out
 
@@ -522,6 +560,7 @@ class Network:
         """
         name, parameter, weight = loss
         rule, state, settings = update_recipe
+        self.threads, self._last = threads, time.perf_counter()
         for t in range(steps):
             rows = np.empty(min(batch_size, len(X) - first), np.int64)
             order(rows, first, len(X), key)
@@ -529,6 +568,7 @@ class Network:
             xb, yb = X[rows], y[rows]
             pred = np.empty((len(rows), int(self.ops[-1]["outputs"])), X.dtype)
             dpred = np.empty_like(pred)
+            self._lap(_IN_GATHER)
             self.forward(pred, xb, step + t, True, threads)
             if name == "cross_entropy":
                 value = cross_entropy(dpred, pred, yb, weight, parameter, threads)
@@ -537,6 +577,7 @@ class Network:
                 value = elementwise_loss(dpred, pred, yb, ELEMENTWISE_LOSSES[name], parameter, threads)
                 binary = name == "binary_cross_entropy"
                 right = int(np.count_nonzero(((pred > 0) == (yb > 0.5)).all(axis=1))) if binary else 0
+            self._lap(_IN_LOSS)
             self.backward(None, dpred, threads)
             scale = 1.0
             if clip_norm > 0:
@@ -550,4 +591,6 @@ class Network:
                 scale,
                 threads,
             )
+            # the update is one pass over all parameters: each layer is charged for as many as are its own
+            self._lap(slice(_IN_DWEIGHT, None, 3), self._shares)
             progress[:] = progress[0] + value * len(rows), progress[1] + right, progress[2] + 1

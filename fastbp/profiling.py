@@ -1,0 +1,309 @@
+"""fb.profile: where the time of ``fit`` goes, layer by layer, beside what this machine could do in it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import time
+import timeit
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastbp.core import available_backends, backend, backend_name, get_num_threads, plan, use_backend
+
+if TYPE_CHECKING:
+    from fastbp.optim import Optimizer
+    from fastbp.training import Sequential
+
+Result = tuple[float, int]
+Epoch = Callable[["Sequential", "Optimizer"], Result]  # trains any copy of the pair on the same batches
+
+_KINDS = {plan.DENSE: "Dense", plan.ACTIVATION: "Activation", plan.DROPOUT: "Dropout"}
+_KINDS |= {plan.BATCHNORM: "BatchNorm", plan.LAYERNORM: "LayerNorm"}
+_ACTIVATIONS = {code: name for name, code in plan.ACTIVATIONS.items()}
+_PHASES = ("forward", "backward dx", "backward dw + update")
+_MARKERS = dict(zip(_PHASES, "ovs", strict=True))
+_NOTHING = "nothing was trained by fit with a built-in loss in this block"
+
+
+class Row(NamedTuple):
+    """One phase of one layer, or of the whole network: its time and what it had to do, as in ``fb.profile``."""
+
+    layer: str
+    phase: str
+    seconds: float
+    operations: int
+    bytes: int
+
+
+class Table:
+    """The epochs of one model with one optimizer, batch size, backend and number of threads, added up.
+
+    Attributes
+    ----------
+    backend : str
+    threads : int
+        That worked; a small network takes fewer than it may.
+    steps, samples, batch_size : int
+    seconds : float
+        Of wall time, in all epochs.
+    others : dict of str to Table
+        The same work on the backends that it was compared with.
+    """
+
+    def __init__(self, model: Sequential, optimizer: Optimizer, batch_size: int) -> None:
+        self.model, self.optimizer, self.batch_size, self.backend = model, optimizer, batch_size, backend_name()
+        self.threads = self.steps = self.samples = 0
+        self.seconds = 0.0
+        self.others: dict[str, Table] = {}
+        self._spent = np.zeros(3 + 3 * len(model._ops))
+        self._epochs: list[tuple[Epoch, int]] = []  # to do again, and their samples
+
+    def _train(self, epoch: Epoch, samples: int) -> Result:
+        """Run an epoch and add its times; one that is interrupted does not count."""
+        network, spent = self.model._network(), np.zeros_like(self._spent)
+        start = time.perf_counter()
+        try:
+            network.watch(spent)
+            result = epoch(self.model, self.optimizer)
+        finally:
+            network.watch(None)
+        self.seconds += time.perf_counter() - start
+        self.threads = max(self.threads, network.threads)
+        self.steps += -(-samples // self.batch_size)
+        self.samples += samples
+        self._spent += spent
+        self._epochs.append((epoch, samples))
+        self.others.clear()  # they have not done this one
+        return result
+
+    def _compare(self, name: str) -> None:
+        """Do it all again on the active backend, with copies."""
+        other = Table(*copy.deepcopy((self.model, self.optimizer)), self.batch_size)
+        for epoch, samples in self._epochs:
+            other._train(epoch, samples)
+        self.others[name] = other
+
+    def _work(self, op: np.void, first: bool) -> list[tuple[int, int]]:
+        """The operations of an op's forward, dx and dweight with its update, and how many numbers each has to move."""
+        n, m = int(op["inputs"]), int(op["outputs"])
+        weight, bias = plan.sizes(op)
+        vectors = sum(vector is not None for vector in self.optimizer.recipe()[1])
+        activations = self.samples * (n + m)
+        product = 2 * self.samples * n * m if op["kind"] == plan.DENSE else 0
+        late = 0 if op["kind"] == plan.BATCHNORM else activations  # whose dweight comes with dx
+        return [
+            (product, activations + self.steps * (weight + bias)),
+            (0, 0) if first or op["kind"] == plan.ACTIVATION else (product, activations + self.steps * weight),
+            # the gradient itself need not leave the caches; the parameters and the state are read and written
+            (product, late + self.steps * 2 * (1 + vectors) * (weight + bias)) if weight else (0, 0),
+        ]
+
+    def rows(self) -> list[Row]:
+        """Gather; forward, dx and dweight of each layer; loss, waiting; and the total, which is wall time."""
+        ops, size = self.model._ops, self.model.dtype.itemsize
+        network = "-".join(str(width) for width in [self.model.inputs, *ops["outputs"][ops["kind"] == plan.DENSE]])
+        gather, loss, waiting, *of_layers = self._spent.tolist()
+        rows = [Row(network, "gather", gather, 0, 2 * self.samples * self.model.inputs * size)]
+        for i, op in enumerate(ops):
+            times = of_layers[3 * i : 3 * i + 3]
+            for phase, seconds, (operations, numbers) in zip(_PHASES, times, self._work(op, i == 0), strict=True):
+                rows.append(Row(_label(op), phase, seconds, operations, numbers * size))
+        rows.append(Row(network, "loss", loss, 0, 2 * self.samples * self.model.outputs * size))
+        rows.append(Row(network, "waiting", waiting, 0, 0))
+        total = sum(row.operations for row in rows), sum(row.bytes for row in rows)
+        return [*rows, Row(network, "total", self.seconds, *total)]
+
+    def title(self) -> str:
+        """``784-128-10, float32, avx512, 2 threads, 938 steps x 64``"""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        network, dtype = self.rows()[-1].layer, self.model.dtype.name
+        return f"{network}, {dtype}, {self.backend}, {threads}, {self.steps:,} steps x {self.batch_size}"
+
+    def __str__(self) -> str:
+        cells = [["layer", "phase", "ms", "share", "GFLOP/s", "of peak", "GB/s"]]
+        for name in self.others:
+            cells[0] += [f"{name} ms", "ratio"]
+        peak = self.threads * _peak(self.backend, self.model.dtype)
+        others = [other.rows() for other in self.others.values()]
+        for row, *same in zip(self.rows(), *others, strict=True):
+            if row.bytes == 0 and row.seconds < 5e-4 * self.seconds:
+                continue  # a phase that the layer does not have
+            flops = row.operations / row.seconds if row.seconds else 0
+            cells.append([row.layer, row.phase, f"{1e3 * row.seconds:,.1f}", f"{row.seconds / self.seconds:.1%}"])
+            cells[-1] += [f"{flops / 1e9:,.1f}", f"{flops / peak:.1%}"] if flops else ["-", "-"]
+            cells[-1] += [f"{row.bytes / row.seconds / 1e9:,.1f}" if row.bytes and row.seconds else "-"]
+            for other in same:
+                cells[-1] += [f"{1e3 * other.seconds:,.1f}"]
+                cells[-1] += [f"{other.seconds / row.seconds:,.1f}" if row.seconds else "-"]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(f"{c:{'<' if i < 2 else '>'}{widths[i]}}" for i, c in enumerate(line)) for line in cells]
+        return "\n".join([self.title(), *lines])
+
+
+class Profile:
+    """What ``fb.profile`` hands out; ``print`` shows its tables.
+
+    Attributes
+    ----------
+    tables : list of Table
+        One for each model, optimizer, batch size, backend and number of threads.
+    """
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[object, ...], Table] = {}
+
+    @property
+    def tables(self) -> list[Table]:
+        return list(self._tables.values())
+
+    def train(self, epoch: Epoch, model: Sequential, optimizer: Optimizer, samples: int, batch_size: int) -> Result:
+        """Run an epoch of ``fit`` and keep its times, the model, the optimizer and the data."""
+        key = id(model), id(optimizer), batch_size, backend_name(), get_num_threads()
+        table = self._tables.get(key) or Table(model, optimizer, batch_size)
+        result = table._train(epoch, samples)
+        self._tables[key] = table
+        return result
+
+    def compare(self, backend: str) -> None:
+        """Train the same batches again on another backend, and add its columns: milliseconds, and how many times ours.
+
+        It works on copies, so model and optimizer stay as they are; the copies go on from what they are now. As many
+        threads as are set now may work; NumPy's matrix products have threads of their own.
+
+        Parameters
+        ----------
+        backend : {"avx512", "avx2", "neon", "generic", "numpy"}
+
+        Raises
+        ------
+        RuntimeError
+            If there is nothing to compare with, or the backend cannot run on this machine.
+        ValueError
+            If there is no backend of that name.
+        """
+        with use_backend(backend):
+            for table in self._trained("compare"):
+                table._compare(backend)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the matrix products on a roofline (Williams, Waterman & Patterson 2009) and save it; needs matplotlib.
+
+        Speed in GFLOP/s over FLOP per byte of the traffic that cannot be avoided. The roof is the measured FMA peak
+        times the threads, its slope the measured bandwidth of the memory; work that stays in the caches may beat that.
+
+        Parameters
+        ----------
+        path : str or path
+            The file; its extension says what is written, such as ``.png`` or ``.svg``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        RuntimeError
+            If nothing was recorded.
+        """
+        tables = self._trained("plot")
+        try:
+            from matplotlib import figure  # its own figure: pyplot would keep it in a global list
+        except ImportError as error:
+            raise ImportError("plot: it needs matplotlib; install it with: pip install fastbp[plot]") from error
+        picture = figure.Figure(figsize=(10, 5), layout="constrained")
+        axes = picture.subplots()
+        axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
+        for table in tables:
+            peak = table.threads * _peak(table.backend, table.model.dtype)
+            bandwidth = _bandwidth(table.backend, table.model.dtype, table.threads)
+            points = [row for row in table.rows()[:-1] if row.operations and row.seconds]
+            reach = np.array([peak / bandwidth, *(row.operations / row.bytes for row in points)])
+            x = np.array([reach.min() / 4, peak / bandwidth, reach.max() * 4])
+            axes.plot(x, np.minimum(peak, bandwidth * x) / 1e9, label=table.title())
+            for row in points:
+                at = row.operations / row.bytes, row.operations / row.seconds / 1e9
+                axes.plot(*at, _MARKERS[row.phase], label=f"{row.layer}, {row.phase}")
+        picture.legend(loc="outside right upper", fontsize="small")
+        picture.savefig(path)
+
+    def _trained(self, asked_by: str) -> list[Table]:
+        if not self._tables:
+            raise RuntimeError(f"{asked_by}: expected epochs in the profile, but {_NOTHING}")
+        return self.tables
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.tables)) or _NOTHING
+
+
+_active: ContextVar[Profile | None] = ContextVar("fastbp_profile", default=None)
+
+
+def active() -> Profile | None:
+    """The profile of the innermost block that this thread is in."""
+    return _active.get()
+
+
+@contextmanager
+def profile() -> Iterator[Profile]:
+    """Measure what ``fit`` does inside of a ``with`` block, by layer and phase: ``print`` what it gives.
+
+    Covered are whole epochs of ``fit`` with a built-in loss, in the thread that opened the block; losses that are
+    Python callables, the explicit loop, evaluation and interrupted epochs are not. In nested blocks the innermost one
+    measures. The profile keeps models, optimizers and data alive, for ``compare``.
+
+    Times are those of the first thread. ``forward``, ``backward dx`` (with the activation's derivative) and ``backward
+    dw + update`` are a layer's; batch norm and wide layers wait for the other threads within them. The whole network's
+    are ``gather``, which fetches a batch, ``loss``, and ``waiting`` for the other threads, with the packing of weights
+    before and after an epoch. ``total`` is wall time.
+
+    GFLOP/s count the multiplications and additions of the matrix products alone; their peak is that of fused
+    multiply-adds without memory, measured on one thread, times the threads. GB/s count the traffic that cannot be
+    avoided, each array once: x, parameters and y in ``forward``; dy, weight and dx; x, dy, and the parameters and the
+    optimizer's state, both read and written, in ``dw + update``; x, read and written, in ``gather``; predictions and
+    their gradient in ``loss``; nothing for an activation's derivative. Most of it comes from the caches, so it may be
+    more than the memory could deliver.
+
+    Yields
+    ------
+    Profile
+        With ``compare(backend)`` and ``plot(path)``.
+    """
+    measured = Profile()
+    token = _active.set(measured)
+    try:
+        yield measured
+    finally:
+        _active.reset(token)
+
+
+def _label(op: np.void) -> str:
+    """``Dense 784x128 relu``"""
+    shape = f"{op['inputs']}x{op['outputs']}" if op["kind"] == plan.DENSE else f"{op['inputs']}"
+    return " ".join([_KINDS[int(op["kind"])], shape, _ACTIVATIONS[int(op["activation"])] or ""]).rstrip()
+
+
+def _kernels(name: str) -> ModuleType:
+    """The backend's kernels; NumPy is measured against the best ones that this machine can run."""
+    with use_backend(available_backends()[0] if name == "numpy" else name):
+        return backend()
+
+
+@functools.cache
+def _peak(name: str, dtype: np.dtype[Any]) -> float:
+    """FLOP/s of one thread: fused multiply-adds that touch no memory."""
+    run = functools.partial(_kernels(name).peak_flops, dtype, 1_000_000)
+    return float(run()) / min(timeit.repeat(run, number=1, repeat=10))
+
+
+@functools.cache
+def _bandwidth(name: str, dtype: np.dtype[Any], threads: int) -> float:
+    """Bytes/s of an SGD update, which reads and writes the one and reads the other of two vectors of 64 MB."""
+    param, grad = np.ones((2, 2**26 // dtype.itemsize), dtype)
+    recipe = "sgd", (None,), {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    run = functools.partial(_kernels(name).update, param, grad, recipe, 1e-3, 1.0, threads)
+    return float(3 * param.nbytes / min(timeit.repeat(run, number=1, repeat=10)))
