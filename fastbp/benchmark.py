@@ -63,7 +63,7 @@ def operations(net: str) -> int:
 
 def peak() -> float:
     """GFLOP/s of one core in multiply-adds that touch no memory."""
-    rates = []
+    rates: list[float] = []
     for _ in range(20):
         start = time.perf_counter()
         done = backend().peak_flops(np.dtype("float32"), 500_000)

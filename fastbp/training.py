@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fastbp import losses, profiling
 from fastbp.callbacks import Callback
 from fastbp.core import get_num_threads
@@ -266,7 +264,8 @@ class Sequential(Model):
     ) -> tuple[float, int]:
         """Steps from position first of an epoch's order: the loss summed over the samples, and how many were right."""
         network, self._ready = self._network(), None
-        update, lrs, progress = optimizer.recipe(), optimizer.rates(steps), [0.0, 0, 0]
+        progress: list[Any] = [0.0, 0, 0]
+        update, lrs = optimizer.recipe(), optimizer.rates(steps)
         clip_norm, threads = optimizer.clip_norm or 0.0, get_num_threads()
         try:
             network.train(

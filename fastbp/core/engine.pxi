@@ -23,7 +23,7 @@ cdef double OPERATIONS_BETWEEN_CLOCK_READINGS = 1e8  # a few milliseconds
 cdef extern from "microkernel.h" nogil:
     void ask_for(const char *p)
 
-cdef struct Gathering:   # a thread's part of the batches: its rows, and what its blocks of the first weight need of others
+cdef struct Gathering:   # a thread's part of the batches: its rows, and what its blocks of weights need of the others
     int64_t *rows        # of the whole batch
     int64_t *next_rows   # and of the one that follows
     long asked, count    # for how many of those their features were asked for, of how many
@@ -79,6 +79,7 @@ cdef Gathering begin_gathering(Epoch *e, Net *net, Share *me, const real *_) noe
     cdef long index
     g.next_rows = e.rows + me.number * e.rows_size
     g.rows = g.next_rows + e.rows_size // 2
+    g.asked = g.count = g.begin = g.end = 0
     g.left, g.right = 0, op.inputs
     if op.kind == DENSE and not net.layers[0].by_columns:
         g.left, g.right = op.inputs, 0
@@ -157,7 +158,7 @@ cdef inline long state_offset(Epoch *e, Layer *layer, Block b) noexcept nogil:
 
 
 cdef Soon needed_soon(Epoch *e, Gathering *g, Net *net, int i, Block b, bint updates, const real *_) noexcept nogil:
-    """What updating a block in panels touches besides its gradient, and the next panel of x."""
+    """What updating a block in panels touches besides its gradient; and the next panel of x or rows of the data."""
     cdef Soon soon
     cdef Layer *layer = &net.layers[i]
     cdef long offset, size = sizeof(real), p
@@ -166,11 +167,11 @@ cdef Soon needed_soon(Epoch *e, Gathering *g, Net *net, int i, Block b, bint upd
             input_of(net, i, _) + (b.i0 // panel_width(_) + 1) * net.layout.panel) + p % 2 * net.batch * 64
     soon.bytes[0] = soon.bytes[1] = 0
     soon.bytes[2] = net.batch * 64
-    if i == 0 and updates:  # x is near already, the next batch is not
+    if i == 0 and updates and g.asked + 2 <= g.count:  # x is near already, the next batch is not
         soon.bytes[2] = layer.op.inputs * size
         for p in range(2):
             soon.pieces[4 + p] = <const char *> (<const real *> e.features + g.next_rows[g.asked] * layer.op.inputs)
-            g.asked = min(g.asked + 1, max(<long> 0, g.count - 1))
+            g.asked += 1
     if updates and layer.panels != NULL:
         offset = state_offset(e, layer, b)
         soon.bytes[0] = soon.bytes[1] = (b.i1 - b.i0) * panel_width(_) * size
@@ -233,8 +234,8 @@ cdef void update_vectors(Epoch *e, Net *net, int i, Share *me, double grad_scale
                     0, grad_scale, 1, end - begin)
 
 
-cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradients, bint updates, bint in_memory, double grad_scale,
-                        const real *_) noexcept nogil:
+cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradients, bint updates, bint in_memory,
+                        double grad_scale, const real *_) noexcept nogil:
     """A thread's blocks of every layer: their gradients, their update, or one after the other while they are in L1.
 
     Gradients that must be in memory go to the flat buffer at once. e and g are only looked at where there are updates.
@@ -245,6 +246,7 @@ cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradie
     cdef Block b
     cdef real *gradient
     cdef Layout rows
+    cdef Soon soon
     for i in range(net.count):
         layer = &net.layers[i]
         if layer.op.kind == DENSE:
@@ -258,7 +260,8 @@ cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradie
                     gradient = <real *> e.blocks + me.number * e.block_size
                     rows = in_rows(b.j1 - b.j0 if layer.panels == NULL else panel_width(_), _)
                 if gradients:
-                    block_gradient(net, i, b, gradient, rows, needed_soon(e, g, net, i, b, updates, _))
+                    soon = needed_soon(e, g, net, i, b, updates, _)
+                    block_gradient(net, i, b, gradient, rows, soon)
                 if updates:
                     update_block(e, net, i, b, gradient, rows.row, grad_scale)
         elif layer.op.kind == BATCHNORM or layer.op.kind == LAYERNORM:
