@@ -101,6 +101,33 @@ def test_the_engine_keeps_the_bits_of_wide_layers(compiled, dtype, make_optimize
         assert all(np.array_equal(state[name], expected[name]) for name in expected)
 
 
+STACKS = [
+    lambda: [fb.Dense(40, 1)],
+    lambda: [fb.Dense(40, 300, activation="relu"), fb.Dense(300, 1, activation="softplus")],
+    lambda: [fb.BatchNorm(40), fb.Dense(40, 64, activation="relu"), fb.Dense(64, 1)],
+    lambda: [fb.Activation("tanh"), fb.LayerNorm(40), fb.Dense(40, 300, activation="gelu"), fb.Dense(300, 1)],
+]
+
+
+@pytest.mark.parametrize("layers", STACKS)
+@pytest.mark.parametrize("batch_size", [1, 50])
+def test_the_engine_keeps_the_bits_of_one_output(compiled, dtype, layers, batch_size):
+    """Whatever kind of layer is first, and with more threads than rows or panels."""
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal((2 * batch_size + batch_size // 2, 40)).astype(dtype)
+    y = rng.standard_normal((len(X), 1)).astype(dtype)
+    by_hand, criterion, order = fb.Sequential(layers(), dtype=dtype, seed=2), fb.MSE(), np.random.default_rng(9)
+    optimizer = fb.Adam(by_hand.parameters())
+    for xb, yb in fb.batches(X, y, batch_size=batch_size, seed=order):
+        by_hand.backward(criterion(by_hand.forward(xb, training=True), yb)[1])
+        optimizer.step()
+    for threads in (1, 2, 5):
+        fb.set_num_threads(threads)
+        fitted = fb.Sequential(layers(), dtype=dtype, seed=2)
+        fitted.fit(X, y, criterion, fb.Adam(fitted.parameters()), batch_size=batch_size, seed=9, verbose=0)
+        assert bits(fitted) == bits(by_hand)
+
+
 def test_an_epochs_order_is_a_permutation_on_every_backend(any_backend):
     from fastbp.core import reference
     from fastbp.data import epoch_rows
@@ -140,6 +167,24 @@ def test_fit_takes_no_memory_per_sample(compiled):
         return result
 
     assert abs(peak(200_000) - peak(20_000)) < 4096
+
+
+def test_fit_takes_the_memory_that_it_should(compiled):
+    """State, packed copies of the weights, and what a batch needs: its inputs for every thread, y, dy, and pred."""
+    inputs, hidden, outputs, batch, threads = 300, 500, 10, 64, 2
+    fb.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((640, inputs)).astype("f4"), rng.integers(0, outputs, 640)
+    model = fb.Sequential([fb.Dense(inputs, hidden, activation="relu"), fb.Dense(hidden, outputs)], seed=0)
+    tracemalloc.start()
+    model.fit(X, y, "cross_entropy", fb.Adam(model.parameters()), batch_size=batch, verbose=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    parameters = model.parameters().count
+    activations = batch * (threads * inputs + 2 * (hidden + outputs) + 4 * outputs)
+    blocks = threads * 32 * hidden  # for reordering the state, the rows of a panel
+    # rounded up: panels are up to 32 columns wide, and the Python objects take some kilobytes
+    assert peak < 1.1 * 4 * (2 * parameters + 2 * parameters + activations + blocks) + 2**16
 
 
 def test_denormals_are_flushed_and_the_callers_state_is_restored(compiled):

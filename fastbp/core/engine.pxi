@@ -115,6 +115,9 @@ cdef void gather_rows(Gathering *g, Epoch *e, Net *net, long begin, long end, co
     if e.target_bytes == 8:
         for i in range(begin, end):
             (<int64_t *> e.batch_targets)[i] = (<const int64_t *> e.targets)[g.rows[i]]
+    elif e.target_bytes == 4:
+        for i in range(begin, end):
+            (<int32_t *> e.batch_targets)[i] = (<const int32_t *> e.targets)[g.rows[i]]
     else:
         for i in range(begin, end):
             memcpy(e.batch_targets + i * e.target_bytes, e.targets + g.rows[i] * e.target_bytes, e.target_bytes)
