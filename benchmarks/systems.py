@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 LR = {"SGD": 0.01, "momentum": 0.01, "Adam": 1e-3}
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+# scikit-learn adds eps before the bias correction, the others after it: one that is far below any gradient makes no
+# difference, and costs the same
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-12
 MOMENTUM = 0.9
 REPLY = "@@ "  # marks a worker's answers among whatever else the libraries print
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
+import json
 import statistics
 import time
 
@@ -25,6 +27,7 @@ PEERS = {"NumPy": "numpy", "PyTorch": "torch", "torch.compile": "torch", "JAX": 
 # Adam's division by sqrt(v) turns a gradient that is nothing but rounding into a whole step; both stay below 1e-4 of
 # the loss. A wrong learning rate, a missed step or another batch moves it by more than a hundredth.
 TOLERANCE = 1e-3
+RESULTS = "train_grid.json"
 
 
 class Rival:
@@ -130,6 +133,14 @@ def draw(cells: list[dict], peers: list[str]) -> None:
     panes[0].savefig(HERE / "train_grid.png", dpi=100)
 
 
+def kept_cells(head: str) -> dict[tuple[str, str], dict]:
+    """The cells of an earlier run with the same versions, which a run with some of the networks leaves as they are."""
+    if not (HERE / RESULTS).exists():
+        return {}
+    kept = json.loads((HERE / RESULTS).read_text())
+    return {(cell["net"], cell["optimizer"]): cell for cell in kept["cells"] if kept["machine"] == head}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="SGD, short epochs, one round, no compiler: a minute")
@@ -151,26 +162,29 @@ def main() -> None:
     if not arguments.quick:
         rivals += [Rival("one thread", "fastbp", cores=1), Rival("float64", "fastbp", dtype="float64")]
 
-    cells = []
+    head = machine("numpy", "torch", "jax", "scikit-learn")
+    cells = kept_cells(head) if arguments.write else {}
     for net in arguments.nets.split(","):
         for optimizer in optimizers:
             steps = NETS[net][2] // (4 if arguments.quick else 1)
-            cells.append(measured(rivals, net, optimizer, rounds, seconds, steps))
-            times = ", ".join(f"{name} {figure(t['best'])}" for name, t in cells[-1]["microseconds"].items())
+            cell = measured(rivals, net, optimizer, rounds, seconds, steps)
+            cells[net, optimizer] = cell
+            times = ", ".join(f"{name} {figure(t['best'])}" for name, t in cell["microseconds"].items())
             print(f"{label(net)} {optimizer}: {times}", flush=True)
+            if arguments.write:
+                write_json(RESULTS, {"machine": head, "cells": list(cells.values())})
     for rival in rivals:
         rival.worker.close()
 
-    head = machine("numpy", "torch", "jax", "scikit-learn")
+    ordered = [cells[key] for key in itertools.product(NETS, LR) if key in cells]
     text = (
         f"{head} Microseconds a step, best (median) of {rounds} rounds in turns, two threads, float32; FMA peak "
-        f"{max(cell['peak_gflops'] for cell in cells):.0f} GFLOP/s on two cores.\n\n{report(cells, peers)}"
+        f"{max(cell['peak_gflops'] for cell in ordered):.0f} GFLOP/s on two cores.\n\n{report(ordered, peers)}"
     )
     print(f"\n{text}\n{time.perf_counter() - begin:.0f} s")
     if arguments.write:
         write("train_grid.py", text)
-        write_json("train_grid.json", {"machine": head, "rounds": rounds, "cells": cells})
-        draw(cells, peers)
+        draw(ordered, peers)
 
 
 if __name__ == "__main__":
