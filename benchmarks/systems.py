@@ -66,7 +66,8 @@ class Task:
 
     @property
     def lr(self) -> float:
-        return LR[self.optimizer]
+        # Adam's first steps move every weight by the rate, and the sums over them the more, the wider the network
+        return LR[self.optimizer] / (10 if self.optimizer == "Adam" and self.widths[0] > 1000 else 1)
 
     @property
     def momentum(self) -> float:

@@ -68,6 +68,7 @@ def measured(rivals: list[Rival], net: str, optimizer: str, rounds: int, seconds
         "optimizer": optimizer,
         "operations": Task(net, optimizer).operations,
         "peak_gflops": peak / 1e9,
+        "rounds": rounds,
         "microseconds": {
             rival.name: {"best": 1e6 * min(rival.seconds), "median": 1e6 * statistics.median(rival.seconds)}
             for rival in rivals
@@ -178,7 +179,8 @@ def main() -> None:
 
     ordered = [cells[key] for key in itertools.product(NETS, LR) if key in cells]
     text = (
-        f"{head} Microseconds a step, best (median) of {rounds} rounds in turns, two threads, float32; FMA peak "
+        f"{head} Microseconds a step, best (median) of at least {min(cell['rounds'] for cell in ordered)} rounds in "
+        f"turns, two threads, float32; FMA peak "
         f"{max(cell['peak_gflops'] for cell in ordered):.0f} GFLOP/s on two cores.\n\n{report(ordered, peers)}"
     )
     print(f"\n{text}\n{time.perf_counter() - begin:.0f} s")

@@ -3,7 +3,8 @@
 # It runs the very functions that the explicit loop reaches through the doors of network.pxi and doors.pxi, on the same
 # numbers; that is why both give the same bits. What it saves is traffic: a block of gradients is applied while it is in
 # L1, and the panels of the weights are rewritten then, so that no weight is packed again and no gradient travels
-# through memory.
+# through memory. A line that one core writes and another reads costs as much as a hundred operations, so every thread
+# has a batch of its own in panels, of which it gathers what its rows and its blocks of the first weight need.
 
 cdef extern from "<time.h>" nogil:
     struct timespec:

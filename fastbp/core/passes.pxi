@@ -1,8 +1,9 @@
 # A plan at work: the forward and the backward pass over a model's layers, without Python between them.
 #
 # A team shares a step in two parts. First every thread takes its own rows of the batch through all layers and back to
-# the gradients of the activations; only batch norm makes it wait for the others on the way. Then the threads meet, and
-# each computes (and, in the engine, applies) the gradients of its own blocks of the weights.
+# the gradients of the activations; batch norm makes it wait for the others on the way, and so does, in an epoch, a wide
+# layer, whose columns are shared instead (by_columns). Then the threads meet, and each computes (and, in the engine,
+# applies) the gradients of its own blocks of the weights.
 
 cdef enum Kind:  # the codes of fastbp.core.plan
     DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM
@@ -30,7 +31,7 @@ cdef struct Layer:
     void *z            # the activation's argument, where its derivative needs it
     void *moments      # layer norm: mean and 1/std of each row, (B, 2)
     void *dy           # the gradient of y; from the activation's derivative on, of its argument
-    bint by_columns    # in an epoch: a thread computes its columns of y for all rows, see share_layers
+    bint by_columns    # in an epoch: a thread computes its columns of y for all rows (share_layers in network.pxi)
 
 cdef struct Net:
     Layer *layers

@@ -2,8 +2,8 @@
 #
 # All are blocked as in Goto & van de Geijn 2008: a block of k is worked off while its panel of B (48 KiB on AVX-512)
 # and its rows of A stay in L2. The cut along k depends on k alone and a tile sums in the order of k, so neither the
-# number of threads nor the caller changes a bit. What follows a product (bias, activation, its derivative) is applied
-# to a tile while it is still in L1.
+# number of threads nor the caller changes a bit. A tile begins with the bias and ends with ReLU or its derivative, all
+# in registers; other activations follow while it is still in L1.
 
 cdef extern from "microkernel.h" nogil:
     ctypedef struct Ahead:
