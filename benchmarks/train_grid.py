@@ -23,9 +23,9 @@ from systems import LR, NETS, Task, Worker
 CORES = 2
 PEERS = {"NumPy": "numpy", "PyTorch": "torch", "torch.compile": "torch", "JAX": "jax", "scikit-learn": "sklearn"}
 
-# Losses are means over up to 4 steps, float32. Each step adds rounding of about 1e-7 times the root of the longest sum, and
-# Adam's division by sqrt(v) turns a gradient that is nothing but rounding into a whole step; both stay below 1e-4 of
-# the loss. A wrong learning rate, a missed step or another batch moves it by more than a hundredth.
+# Losses are means over up to 4 steps, float32. Each step adds rounding of about 1e-7 times the root of the longest
+# sum, and Adam's division by sqrt(v) turns a gradient that is nothing but rounding into a whole step; both stay below
+# 1e-4 of the loss. A wrong learning rate, a missed step or another batch moves it by more than a hundredth.
 TOLERANCE = 1e-3
 RESULTS = "train_grid.json"
 
