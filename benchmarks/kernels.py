@@ -13,16 +13,16 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+from report import table, write
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import fastbp as fb
 from fastbp import ops
 from fastbp.core import backend, backend_name
+from fastbp.profiling import fma_peak
 
-README = Path(__file__).parent / "README.md"
 Row = tuple[str, int, float, float, float]  # what, threads, our rate, NumPy's rate, peak or 0
 
 
@@ -42,14 +42,6 @@ def best_of(functions: dict[str, Callable[[], object]], rounds: int, budget: flo
                     if now > end:
                         break
     return list(best.values())
-
-
-def peak(dtype: np.dtype, rounds: int) -> float:
-    """GFLOP/s of one core, from multiply-adds that touch no memory."""
-    repeats = 2_000_000
-    operations = backend().peak_flops(dtype, repeats)
-    (seconds,) = best_of({backend_name(): lambda: backend().peak_flops(dtype, repeats)}, rounds, 0.1)
-    return operations / seconds / 1e9
 
 
 def products(dtype: np.dtype, sizes: list[tuple[int, int, int]], threads: int, rounds: int, peak_1: float) -> list[Row]:
@@ -108,18 +100,17 @@ def updates(dtype: np.dtype, sizes: list[int], threads: int, rounds: int) -> lis
     return rows
 
 
-def table(title: str, unit: str, rows: list[Row]) -> str:
-    with_peak = any(row[4] for row in rows)
-    lines = [
-        f"### {title}",
-        "",
-        f"| kernel | threads | fastbp {unit} | NumPy {unit} | ratio |" + " of peak |" * with_peak,
+def section(title: str, unit: str, rows: list[Row]) -> str:
+    head = ["kernel", "threads", f"fastbp {unit}", f"NumPy {unit}", "ratio"]
+    cells = [
+        [name, str(threads), f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}"]
+        for name, threads, ours, theirs, _ in rows
     ]
-    lines.append("| --- | ---: | ---: | ---: | ---: |" + " ---: |" * with_peak)
-    for name, threads, ours, theirs, limit in rows:
-        share = f" {ours / limit:.2f} |" if with_peak else ""
-        lines.append(f"| {name} | {threads} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} |{share}")
-    return "\n".join(lines) + "\n"
+    if any(row[4] for row in rows):
+        head.append("of peak")
+        for line, (_, _, ours, _, limit) in zip(cells, rows, strict=True):
+            line.append(f"{ours / limit:.2f}")
+    return f"### {title}\n\n{table(head, cells, 1)}"
 
 
 def main() -> None:
@@ -142,21 +133,19 @@ def main() -> None:
     ]
     for name in ("float32", "float64"):
         dtype = np.dtype(name)
-        one = peak(dtype, rounds)
+        one = max(fma_peak(backend_name(), dtype) for _ in range(rounds)) / 1e9
         rows: list[Row] = []
         streams: list[Row] = []
         for threads in team:
             with threadpool_limits(threads):
                 rows += products(dtype, squares + layers, threads, rounds, one)
                 streams += updates(dtype, [10_000, 1_000_000], threads, rounds)
-        parts.append(table(f"Products, {name}; peak {one:.0f} GFLOP/s a core", "GFLOP/s", rows))
-        parts.append(table(f"Updates, {name}", "GB/s", streams))
+        parts.append(section(f"Products, {name}; peak {one:.0f} GFLOP/s a core", "GFLOP/s", rows))
+        parts.append(section(f"Updates, {name}", "GB/s", streams))
     report = "\n".join(parts)
     print(report)
     if arguments.write:
-        head, marker, rest = README.read_text().partition("<!-- kernels.py -->\n")
-        _, end, tail = rest.partition("<!-- end -->\n")
-        README.write_text(f"{head}{marker}{report}{end}{tail}")
+        write("kernels.py", report)
 
 
 if __name__ == "__main__":

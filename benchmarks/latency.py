@@ -9,15 +9,12 @@ Peers that are not installed are left out.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import statistics
 
 import numpy as np
-from report import machine, table, write, write_json
-from systems import NETS, SYSTEMS, Worker
-from train_grid import CORES, PEERS, TOLERANCE, figure
+from report import NETS, figure, label, machine, microseconds, table, write, write_json
+from systems import SYSTEMS, Worker, installed
+from train_grid import CORES, TOLERANCE
 
-NEEDS = PEERS | {"onnxruntime": "onnxruntime"}
 STEP = [name for name in SYSTEMS if name != "onnxruntime"]
 PREDICT = [name for name in SYSTEMS if name not in ("fastbp, four calls", "torch.compile")]
 
@@ -44,7 +41,7 @@ def measured(workers: list[Worker], call: str, rounds: int) -> dict[str, dict[st
     for _ in range(rounds):
         for worker in workers:
             seconds[worker.system] += getattr(worker, call)(seconds=0.2)
-    return {name: {"best": 1e6 * min(t), "median": 1e6 * statistics.median(t)} for name, t in seconds.items()}
+    return {name: microseconds(timings) for name, timings in seconds.items()}
 
 
 def main() -> None:
@@ -59,10 +56,10 @@ def main() -> None:
         ("A step with SGD", "tiny", STEP, check_steps, "steps"),
         ("A prediction of one row", "small", PREDICT, check_predictions, "predictions"),
     ):
-        there = [name for name in names if name not in NEEDS or importlib.util.find_spec(NEEDS[name])]
-        workers = [Worker(name, CORES) for name in there]
+        widths, batch, _ = NETS[net]
+        workers = [Worker(name, CORES) for name in names if installed(name)]
         for worker in workers:
-            worker.prepare(net=net, optimizer="SGD")
+            worker.prepare(widths=widths, batch=batch, optimizer="SGD")
         check(workers)
         results[title] = measured(workers, call, 2 if arguments.quick else 10)
         for worker in workers:
@@ -72,8 +69,7 @@ def main() -> None:
             [name, figure(times["best"]), figure(times["median"]), f"{times['best'] / ours:.1f}"]
             for name, times in results[title].items()
         ]
-        widths, batch, _ = NETS[net]
-        text += f"\n### {title}, {'-'.join(map(str, widths))}" + (f", batch {batch}\n\n" if call == "steps" else "\n\n")
+        text += f"\n### {title}, {label(widths)}" + (f", batch {batch}\n\n" if call == "steps" else "\n\n")
         text += table(["system", "best", "median", "best / fastbp's"], rows, 1)
     print(text)
     if arguments.write:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import fastbp as fb
+from fastbp import benchmark
 from fastbp.core import backend_name
 
+#: Widths, batch size and steps per epoch of what is trained: those of ``python -m fastbp bench``, and a larger one.
+NETS = benchmark.NETS | {"huge": ((2048, 2048, 2048, 2048, 10), 1024, 8)}
 HERE = Path(__file__).parent
 
 
@@ -24,6 +29,20 @@ def machine(*packages: str) -> str:
         except PackageNotFoundError:
             continue
     return f"{'; '.join(versions)}; {os.cpu_count()} cores, {platform.machine()}."
+
+
+def figure(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def microseconds(seconds: list[float]) -> dict[str, float]:
+    """The best and the median of some timings."""
+    return {"best": 1e6 * min(seconds), "median": 1e6 * statistics.median(seconds)}
+
+
+def label(widths: Sequence[int]) -> str:
+    return "-".join(map(str, widths))
 
 
 def table(head: list[str], rows: list[list[str]], text_columns: int) -> str:

@@ -9,7 +9,6 @@ interpreter takes included (Linux only). Peers that are not installed are left o
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
@@ -19,9 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from report import HERE, machine, table, write, write_json
-from systems import NETS, SYSTEMS, Task
-from train_grid import PEERS, figure
+from report import HERE, NETS, figure, label, machine, table, write, write_json
+from systems import SYSTEMS, installed
 
 IMPORTS = {
     "NumPy": "import numpy",
@@ -42,8 +40,8 @@ TRAIN = (
 import json, sys
 sys.path.insert(0, {here!r})
 from systems import SYSTEMS, Task
-task = Task({net!r}, "Adam")
-data = task.data(task.steps)
+task = Task({widths!r}, {batch!r}, "Adam")
+data = task.data({steps!r})
 before = peak()
 trainer = SYSTEMS[{system!r}](task)
 placed = trainer.place(*data)
@@ -91,8 +89,10 @@ def wheel_bytes() -> int:
 def memory(net: str, names: list[str]) -> dict[str, dict[str, float]]:
     """MiB that three epochs add at their peak to a process that has the data, and what the parameters need."""
     figures = {}
+    widths, batch, steps = NETS[net]
     for name in names:
-        before, after = json.loads(python(TRAIN.format(here=str(HERE), net=net, system=name)))
+        code = TRAIN.format(here=str(HERE), widths=widths, batch=batch, steps=steps, system=name)
+        before, after = json.loads(python(code))
         figures[name] = {"before_mib": before, "peak_mib": after}
     return figures
 
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/")
     arguments = parser.parse_args()
     rounds = 2 if arguments.quick else 10
-    names = [name for name in IMPORTS if name not in PEERS or importlib.util.find_spec(PEERS[name])]
+    names = [name for name in IMPORTS if installed(name)]
     times = import_times(names, rounds)
     head = machine("numpy", "torch", "jax", "scikit-learn")
     text = f"{head} Import: fresh interpreters, best of {rounds} in turns.\n\n"
@@ -116,12 +116,12 @@ def main() -> None:
         figures["wheel_bytes"] = wheel_bytes()
         text += f"\nThe wheel, with all backends of this machine's kind: {figures['wheel_bytes'] / 1e6:.2f} MB.\n"
     figures["memory"] = {}
-    systems = [name for name in SYSTEMS if name == "fastbp" or (name in names and name != "torch.compile")]
+    systems = [name for name in SYSTEMS if name in names]
     for net in ("mnist2",) if arguments.quick else ("mnist2", "wide"):
         found = figures["memory"][net] = memory(net, systems)
-        task = Task(net, "Adam")
-        least = 3 * 4 * sum((a + 1) * b for a, b in itertools.pairwise(task.widths)) / 2**20
-        text += f"\nTraining {net} {'-'.join(map(str, NETS[net][0]))} with Adam, whose parameters and state are "
+        widths = NETS[net][0]
+        least = 3 * 4 * sum((a + 1) * b for a, b in itertools.pairwise(widths)) / 2**20
+        text += f"\nTraining {net} {label(widths)} with Adam, whose parameters and state are "
         text += f"{least:.0f} MiB:\n\n"
         rows = [[name, figure(m["before_mib"]), figure(m["peak_mib"])] for name, m in found.items()]
         text += table(["system", "NumPy and the data, MiB", "peak of three epochs, MiB"], rows, 1)

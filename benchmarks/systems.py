@@ -8,12 +8,14 @@ pass over it in batches and returns the mean of the batches' losses, ``step(xb, 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,38 +29,15 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-12
 MOMENTUM = 0.9
 REPLY = "@@ "  # marks a worker's answers among whatever else the libraries print
 
-#: Name: widths, batch size, steps per epoch. ReLU between the layers; one output is trained with the mean squared
-#: error, ten with cross-entropy.
-NETS = {
-    "tiny": ((8, 16, 16, 1), 32, 512),
-    "small": ((64, 64, 10), 32, 512),
-    "tab": ((32, 128, 128, 1), 128, 128),
-    "mnist": ((784, 128, 10), 64, 128),
-    "mnist2": ((784, 512, 512, 10), 128, 32),
-    "wide": ((1024, 1024, 1024, 1024, 10), 256, 16),
-    "huge": ((2048, 2048, 2048, 2048, 10), 1024, 8),
-}
-
 
 @dataclass(frozen=True)
 class Task:
     """One cell of the grid, and its data and first weights, which are the same for every system."""
 
-    net: str
+    widths: Sequence[int]
+    batch: int
     optimizer: str
     dtype: str = "float32"
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return NETS[self.net][0]
-
-    @property
-    def batch(self) -> int:
-        return NETS[self.net][1]
-
-    @property
-    def steps(self) -> int:
-        return NETS[self.net][2]
 
     @property
     def classifies(self) -> bool:
@@ -72,12 +51,6 @@ class Task:
     @property
     def momentum(self) -> float:
         return MOMENTUM if self.optimizer == "momentum" else 0.0
-
-    @property
-    def operations(self) -> int:
-        """Of one step's products: forward, dW, and dX for all layers but the first."""
-        sizes = [a * b for a, b in itertools.pairwise(self.widths)]
-        return 2 * self.batch * (3 * sum(sizes) - sizes[0])
 
     def data(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(1)
@@ -101,10 +74,9 @@ class FastBP:
     def __init__(self, task: Task) -> None:
         import fastbp as fb
 
-        layers = [fb.Dense(a, b) for a, b in itertools.pairwise(task.widths)]
-        last = len(layers) - 1
-        stack = [part for i, layer in enumerate(layers) for part in (layer, fb.Activation("relu"))[: 1 + (i < last)]]
-        self.model = fb.Sequential(stack, dtype=task.dtype, seed=0)
+        layers = [fb.Dense(a, b, "relu") for a, b in itertools.pairwise(task.widths[:-1])]
+        layers.append(fb.Dense(*task.widths[-2:]))
+        self.model = fb.Sequential(layers, dtype=task.dtype, seed=0)
         for layer, weight, bias in zip(layers, *task.weights(), strict=True):
             layer.weight[:], layer.bias[:] = weight, bias
         params = self.model.parameters()
@@ -164,7 +136,6 @@ class NumPy:
         self.activations = [np.empty((task.batch, n), task.dtype) for n in task.widths]
         self.gradients = [np.empty((task.batch, n), task.dtype) for n in task.widths]
         self.active = [np.empty((task.batch, n), bool) for n in task.widths]
-        self.targets = np.empty((task.batch, 1), task.dtype)
         self.rows = np.arange(task.batch)
         self.steps = 0
         self.rng = np.random.default_rng(0)
@@ -474,6 +445,14 @@ SYSTEMS: dict[str, Any] = {
 }
 
 
+_PACKAGES = {"NumPy": "numpy", "PyTorch": "torch", "torch.compile": "torch", "JAX": "jax", "scikit-learn": "sklearn"}
+
+
+def installed(system: str) -> bool:
+    """Whether what a system needs is here."""
+    return importlib.util.find_spec(_PACKAGES.get(system, system.partition(",")[0])) is not None
+
+
 def threads() -> int:
     """How many threads this process may use: its parent bound it to so many cores."""
     return len(os.sched_getaffinity(0))
@@ -486,7 +465,7 @@ class Session:
         self.system = system
 
     def prepare(self, **task: Any) -> None:
-        """Make the network anew, and one epoch of data."""
+        """Make the network anew."""
         self.task = Task(**task)
         self.trainer = SYSTEMS[self.system](self.task)
 
@@ -524,11 +503,10 @@ class Session:
 
     def peak(self) -> float:
         """FLOP/s of this process's threads: multiply-adds that touch no memory on one core, times the cores."""
-        from fastbp.core import backend
+        from fastbp.core import backend_name
+        from fastbp.profiling import fma_peak
 
-        dtype = np.dtype(self.task.dtype)
-        operations = backend().peak_flops(dtype, 2_000_000)
-        return threads() * operations / min(timed(lambda: backend().peak_flops(dtype, 2_000_000), 0.05))
+        return threads() * fma_peak(backend_name(), np.dtype(self.task.dtype))
 
 
 def timed(function: Any, seconds: float) -> list[float]:

@@ -1,6 +1,6 @@
 """Seven networks x three optimizers: a training step of fastbp against every peer, on two threads.
 
-    python benchmarks/train_grid.py [--quick] [--write] [--nets tiny,wide] [--systems fastbp,JAX]
+    python benchmarks/train_grid.py [--quick] [--write] [--nets tiny,wide] [--peers JAX]
 
 Every system has a process of its own, bound to the same two cores. In each cell all of them first train for four epochs
 from the same weights on the same batches, and their losses must agree; then they run shuffled epochs in turns, so that
@@ -11,17 +11,17 @@ installed are left out.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
-import statistics
 import time
 
-from report import HERE, machine, table, write, write_json
-from systems import LR, NETS, Task, Worker
+from report import HERE, NETS, figure, label, machine, microseconds, table, write, write_json
+from systems import LR, Worker, installed
+
+from fastbp.benchmark import operations
 
 CORES = 2
-PEERS = {"NumPy": "numpy", "PyTorch": "torch", "torch.compile": "torch", "JAX": "jax", "scikit-learn": "sklearn"}
+PEERS = ["NumPy", "PyTorch", "torch.compile", "JAX", "scikit-learn"]
 
 # Losses are means over up to 4 steps, float32. Each step adds rounding of about 1e-7 times the root of the longest
 # sum, and Adam's division by sqrt(v) turns a gradient that is nothing but rounding into a whole step; both stay below
@@ -44,7 +44,8 @@ def verified(rivals: list[Rival], net: str, optimizer: str, steps: int) -> None:
     expected: list[float] = []
     for rival in rivals:
         rival.seconds = []
-        rival.worker.prepare(net=net, optimizer=optimizer, dtype=rival.dtype)
+        widths, batch, _ = NETS[net]
+        rival.worker.prepare(widths=widths, batch=batch, optimizer=optimizer, dtype=rival.dtype)
         if rival.dtype == "float64":
             continue  # it has other data
         losses = rival.worker.losses(steps=min(4, steps), epochs=4)
@@ -66,24 +67,16 @@ def measured(rivals: list[Rival], net: str, optimizer: str, rounds: int, seconds
     return {
         "net": net,
         "optimizer": optimizer,
-        "operations": Task(net, optimizer).operations,
+        "operations": operations(*NETS[net][:2]),
         "peak_gflops": peak / 1e9,
         "rounds": rounds,
-        "microseconds": {
-            rival.name: {"best": 1e6 * min(rival.seconds), "median": 1e6 * statistics.median(rival.seconds)}
-            for rival in rivals
-        },
+        "microseconds": {rival.name: microseconds(rival.seconds) for rival in rivals},
     }
 
 
-def figure(value: float) -> str:
-    """Three significant digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def label(net: str) -> str:
+def cell_label(net: str) -> str:
     widths, batch, _ = NETS[net]
-    return f"{net} {'-'.join(map(str, widths))}, {batch}"
+    return f"{net} {label(widths)}, {batch}"
 
 
 def report(cells: list[dict], peers: list[str]) -> str:
@@ -99,11 +92,11 @@ def report(cells: list[dict], peers: list[str]) -> str:
             for name, times in cell["microseconds"].items()
             if name == "fastbp" or name in peers
         ]
-        rows.append([label(cell["net"]), cell["optimizer"], *times, f"{fastest / ours:.2f}", f"{share:.2f}"])
+        rows.append([cell_label(cell["net"]), cell["optimizer"], *times, f"{fastest / ours:.2f}", f"{share:.2f}"])
         if "one thread" in best:
             alone, double = best["one thread"], best["float64"]
             own.append(
-                [label(cell["net"]), cell["optimizer"], figure(ours), figure(alone), f"{alone / ours:.2f}",
+                [cell_label(cell["net"]), cell["optimizer"], figure(ours), figure(alone), f"{alone / ours:.2f}",
                  figure(double), f"{double / ours:.2f}"]
             )  # fmt: skip
     text = table(["net, batch", "optimizer", "fastbp", *peers, "best peer / fastbp", "of FMA peak"], rows, 2)
@@ -153,7 +146,7 @@ def main() -> None:
     arguments = parser.parse_args()
     begin = time.perf_counter()
 
-    peers = [peer for peer in arguments.peers.split(",") if importlib.util.find_spec(PEERS[peer])]
+    peers = [peer for peer in arguments.peers.split(",") if installed(peer)]
     optimizers = arguments.optimizers.split(",")
     rounds, seconds = arguments.rounds, 0.4
     if arguments.quick:  # compiling takes torch.compile ten seconds a cell
@@ -171,7 +164,7 @@ def main() -> None:
             cell = measured(rivals, net, optimizer, rounds, seconds, steps)
             cells[net, optimizer] = cell
             times = ", ".join(f"{name} {figure(t['best'])}" for name, t in cell["microseconds"].items())
-            print(f"{label(net)} {optimizer}: {times}", flush=True)
+            print(f"{cell_label(net)} {optimizer}: {times}", flush=True)
             if arguments.write:
                 write_json(RESULTS, {"machine": head, "cells": list(cells.values())})
     for rival in rivals:

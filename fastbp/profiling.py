@@ -293,11 +293,13 @@ def _kernels(name: str) -> ModuleType:
         return backend()
 
 
-@functools.cache
-def _peak(name: str, dtype: np.dtype[Any]) -> float:
-    """FLOP/s of one thread: fused multiply-adds that touch no memory."""
+def fma_peak(name: str, dtype: np.dtype[Any]) -> float:
+    """FLOP/s of one thread of a backend: fused multiply-adds that touch no memory."""
     run = functools.partial(_kernels(name).peak_flops, dtype, 1_000_000)
     return float(run()) / min(timeit.repeat(run, number=1, repeat=10))
+
+
+_peak = functools.cache(fma_peak)
 
 
 @functools.cache

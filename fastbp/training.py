@@ -1,7 +1,7 @@
 """Sequential: a model that is trained. ``fit`` repeats the four steps until the epochs are over.
 
-Forward, loss, backward, update: ``_train_step`` is those four lines, and everything else here deals out batches, counts
-and reports.
+Forward, loss, backward, update: ``_train_step`` is those four lines, for a loss that is a Python callable; with all
+others the core takes the same steps. Everything else here deals out batches, counts and reports.
 """
 
 from __future__ import annotations
@@ -81,13 +81,12 @@ class Sequential(Model):
 
     def _train_step(self, xb: Array, yb: Array, criterion: Loss, optimizer: Optimizer) -> float:
         """Forward, loss, backpropagation, gradient descent; the loss before the update."""
-        before = (self._stats.copy(), self._step) if criterion.recipe(self.outputs, self.dtype) is None else None
+        before = self._stats.copy(), self._step
         pred = self._forward(xb, True)
         try:
             loss, dpred = criterion.compute(pred, yb)
-        except BaseException:  # of a user's callable, the only loss that can fail here
-            if before is not None:
-                self._stats[:], self._step = before
+        except BaseException:  # of the user's
+            self._stats[:], self._step = before
             raise
         self._backward(dpred)
         optimizer.step()

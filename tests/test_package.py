@@ -213,8 +213,7 @@ def test_bench_prints_a_row_for_every_network(capsys):
     ]
 
 
-def test_operations_of_a_step(monkeypatch):
+def test_operations_of_a_step():
     from fastbp import benchmark
 
-    monkeypatch.setitem(benchmark.NETS, "net", ((3, 5, 2), 7, 1))
-    assert benchmark.operations("net") == 2 * 7 * (3 * 5 * 2 + 5 * 2 * 3)  # no dx for the first layer
+    assert benchmark.operations((3, 5, 2), 7) == 2 * 7 * (3 * 5 * 2 + 5 * 2 * 3)  # no dx for the first layer

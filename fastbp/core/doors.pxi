@@ -125,7 +125,7 @@ cdef void layer_forward_share(Net *net, Share *me, const real *_) noexcept nogil
 cdef void layer_backward_share(Net *net, Share *me, const real *_) noexcept nogil:
     backward_rows(net, me, first_row(net.batch, me.number, me.team), first_row(net.batch, me.number + 1, me.team), _)
     meet(me)
-    weights_share(<Epoch *> NULL, <Gathering *> NULL, net, me, True, False, True, 1, _)
+    gradients_share(net, me, _)
 
 
 cdef void begin_layer(Net *net, Layer *layer, int kind, const void *y, const void *x, const void *dy, void *dx,
@@ -174,7 +174,7 @@ cdef void dense_backward_share(DenseBackward *d, Share *me, const real *_) noexc
         dense_backward_rows(net, 1, me, <real *> net.layers[0].dy, begin, end)
         copy_rows(<real *> d.dx, in_rows(inputs, _), <real *> net.layers[0].dy, net.layout, begin, end, inputs)
     meet(me)
-    weights_share(<Epoch *> NULL, <Gathering *> NULL, net, me, True, False, True, 1, _)
+    gradients_share(net, me, _)
 
 
 def dense_backward(real[:, ::1] dweight, real[::1] dbias, real[:, ::1] dx, const real[:, ::1] dz,

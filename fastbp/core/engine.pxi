@@ -278,6 +278,11 @@ cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradie
         lap(net, me, i, IN_DWEIGHT)
 
 
+cdef void gradients_share(Net *net, Share *me, const real *_) noexcept nogil:
+    """A thread's blocks of every layer, of a pass that ends with the gradients in memory."""
+    weights_share(<Epoch *> NULL, <Gathering *> NULL, net, me, True, False, True, 1, _)
+
+
 cdef void descend(Epoch *e, Gathering *g, Net *net, Share *me, bint last, const real *_) noexcept nogil:
     """Gradients and update. The last step's gradients stay in memory, and clipping needs all of them first."""
     cdef double scale = 1
@@ -318,7 +323,7 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
     """One thread's part of e.steps steps."""
     cdef Net net = e.net  # a copy: its batch is this thread's step, while others may still be at the one before
     cdef Gathering g = begin_gathering(e, &net, me, _)
-    cdef long s, first, begin, end, i
+    cdef long s, begin, end, i
     if me.number > 0:
         net.x = <real *> e.inputs + (me.number - 1) * e.inputs_size
     net.last = now()
@@ -327,11 +332,9 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
     lap(&net, me, 0, IN_WAITING)
     order_rows(&g, e, e.first, me)
     for s in range(e.steps):
-        first = e.first + s * e.batch_size
-        net.batch, net.step = min(e.batch_size, e.order.samples - first), e.net.step + s
-        net.layout = in_panels(net.batch, _)
-        begin, end = first_row(net.batch, me.number, me.team), first_row(net.batch, me.number + 1, me.team)
-        order_rows(&g, e, first + e.batch_size if s + 1 < e.steps else e.order.samples, me)
+        net.batch, begin, end = g.count, g.begin, g.end
+        net.layout, net.step = in_panels(net.batch, _), e.net.step + s
+        order_rows(&g, e, e.first + (s + 1) * e.batch_size if s + 1 < e.steps else e.order.samples, me)
         gather_rows(&g, e, &net, begin, end, _)
         lap(&net, me, 0, IN_GATHER)
         forward_rows(&net, me, begin, end, _)

@@ -76,6 +76,8 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
         weight_sum = 0
         for i in range(classes):
             weight_sum += weight[i]
+    for i in range(ROWS_PER_CHUNK):  # of rows that the last chunk may not have, there is a logarithm too
+        normal[i] = 1
     while first < rows:  # a few rows at a time: their exponentials are one vectorised loop, however few the classes
         count = min(rows - first, <long> ROWS_PER_CHUNK)
         for i in range(count):
@@ -84,8 +86,6 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
                 dlogits[j] = logits[j] - top[i]
         for j in range(first * classes, (first + count) * classes):
             dlogits[j] = exp_(dlogits[j])
-        for i in range(ROWS_PER_CHUNK):
-            normal[i] = 1
         for i in range(count):
             normal[i] = sum_of(dlogits + (first + i) * classes, classes)
         for i in range(ROWS_PER_CHUNK):  # vectorised as well

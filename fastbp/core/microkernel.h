@@ -106,11 +106,10 @@ typedef struct {
         if (ends->start)                                                                                              \
             _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++)                                                 \
                 start[v] = *(const vec_##T *)((const T *)ends->start + v * LANES(T));                                 \
-        _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++)                                                       \
-            _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) {                                               \
-                acc[i][v] = start[v];                                                                                 \
-                if (!transposed) __builtin_prefetch(c + i * c_row + v * LANES(T), 1);                                 \
-            }                                                                                                         \
+        EACH(rows, vectors) {                                                                                         \
+            acc[i][v] = start[v];                                                                                     \
+            if (!transposed) __builtin_prefetch(c + i * c_row + v * LANES(T), 1);                                     \
+        }                                                                                                             \
         if (transposed)                                                                                               \
             for (long p = 0; p < k; p++, a += PANEL(T)) RANK_ONE(T, 1)                                                \
         else                                                                                                          \
@@ -199,7 +198,8 @@ INLINE void transpose_square_double(double *out, long ld_out, const double *in, 
                     const T *at = row + v / 2 * a_panel;                                                              \
                     even = FMA_##T(*(const vec_##T *)at, *(const vec_##T *)(b + v * LANES(T)), even);                 \
                     if (v + 1 < whole)                                                                                \
-                        odd = FMA_##T(*(const vec_##T *)(at + LANES(T)), *(const vec_##T *)(b + (v + 1) * LANES(T)), odd); \
+                        odd = FMA_##T(*(const vec_##T *)(at + LANES(T)),                                              \
+                                      *(const vec_##T *)(b + (v + 1) * LANES(T)), odd);                               \
                 }                                                                                                     \
                 even += odd;                                                                                          \
                 part_##T part[VECTOR_BYTES / 16];                                                                     \

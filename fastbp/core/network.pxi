@@ -37,7 +37,7 @@ cdef void backward_share(Pass *p, Share *me, const real *_) noexcept nogil:
         copy_rows(<real *> p.dx, in_rows(net.layers[0].op.inputs, _), <const real *> net.dx, net.layout, begin, end,
                   net.layers[0].op.inputs)
     meet(me)
-    weights_share(<Epoch *> NULL, <Gathering *> NULL, net, me, True, False, True, 1, _)
+    gradients_share(net, me, _)
 
 
 cdef class Network:

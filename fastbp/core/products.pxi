@@ -94,19 +94,18 @@ cdef inline void finish_rows(real *c, long rows, const Epilogue *epilogue, long 
 
 cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, long begin, long end, long k,
                           const Epilogue *epilogue) noexcept nogil:
-    """Rows begin..end of c (m, 1) = a (m, k) @ b (k,), then the epilogue."""
+    """Rows begin..end of c (m, 1) = activation(a (m, k) @ b (k,) + bias)."""
     cdef real start = (<const real *> epilogue.bias)[0] if epilogue.bias != NULL else 0
     cdef long at = begin * layout.row, i
     if real is float:
         dots_float(end - begin, k, a + at, layout.panel, b, c + at, start)
     else:
         dots_double(end - begin, k, a + at, layout.panel, b, c + at, start)
-    if epilogue.after != NOTHING:
-        for i in range(begin, end):
-            at = i * layout.row
-            if epilogue.z != NULL:
-                (<real *> epilogue.z)[at] = c[at]
-            activate(epilogue.activation, c + at, c + at, 1)
+    for i in range(begin, end):
+        at = i * layout.row
+        if epilogue.z != NULL:
+            (<real *> epilogue.z)[at] = c[at]
+        activate(epilogue.activation, c + at, c + at, 1)
 
 
 cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, long begin, long end,
@@ -117,7 +116,7 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
     cdef Ahead ahead
     cdef Ends ends
     cdef real *out
-    if n == 1 and b_layout.row == 1 and epilogue.after != DERIVATIVE:
+    if b_layout.row == 1:  # a weight of one column, read in place
         multiply_vector(c, a, layout, b, begin, end, k, epilogue)
         return
     ahead.step = b_layout.row * <long> sizeof(real)
