@@ -5,6 +5,7 @@ from fastbp.callbacks import Callback, EarlyStopping
 from fastbp.checks import check_gradients
 from fastbp.core import get_num_threads, set_num_threads, show_config, use_backend
 from fastbp.data import batches
+from fastbp.files import FileFormatError
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, LayerNorm
 from fastbp.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber, Poisson, Quantile
 from fastbp.optim import SGD, Adagrad, Adam, AdamW, RMSprop
@@ -30,6 +31,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "EarlyStopping",
+    "FileFormatError",
     "History",
     "Huber",
     "LayerNorm",

@@ -6,14 +6,12 @@ This file knows nothing of losses and optimizers; ``training.Sequential`` adds t
 from __future__ import annotations
 
 import copy
-import io
-import json
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
+from fastbp import files
 from fastbp.core import backend, backend_name, get_num_threads, plan
 from fastbp.data import Array, cast, features, generator, shaped
 from fastbp.layers import LAYERS, BatchNorm, Layer
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="Model")
 
-_FORMAT = 1  # of saved files
 _CHUNK = 1024  # rows that predict sends through the network at a time
 
 
@@ -195,39 +192,32 @@ class Model:
                 arrays |= {f"{i}.running_mean": layer.running_mean, f"{i}.running_var": layer.running_var}
         return arrays
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: files.Path) -> None:
         """Write architecture, dtype, parameters and running statistics to one ``.npz`` file; ``fb.load`` reads it.
 
-        The file is written beside its final place and renamed, so that no reader ever finds half of it.
+        Raises
+        ------
+        OSError
+            If the file cannot be written; one that was there before is unharmed.
         """
-        header = json.dumps({"format": _FORMAT, "dtype": self.dtype.name, "layers": self._config()})
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = {"header": np.array(header), **self._arrays()}
-        np.savez(buffer, **arrays)
-        temporary = f"{os.fsdecode(path)}.tmp{os.getpid()}"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(buffer.getvalue())
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
+        files.write(path, {"dtype": self.dtype.name, "layers": self._config()}, self._arrays())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The model that ``save`` wrote."""
-        import zipfile  # NumPy brings it in only for such files
+    def load(cls, path: files.Path) -> Self:
+        """The model that ``save`` wrote, or that of a ``Checkpoint``.
 
+        Raises
+        ------
+        FileFormatError
+            If the file is damaged, cut short, of another kind, or from a newer fastbp.
+        OSError
+            If it cannot be read.
+        """
+        header, arrays = files.read(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            header = json.loads(str(arrays.pop("header")))
-            version, config, dtype = int(header["format"]), header.get("layers"), header.get("dtype")
-            if version <= _FORMAT:
-                return cls._build(config, dtype, arrays)
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"path: expected a model saved by fastbp, got {os.fsdecode(path)!r}: {error}") from error
-        raise ValueError(f"path: expected file format {_FORMAT} or older, got {version}; it needs a newer fastbp")
+            return cls._build(header["layers"], header["dtype"], arrays)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise files.unreadable(path, error) from error
 
     @classmethod
     def _build(cls, config: list[dict[str, Any]], dtype: str, arrays: dict[str, Array]) -> Self:

@@ -228,13 +228,13 @@ def test_a_loss_that_uses_the_model_meanwhile():
 def test_files(tmp_path):
     path = tmp_path / "model.npz"
     path.write_bytes(b"not a model")
-    with pytest.raises(ValueError, match="path: expected a model saved by fastbp"):
+    with pytest.raises(fb.FileFormatError, match="path: expected a model saved by fastbp"):
         fb.load(path)
     np.savez(path, header=np.array('{"format": 99}'))
-    with pytest.raises(ValueError, match="path: expected file format 1 or older, got 99"):
+    with pytest.raises(fb.FileFormatError, match="path: expected file format 1 or older, got 99"):
         fb.load(path)
     np.savez(path, a=np.zeros(3))
-    with pytest.raises(ValueError, match="path: expected a model saved by fastbp"):
+    with pytest.raises(fb.FileFormatError, match="path: expected a model saved by fastbp"):
         fb.load(path)
     with pytest.raises(FileNotFoundError):
         fb.load(tmp_path / "nothing.npz")

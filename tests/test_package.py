@@ -25,7 +25,7 @@ FLOORS = [
     ["core._cpu"],
     ["core"],
     ["data", "profiling"],
-    ["parameters", "schedules"],
+    ["files", "parameters", "schedules"],
     ["layers", "losses", "optim"],
     ["model", "callbacks"],
     ["training"],
