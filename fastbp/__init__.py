@@ -6,7 +6,7 @@ from fastbp.checks import check_gradients
 from fastbp.core import get_num_threads, set_num_threads, show_config, use_backend
 from fastbp.data import batches
 from fastbp.files import FileFormatError
-from fastbp.layers import Activation, BatchNorm, Dense, Dropout, LayerNorm
+from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Embedding, LayerNorm, TabularInput
 from fastbp.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber, Poisson, Quantile
 from fastbp.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from fastbp.profiling import profile
@@ -31,6 +31,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "EarlyStopping",
+    "Embedding",
     "FileFormatError",
     "History",
     "Huber",
@@ -39,6 +40,7 @@ __all__ = [
     "Quantile",
     "RMSprop",
     "Sequential",
+    "TabularInput",
     "batches",
     "check_gradients",
     "datasets",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -34,12 +34,13 @@ def choice(name: str, value: object, valid: Iterable[str | None]) -> Any:
     raise ValueError(f"{name}: unknown value {value!r}; {hint}")
 
 
-def positive_int(name: str, value: object) -> int:
-    """``value`` as an int of at least 1."""
+def positive_int(name: str, value: object, low: int = 1) -> int:
+    """``value`` as an int of at least 1, or 0 if ``low`` is."""
+    kind = "positive" if low else "non-negative"
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected a positive integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value}")
+        raise TypeError(f"{name}: expected a {kind} integer, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name}: expected a {kind} integer, got {value}")
     return int(value)
 
 
@@ -91,14 +92,47 @@ def shaped(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[
     return finite(name, array)
 
 
-def features(name: str, value: ArrayLike, width: int, dtype: np.dtype[Any]) -> Array:
-    """``value`` as a finite (samples, width) array with at least one sample."""
+class Categories(NamedTuple):
+    """What the last columns of the features hold: ids, whole numbers from 0 to ``counts[j] - 1``, (k,) int64.
+
+    With ``reserve`` all other numbers are taken as the id ``counts[j]``.
+    """
+
+    counts: Array
+    reserve: bool
+
+
+def features(
+    name: str, value: ArrayLike, width: int, dtype: np.dtype[Any], categories: Categories | None = None
+) -> Array:
+    """``value`` as a finite (samples, width) array with at least one sample, whose last columns may be categories."""
     array = cast(name, value, dtype)
     if array.ndim != 2 or array.shape[1] != width:
         raise ValueError(f"{name}: expected shape (samples, {width}), got {array.shape}")
     if array.shape[0] == 0:
         raise ValueError(f"{name}: expected at least one sample, got shape {array.shape}")
+    if categories is not None:
+        array = known(name, array, categories)
     return finite(name, array)
+
+
+def known(name: str, array: Array, categories: Categories) -> Array:
+    """``array`` if its last columns hold valid ids; with a reserved one, a copy in which it stands for all others."""
+    counts, k = categories.counts, len(categories.counts)
+    at = backend().unknown_category(array, counts)
+    if at < 0:
+        return array
+    numeric = array.shape[1] - k
+    if not categories.reserve:
+        row, j = divmod(at, k)
+        raise ValueError(
+            f"{name}: column {numeric + j} (categorical {j}): expected whole numbers from 0 to {counts[j] - 1}, got "
+            f"{array[row, numeric + j]:.9g} at row {row}"
+        )
+    array = array.copy()
+    ids = array[:, numeric:]
+    ids[:] = np.where((ids >= 0) & (ids < counts) & (ids == np.floor(ids)), ids, counts)
+    return array
 
 
 def labels(name: str, value: ArrayLike, samples: int, classes: int) -> Array:

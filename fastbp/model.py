@@ -13,8 +13,8 @@ import numpy as np
 
 from fastbp import files
 from fastbp.core import backend, backend_name, get_num_threads, plan
-from fastbp.data import Array, cast, features, generator, shaped
-from fastbp.layers import LAYERS, BatchNorm, Layer
+from fastbp.data import Array, Categories, cast, features, generator, shaped
+from fastbp.layers import LAYERS, BatchNorm, Layer, Lookup
 from fastbp.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Model:
             self.dtype,
         )
         self._stats = plan.aligned(sum(4 * la.n for la in self.layers if isinstance(la, BatchNorm)), self.dtype)
+        self._tables = np.zeros(0, plan.TABLE)
+        self._categories: Categories | None = None
         self._ops = self._lower(widths)
         for i, layer in enumerate(self.layers):
             for name, value in layer.initial_values(self._rng).items():
@@ -76,8 +78,13 @@ class Model:
             op["inputs"], op["outputs"] = widths[i], widths[i + 1]
             for field, value in layer.fields().items():
                 op[field] = value
-            for tensor in ("weight", "bias"):
-                op[tensor] = self._parameters.offsets.get(f"{i}.{tensor}", -1)
+            op["weight"] = op["bias"] = -1
+            if isinstance(layer, Lookup):
+                offsets = {name: self._parameters.offsets[f"{i}.{name}"] for name in layer.shapes()}
+                self._tables, self._categories = layer.records(offsets), layer.categories()
+            else:
+                for tensor in layer.shapes():
+                    op[tensor] = self._parameters.offsets[f"{i}.{tensor}"]
             op["stats"] = -1
             if isinstance(layer, BatchNorm):
                 layer.take_stats(self._stats[stats : stats + 4 * layer.n].reshape(4, layer.n))
@@ -92,9 +99,13 @@ class Model:
         name = backend_name()
         if name not in self._networks:
             self._networks[name] = backend().Network(
-                self._ops, self._parameters.values, self._parameters.grads, self._stats
+                self._ops, self._parameters.values, self._parameters.grads, self._stats, self._tables
             )
         return self._networks[name]
+
+    def _features(self, name: str, x: ArrayLike) -> Array:
+        """``x`` as the model's input."""
+        return features(name, x, self.inputs, self.dtype, self._categories)
 
     def _forward(self, x: Array, training: bool) -> Array:
         """The forward pass for an array that was checked."""
@@ -134,9 +145,9 @@ class Model:
         Raises
         ------
         TypeError, ValueError
-            If x is not numeric, has another width, no rows, or NaN or infinite entries.
+            If x is not numeric, has another width, no rows, NaN or infinite entries, or unknown categories.
         """
-        return self._forward(features("x", x, self.inputs, self.dtype), bool(training))
+        return self._forward(self._features("x", x), bool(training))
 
     def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None:
         """Backpropagation (Rumelhart, Hinton & Williams 1986): fill every parameter's gradient.
@@ -146,7 +157,7 @@ class Model:
         dy : array_like (B, O)
             The loss's gradient with respect to the outputs of the last ``forward(x, training=True)``.
         input_gradient : bool
-            Whether to return the gradient with respect to x, (B, I), as well.
+            Whether to return the gradient with respect to x, (B, I), as well; zero for the ids of an embedding.
 
         Raises
         ------
@@ -165,7 +176,7 @@ class Model:
 
     def predict(self, x: ArrayLike) -> Array:
         """The outputs (N, O) for any number of rows (N, I), as in inference: the logits, for a classifier."""
-        x = features("x", x, self.inputs, self.dtype)
+        x = self._features("x", x)
         if x.shape[0] <= _CHUNK:
             return self._forward(x, False)
         return np.concatenate([self._forward(x[i : i + _CHUNK], False) for i in range(0, x.shape[0], _CHUNK)])
@@ -282,6 +293,8 @@ def _widths(layers: tuple[Layer, ...]) -> list[int]:
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):
             raise TypeError(f"layers[{i}]: expected a layer, got {type(layer).__name__}")
+        if isinstance(layer, Lookup) and i > 0:
+            raise ValueError(f"layers[{i}]: {layer!r} takes ids, which only the input has; it can only come first")
     known = next((layer.width for layer in layers if layer.width is not None), None)
     if known is None:
         raise ValueError("layers: expected at least one layer with a width, such as Dense, got none")

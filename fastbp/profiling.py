@@ -25,7 +25,7 @@ Result = tuple[float, int]
 Epoch = Callable[["Sequential", "Optimizer"], Result]  # trains any copy of the pair on the same batches
 
 _KINDS = {plan.DENSE: "Dense", plan.ACTIVATION: "Activation", plan.DROPOUT: "Dropout"}
-_KINDS |= {plan.BATCHNORM: "BatchNorm", plan.LAYERNORM: "LayerNorm"}
+_KINDS |= {plan.BATCHNORM: "BatchNorm", plan.LAYERNORM: "LayerNorm", plan.EMBEDDING: "Embedding"}
 _ACTIVATIONS = {code: name for name, code in plan.ACTIVATIONS.items()}
 _PHASES = ("forward", "backward dx", "backward dw + update")
 _MARKERS = dict(zip(_PHASES, "ovs", strict=True))
@@ -93,7 +93,7 @@ class Table:
     def _work(self, op: np.void, first: bool) -> list[tuple[int, int]]:
         """The operations of an op's forward, dx and dweight with its update, and how many numbers each has to move."""
         n, m = int(op["inputs"]), int(op["outputs"])
-        weight, bias = plan.sizes(op)
+        weight, bias = plan.sizes(op, self.model._tables)
         vectors = sum(vector is not None for vector in self.optimizer.recipe()[1])
         activations = self.samples * (n + m)
         product = 2 * self.samples * n * m if op["kind"] == plan.DENSE else 0

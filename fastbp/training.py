@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastbp import losses, profiling
 from fastbp.callbacks import Callback
 from fastbp.core import get_num_threads
-from fastbp.data import Array, epoch_key, epoch_rows, features, generator, positive_int
+from fastbp.data import Array, epoch_key, epoch_rows, generator, positive_int
 from fastbp.losses import Loss, LossFunction
 from fastbp.model import Model
 from fastbp.optim import Optimizer
@@ -70,7 +70,7 @@ class Sequential(Model):
     stop_training = False
 
     def _check_batch(self, X: ArrayLike, y: ArrayLike, criterion: Loss, names: tuple[str, str]) -> tuple[Array, Array]:
-        X = features(names[0], X, self.inputs, self.dtype)
+        X = self._features(names[0], X)
         return X, criterion.check(names[1], y, X.shape[0], self.outputs, self.dtype)
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:

@@ -370,6 +370,13 @@ def all_finite(x):
     return result
 
 
+def unknown_category(const real[:, ::1] x, const int64_t[::1] categories):
+    cdef long columns = categories.shape[0], at
+    with nogil:
+        at = first_unknown(&x[0, 0] + x.shape[1] - columns, x.shape[1], &categories[0], x.shape[0], columns)
+    return at
+
+
 def peak_flops(dtype, long repeats):
     """Run 2 * lanes * chains * repeats fused multiply-adds on registers alone; returns the operations done."""
     cdef char sink[64]

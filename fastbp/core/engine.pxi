@@ -73,7 +73,7 @@ cdef inline double now() noexcept nogil:
 
 
 cdef Gathering begin_gathering(Epoch *e, Net *net, Share *me, const real *_) noexcept nogil:
-    """Find out which columns of x a thread needs of all rows: those of its blocks of the first weight."""
+    """Find out which columns of x a thread needs of all rows: those of its blocks of the first weight, or the ids."""
     cdef Gathering g
     cdef Op *op = &net.layers[0].op
     cdef Block b
@@ -82,7 +82,9 @@ cdef Gathering begin_gathering(Epoch *e, Net *net, Share *me, const real *_) noe
     g.rows = g.next_rows + e.rows_size // 2
     g.asked = g.count = g.begin = g.end = 0
     g.left, g.right = 0, op.inputs
-    if op.kind == DENSE and not net.layers[0].by_columns:
+    if op.kind == EMBEDDING:
+        g.left = op.numeric // panel_width(_) * panel_width(_)
+    elif op.kind == DENSE and not net.layers[0].by_columns:
         g.left, g.right = op.inputs, 0
         for index in range(share_of(blocks_of(op, _), me.number, me.team),
                            share_of(blocks_of(op, _), me.number + 1, me.team)):
@@ -238,11 +240,94 @@ cdef void update_vectors(Epoch *e, Net *net, int i, Share *me, double grad_scale
                     0, grad_scale, 1, end - begin)
 
 
+cdef inline bint skips_rows(Epoch *e, Net *net, const Table *t) noexcept nogil:
+    """Whether a step updates only those rows of a table that are in the batch: if that is the same, and less."""
+    return e != NULL and e.update.idle and t.rows > net.batch * t.columns
+
+
+cdef inline double table_work(Epoch *e, Net *net, const Table *t) noexcept nogil:
+    """What a step does with a table, in entries."""
+    return <double> t.dim * (net.batch * t.columns + (0 if skips_rows(e, net, t) else t.rows))
+
+
+cdef inline long share_of_table(const Table *t, double before, double work, double whole, Share *me,
+                                int number) noexcept nogil:
+    """Where thread `number`'s rows of a table begin, if the tables are shared by work and `before` is of earlier ones."""
+    return <long> (max(0.0, min(1.0, (whole * number / me.team - before) / work)) * t.rows)
+
+
+cdef void add_table_rows(Net *net, const Table *t, long i, long j, long r0, long r1, const real *_) noexcept nogil:
+    """A table's gradients, rows r0..r1; its columns of ids begin at i, those of dy at j."""
+    cdef Layer *layer = &net.layers[0]
+    cdef Column column
+    cdef long k
+    for k in range(t.columns):
+        column = column_of(input_of(net, 0, _), i + k, <real *> layer.dy, j + k * t.dim, net.layout)
+        add_rows(&column, <real *> layer.dweight + t.offset, t.dim, r0, r1, net.batch)
+
+
+cdef void descend_table(Epoch *e, Net *net, const Table *t, long i, long r0, long r1, double grad_scale, bint keep,
+                        const real *_) noexcept nogil:
+    """Update rows r0..r1 of a table and, unless they are kept, clear their gradients."""
+    cdef Layer *layer = &net.layers[0]
+    cdef Column column
+    cdef real *weight = <real *> layer.weight + t.offset
+    cdef real *gradient = <real *> layer.dweight + t.offset
+    cdef long k
+    if not skips_rows(e, net, t):
+        update_rows(e.update, weight + r0 * t.dim, 0, t.offset + r0 * t.dim, 0, gradient + r0 * t.dim, 0, grad_scale,
+                    1, (r1 - r0) * t.dim)
+        if not keep and t.rows <= net.batch * t.columns:
+            memset(gradient + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
+            return
+    for k in range(t.columns):
+        column = column_of(input_of(net, 0, _), i + k, <real *> NULL, 0, net.layout)
+        if skips_rows(e, net, t):
+            update_touched(&column, e.update, weight, gradient, t, grad_scale, r0, r1, net.batch)
+        elif not keep:
+            clear_rows(&column, gradient, t.dim, r0, r1, net.batch)
+
+
+cdef void tables_share(Epoch *e, Net *net, Share *me, bint gradients, bint updates, bint keep, double grad_scale,
+                       const real *_) noexcept nogil:
+    """A thread's rows of the embedding's tables. In an epoch, where e is given, their gradients are zero before."""
+    cdef Layer *layer = &net.layers[0]
+    cdef const Table *t
+    cdef long i = layer.op.numeric, j = i, r0, r1
+    cdef double whole = 0, before = 0, work
+    for t in net.tables[:net.table_count]:
+        whole += table_work(e, net, t)
+    for t in net.tables[:net.table_count]:
+        work = table_work(e, net, t)
+        r0 = share_of_table(t, before, work, whole, me, me.number)
+        r1 = share_of_table(t, before, work, whole, me, me.number + 1)
+        if r0 < r1:
+            if gradients:
+                if e == NULL:
+                    memset(<real *> layer.dweight + t.offset + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
+                add_table_rows(net, t, i, j, r0, r1, _)
+            if updates:
+                descend_table(e, net, t, i, r0, r1, grad_scale, keep, _)
+                if keep and skips_rows(e, net, t):
+                    add_table_rows(net, t, i, j, r0, r1, _)  # once more: they were cleared one by one
+        i, j, before = i + t.columns, j + t.columns * t.dim, before + work
+
+
+cdef void clear_tables(Net *net, Share *me, const real *_) noexcept nogil:
+    """A thread's part of the tables' gradients becomes zero."""
+    cdef const Table *t
+    cdef long begin, end
+    for t in net.tables[:net.table_count]:
+        begin, end = share_of(t.rows, me.number, me.team) * t.dim, share_of(t.rows, me.number + 1, me.team) * t.dim
+        memset(<real *> net.layers[0].dweight + t.offset + begin, 0, (end - begin) * sizeof(real))
+
+
 cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradients, bint updates, bint in_memory,
-                        double grad_scale, const real *_) noexcept nogil:
+                        bint keep, double grad_scale, const real *_) noexcept nogil:
     """A thread's blocks of every layer: their gradients, their update, or one after the other while they are in L1.
 
-    Gradients that must be in memory go to the flat buffer at once. e and g are only looked at where there are updates.
+    Gradients that must be in memory go to the flat buffer at once; those of tables, which always do, are cleared after
+    the update unless they are to be kept. e and g are only looked at where there are updates, e also by tables.
     """
     cdef int i
     cdef long index
@@ -273,6 +358,8 @@ cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradie
                 layernorm_gradients(net, i, me, _)
             if updates:
                 update_vectors(e, net, i, me, grad_scale, _)
+        elif layer.op.kind == EMBEDDING:
+            tables_share(e, net, me, gradients, updates, keep, grad_scale, _)
         if i == 0 and updates:
             ask_for_rows(g, e, net.layers[0].op.inputs, _)
         lap(net, me, i, IN_DWEIGHT)
@@ -280,21 +367,21 @@ cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradie
 
 cdef void gradients_share(Net *net, Share *me, const real *_) noexcept nogil:
     """A thread's blocks of every layer, of a pass that ends with the gradients in memory."""
-    weights_share(<Epoch *> NULL, <Gathering *> NULL, net, me, True, False, True, 1, _)
+    weights_share(<Epoch *> NULL, <Gathering *> NULL, net, me, True, False, True, True, 1, _)
 
 
 cdef void descend(Epoch *e, Gathering *g, Net *net, Share *me, bint last, const real *_) noexcept nogil:
     """Gradients and update. The last step's gradients stay in memory, and clipping needs all of them first."""
     cdef double scale = 1
     if e.clip_norm > 0:
-        weights_share(e, g, net, me, True, False, True, 1, _)
+        weights_share(e, g, net, me, True, False, True, True, 1, _)
         meet(me)
         squared_norm_share(e.norms, <const real *> e.grads, e.parameters, me)
         meet(me)
         scale = min(1.0, e.clip_norm / (sqrt(total(e.norms, CHUNKS)) + 1e-6))
-        weights_share(e, g, net, me, False, True, True, scale, _)
+        weights_share(e, g, net, me, False, True, True, last, scale, _)
     else:
-        weights_share(e, g, net, me, True, True, last, 1, _)
+        weights_share(e, g, net, me, True, True, last, last, 1, _)
     track_statistics(net, me, _)
 
 
@@ -328,6 +415,7 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
         net.x = <real *> e.inputs + (me.number - 1) * e.inputs_size
     net.last = now()
     reorder_states(e, &net, me, False, _)
+    clear_tables(&net, me, _)
     pack_weights(&net, me, True, True, _)
     lap(&net, me, 0, IN_WAITING)
     order_rows(&g, e, e.first, me)

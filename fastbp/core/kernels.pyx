@@ -1,7 +1,7 @@
 """The compiled kernels: this file is built once per instruction set, as _avx512, _avx2, _neon and _generic.
 
 The included files have one idea each and stand in the order in which they build on each other: how matrices lie in
-memory, functions of numbers, products, layers, losses, updates, passes through a network, epochs; and last the doors,
+memory, functions of numbers, products, layers, losses, updates, embeddings, passes through a network, epochs; and last the doors,
 through which Python calls them. `real` is float or double, one body for both.
 """
 
@@ -10,7 +10,7 @@ from libc.math cimport fabs, fabsf, pow, sqrt, sqrtf
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastbp.core.plan import ELEMENTWISE_LOSSES, RULES, aligned
+from fastbp.core.plan import ELEMENTWISE_LOSSES, RULES, aligned, idle_without_gradient
 
 ctypedef fused real:
     float
@@ -32,6 +32,7 @@ include "products.pxi"
 include "layers.pxi"
 include "losses.pxi"
 include "updates.pxi"
+include "embedding.pxi"
 include "order.pxi"
 include "passes.pxi"
 include "engine.pxi"

@@ -1,6 +1,7 @@
 # The door to a plan: a Network owns the workspace of one model and runs passes and epochs in it.
 
 cdef double OPERATIONS_PER_THREAD_AND_CALL = 1e6  # a call has to wake its threads, which takes microseconds
+cdef double OPERATIONS_PER_LOOK_UP = 10      # of a number in a table, and of the update of one: the time of so many
 cdef double OPERATIONS_PER_THREAD_AND_STEP = 2e5  # an epoch's threads are awake: they meet in a fraction of one
 
 cdef struct Pass:  # a forward or backward pass over arrays of the caller, row by row
@@ -41,7 +42,7 @@ cdef void backward_share(Pass *p, Share *me, const real *_) noexcept nogil:
 
 
 cdef class Network:
-    """Runs a plan over the flat buffers values and grads (n,) and stats (s,); the twin of reference.Network."""
+    """Runs a plan over the flat buffers values and grads (n,) and stats (s,); tables (t,) are its embedding's TABLEs."""
 
     cdef Net net
     cdef object owned        # keeps alive what the layers point to
@@ -51,24 +52,32 @@ cdef class Network:
     cdef void *grads
     cdef long parameters
     cdef double work         # operations of a forward pass, per sample
+    cdef double entries      # of an embedding's tables
     cdef long batch_capacity, gradient_capacity, epoch_capacity  # samples
     cdef long longest_row    # of a weight
     cdef int thread_capacity
     cdef readonly int threads  # that the last epoch was worth
     cdef bint busy           # only read and written with the GIL
 
-    def __init__(self, ops, values, grads, stats):
+    def __init__(self, ops, values, grads, stats, tables):
         cdef const Op[::1] records = ops
+        cdef const Table[::1] of_tables = tables
         cdef int i
-        self.owned = (values, grads, stats)
+        self.owned = (values, grads, stats, tables)
         self.memory = {}
         self.single = values.dtype.itemsize == 4
         self.values, self.grads, self.parameters = address(values), address(grads), values.size
         self.net.count = <int> records.shape[0]
         self.net.layers = <Layer *> self.take("layers", self.net.count * sizeof(Layer))
+        self.net.table_count = <int> of_tables.shape[0]
+        if self.net.table_count > 0:
+            self.net.tables = &of_tables[0]
+            for i in range(self.net.table_count):
+                self.entries += of_tables[i].rows * of_tables[i].dim
         for i in range(self.net.count):
             self.net.layers[i].op = records[i]
             self.work += 2.0 * records[i].inputs * records[i].outputs if records[i].kind == DENSE else 0
+            self.work += OPERATIONS_PER_LOOK_UP * records[i].outputs if records[i].kind == EMBEDDING else 0
             self.longest_row = max(self.longest_row, records[i].outputs)
             self.bind(&self.net.layers[i], address(stats))
 
@@ -89,6 +98,8 @@ cdef class Network:
         layer.weight, layer.dweight = self.offset(self.values, op.weight), self.offset(self.grads, op.weight)
         layer.bias, layer.dbias = self.offset(self.values, op.bias), self.offset(self.grads, op.bias)
         layer.stats = self.offset(stats, op.stats)
+        if op.kind == EMBEDDING:
+            layer.weight, layer.dweight = self.values, self.grads
         if op.kind == DENSE and not (reads_in_place(op, <float *> NULL) if self.single else
                                      reads_in_place(op, <double *> NULL)):
             layer.panels = self.take(("panels", op.weight), self.in_panels_bytes(op.inputs, op.outputs))
@@ -236,6 +247,7 @@ cdef class Network:
         cdef Criterion criterion
         cdef Update u
         cdef Epoch e
+        cdef double per_sample
         cdef int stop = 0
         fill_criterion(&criterion, loss)
         fill_update(&u, update)
@@ -254,7 +266,10 @@ cdef class Network:
             self.begin_batch(min(batch_size, e.order.samples - first))
             self.begin_gradients(False)
             self.net.step, self.net.training = step, True
-            self.threads = threads = self.team(3 * self.work, OPERATIONS_PER_THREAD_AND_STEP, threads)
+            per_sample = 3 * self.work
+            if not u.idle:  # a step visits every row
+                per_sample += OPERATIONS_PER_LOOK_UP * self.entries / self.net.batch
+            self.threads = threads = self.team(per_sample, OPERATIONS_PER_THREAD_AND_STEP, threads)
             self.begin_epoch(&e, threads)
             self.share_layers(threads)
             e.net = self.net
@@ -292,6 +307,7 @@ cdef fill_update(Update *u, update):
     u.alpha, u.eps = settings.get("alpha", 0.0), settings.get("eps", 0.0)
     u.decoupled, u.step = settings.get("decoupled", False), settings.get("step", 1)
     u.weight_decay = settings["weight_decay"]
+    u.idle = idle_without_gradient(rule, settings)
 
 
 cdef void *address(array) except? NULL:

@@ -6,21 +6,21 @@
 # applies) the gradients of its own blocks of the weights.
 
 cdef enum Kind:  # the codes of fastbp.core.plan
-    DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM
+    DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM, EMBEDDING
 
 cdef enum:
     CHUNKS = 64         # at most so many partial sums of a loss, combined in order
     ROWS_PER_CHUNK = 8  # at least
 
 cdef struct Op:  # fastbp.core.plan.OP
-    int32_t kind, activation, prior, reserved
+    int32_t kind, activation, prior, numeric
     int64_t inputs, outputs, weight, bias, stats
     double p, eps, momentum
     uint64_t key
 
 cdef struct Layer:
     Op op
-    void *weight       # (I, O), row by row, as the user sees it
+    void *weight       # (I, O), row by row, as the user sees it; of an embedding, where the flat buffer begins
     void *bias         # (O,)
     void *dweight
     void *dbias
@@ -36,6 +36,8 @@ cdef struct Layer:
 cdef struct Net:
     Layer *layers
     int count
+    const Table *tables  # of the embedding, if there is one; it is the first layer
+    int table_count
     void *x            # the batch in panels
     void *dx           # its gradient, or NULL
     long batch
@@ -251,14 +253,19 @@ cdef void dense_backward_rows(Net *net, int i, Share *me, real *dx, long begin, 
     cdef Layer *layer = &net.layers[i]
     cdef Op *op = &layer.op
     cdef Epilogue epilogue
+    cdef Layout weight_layout = in_panels(op.outputs, dx)
+    cdef long first = 0  # of its panels
     if is_raised(net.stop):
         return
+    if i > 0 and net.layers[i - 1].op.kind == EMBEDDING and net.dx == NULL:  # which needs its tables' columns alone
+        first = net.layers[i - 1].op.numeric // panel_width(dx)
     epilogue.after = DERIVATIVE if op.prior != LINEAR else NOTHING
     epilogue.activation = op.prior
     epilogue.bias, epilogue.y = NULL, <const void *> input_of(net, i, dx)
     epilogue.z = <void *> argument_of(net, i - 1, dx) if i > 0 else NULL
-    multiply_rows(dx, <const real *> layer.dy, net.layout, <const real *> layer.transposed,
-                  in_panels(op.outputs, dx), begin, end, op.inputs, op.outputs, &epilogue)
+    multiply_rows(dx + first * net.layout.panel, <const real *> layer.dy, net.layout,
+                  <const real *> layer.transposed + first * weight_layout.panel, weight_layout, begin, end,
+                  op.inputs - first * panel_width(dx), op.outputs, &epilogue)
     poll(net, me, 2.0 * (end - begin) * op.inputs * op.outputs)
 
 
@@ -311,6 +318,30 @@ cdef void batchnorm_backward_team(Net *net, int i, real *dx, Share *me) noexcept
     meet(me)
 
 
+cdef void embedding_forward_rows(Net *net, real *y, const real *x, long begin, long end) noexcept nogil:
+    """The numeric columns as they are, then for every column of ids the rows of its table."""
+    cdef Layer *layer = &net.layers[0]
+    cdef const Table *t
+    cdef Column column
+    cdef long i = layer.op.numeric, j = i, k
+    copy_rows(y, net.layout, x, net.layout, begin, end, layer.op.numeric)
+    for t in net.tables[:net.table_count]:
+        for k in range(t.columns):
+            column = column_of(x, i, y, j, net.layout)
+            look_up(&column, <const real *> layer.weight + t.offset, t.dim, begin, end)
+            i, j = i + 1, j + t.dim
+
+
+cdef void embedding_backward_rows(Net *net, real *dx, long begin, long end) noexcept nogil:
+    """The numeric columns' gradient, and zero for ids."""
+    cdef Layer *layer = &net.layers[0]
+    cdef long i, j
+    copy_rows(dx, net.layout, <const real *> layer.dy, net.layout, begin, end, layer.op.numeric)
+    for j in range(layer.op.numeric, layer.op.inputs):
+        for i in range(begin, end):
+            dx[column_at(net.layout, j, dx) + i * net.layout.row] = 0
+
+
 cdef void forward_rows(Net *net, Share *me, long begin, long end, const real *like) noexcept nogil:
     """A thread's rows through all layers; the result is the last layer's y."""
     cdef int i
@@ -333,6 +364,8 @@ cdef void forward_rows(Net *net, Share *me, long begin, long end, const real *li
                          layer.op.outputs)
         elif layer.op.kind == BATCHNORM:
             batchnorm_forward_team(net, i, x, me)
+        elif layer.op.kind == EMBEDDING:
+            embedding_forward_rows(net, y, x, begin, end)
         else:
             layernorm_forward_rows(y, <real *> layer.moments, x, net.layout, <real *> layer.weight,
                                    <real *> layer.bias, layer.op.eps, begin, end, layer.op.inputs)
@@ -359,6 +392,8 @@ cdef void backward_rows(Net *net, Share *me, long begin, long end, const real *l
         elif layer.op.kind == DROPOUT:
             dropout_rows(dx, <const real *> layer.dy, net.layout, layer.op.p, layer.op.key, net.step, begin, end,
                          layer.op.outputs)
+        elif layer.op.kind == EMBEDDING:
+            embedding_backward_rows(net, dx, begin, end)
         else:
             layernorm_backward_rows(dx, <const real *> layer.dy, <real *> layer.moments, input_of(net, i, like),
                                     net.layout, <real *> layer.weight, begin, end, layer.op.inputs)

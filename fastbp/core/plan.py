@@ -2,15 +2,18 @@
 
 A plan is a C-contiguous array of OP records in the order the data flows. Parameters, their gradients and statistics
 live in flat buffers and a record holds offsets into them, in elements: parameters and gradients at ``weight`` and
-``bias``, running and batch statistics at ``stats``. Minus one means that the op has no such tensor. Where activations
-lie is the backend's own business.
+``bias``, running and batch statistics at ``stats``. Minus one means that the op has no such tensor. The parameters of
+an embedding, which can only be the first op, are described by TABLE records beside the plan. Where activations lie is
+the backend's own business.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM = range(5)
+DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM, EMBEDDING = range(6)
 
 ACTIVATIONS: dict[str | None, int] = {
     None: 0,
@@ -36,7 +39,7 @@ OP = np.dtype(
         ("kind", np.int32),
         ("activation", np.int32),  # applied to the op's result, fused into a dense op
         ("prior", np.int32),  # the previous op's activation, if this op's dx includes its derivative
-        ("reserved", np.int32),
+        ("numeric", np.int32),  # an embedding's columns before those that hold ids
         ("inputs", np.int64),
         ("outputs", np.int64),
         ("weight", np.int64),
@@ -49,12 +52,23 @@ OP = np.dtype(
     ]
 )
 
+#: A table of an embedding: a row of ``dim`` numbers per category from ``offset`` on in the flat buffers, which as many
+#: neighbouring columns of the input look their ids up in.
+TABLE = np.dtype([("rows", np.int64), ("dim", np.int64), ("offset", np.int64), ("columns", np.int64)])
 
-def sizes(op: np.void) -> tuple[int, int]:
-    """How many numbers the weight and the bias of an op have."""
+
+def sizes(op: np.void, tables: np.ndarray) -> tuple[int, int]:
+    """How many numbers the weight and the bias of an op have; tables are those of the plan's embedding."""
+    if op["kind"] == EMBEDDING:
+        return int((tables["rows"] * tables["dim"]).sum()), 0
     inputs, outputs = int(op["inputs"]), int(op["outputs"])
     weight = 0 if op["weight"] < 0 else inputs * outputs if op["kind"] == DENSE else inputs
     return weight, outputs if op["bias"] >= 0 else 0
+
+
+def idle_without_gradient(rule: str, settings: dict[str, Any]) -> bool:
+    """Whether an optimizer's update by a gradient of zero changes nothing: no momentum, no decay, no running mean."""
+    return rule in ("sgd", "adagrad") and settings["weight_decay"] == 0 and settings.get("momentum", 0) == 0
 
 
 ALIGNMENT = 64  # bytes: a cache line and the widest vector register

@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from fastbp.core.plan import ACTIVATION, BATCHNORM, DENSE, DROPOUT, ELEMENTWISE_LOSSES, LAYERNORM, NEEDS_INPUT, sizes
+from fastbp.core.plan import (
+    ACTIVATION,
+    BATCHNORM,
+    DENSE,
+    DROPOUT,
+    ELEMENTWISE_LOSSES,
+    EMBEDDING,
+    LAYERNORM,
+    NEEDS_INPUT,
+    sizes,
+)
 
 Array = Any  # np.ndarray of float32 or float64; the kernels check nothing, their callers did
 
@@ -239,6 +250,52 @@ def layernorm_backward(
         dx[:] = rows[:, 1:] * (g - g.mean(axis=1, keepdims=True) - xhat * (g * xhat).mean(axis=1, keepdims=True))
 
 
+# --- embedding ------------------------------------------------------------------------------------------------------
+
+
+def _lookups(flat: Array, x: Array, tables: Array) -> Iterator[tuple[Array, Array, slice]]:
+    """For each column of ids: its table, a view of flat (n,), its ids (B,), and the columns of y that they become."""
+    i = x.shape[1] - int(tables["columns"].sum())
+    j = i  # the numeric columns are as many in y
+    for rows, dim, offset, columns in tables.tolist():
+        for _ in range(columns):
+            yield flat[offset : offset + rows * dim].reshape(rows, dim), x[:, i].astype(np.int64), slice(j, j + dim)
+            i, j = i + 1, j + dim
+
+
+def _embedding_forward(y: Array, x: Array, values: Array, tables: Array, threads: int) -> None:
+    """y (B, O): the numeric columns of x (B, I), then for each column of ids their rows of its table.
+
+    tables (T,) TABLE records say where in the flat values (n,) they lie; the last columns of x hold the ids, as whole
+    numbers.
+    """
+    numeric = x.shape[1] - int(tables["columns"].sum())
+    y[:, :numeric] = x[:, :numeric]
+    for table, ids, columns in _lookups(values, x, tables):
+        y[:, columns] = table[ids]
+
+
+def _embedding_backward(grads: Array, dx: Array | None, dy: Array, x: Array, tables: Array, threads: int) -> None:
+    """The gradients of the tables in the flat grads (n,), column by column and row by row; ids have none: dx is 0."""
+    for table, _, _ in _lookups(grads, x, tables):
+        table[:] = 0
+    for table, ids, columns in _lookups(grads, x, tables):
+        np.add.at(table, ids, dy[:, columns])
+    if dx is not None:
+        numeric = x.shape[1] - int(tables["columns"].sum())
+        dx[:, :numeric], dx[:, numeric:] = dy[:, :numeric], 0
+
+
+def unknown_category(x: Array, categories: Array) -> int:
+    """Of the last columns of x (B, I), read row by row: which is the first entry that is no id, or -1.
+
+    An id of column j is a whole number from 0 to categories[j] - 1; categories (k,) int64.
+    """
+    ids = x[:, x.shape[1] - len(categories) :]
+    wrong = ~((ids >= 0) & (ids < categories) & (ids == np.floor(ids)))
+    return int(wrong.argmax()) if wrong.any() else -1
+
+
 # --- losses ---------------------------------------------------------------------------------------------------------
 
 
@@ -437,13 +494,13 @@ _IN_GATHER, _IN_LOSS, _IN_WAITING, _IN_FORWARD, _IN_DX, _IN_DWEIGHT = range(6)  
 
 
 class Network:
-    """Runs a plan, one op at a time, over the flat buffers values and grads (n,) and stats (s,)."""
+    """Runs a plan, one op at a time, over the flat buffers values and grads (n,) and stats (s,); tables (T,) TABLE."""
 
-    def __init__(self, ops: Array, values: Array, grads: Array, stats: Array) -> None:
-        self.ops = ops
+    def __init__(self, ops: Array, values: Array, grads: Array, stats: Array, tables: Array) -> None:
+        self.ops, self.tables = ops, tables
         self.values, self.grads, self.stats = values, grads, stats
         self.threads = 1  # that the last epoch was given
-        counts = np.array([sum(sizes(op)) for op in ops])
+        counts = np.array([sum(sizes(op, tables)) for op in ops])
         self._shares = counts / max(1, counts.sum())
         self._spent: Array | None = None
         self._last = 0.0
@@ -480,6 +537,8 @@ class Network:
             if op["kind"] == DENSE:
                 weight = self._parameter(self.values, op["weight"], n, int(op["outputs"]))
                 dense_forward(out, pre, x, weight, bias, op["activation"], None, threads)
+            elif op["kind"] == EMBEDDING:
+                _embedding_forward(out, x, self.values, self.tables, threads)
             elif op["kind"] == ACTIVATION:
                 activation_forward(out, x, op["activation"], threads)
             elif op["kind"] == DROPOUT:
@@ -522,6 +581,8 @@ class Network:
                 self._lap(_IN_DWEIGHT + 3 * i)
                 if out is not None:
                     _dense_dx(out, dy, x, x_z, weight, op["prior"], threads)
+            elif op["kind"] == EMBEDDING:
+                _embedding_backward(self.grads, out, dy, x, self.tables, threads)
             elif op["kind"] == DROPOUT and out is not None:
                 dropout(out, dy, float(op["p"]), int(op["key"]), self._step, threads)
             elif op["kind"] == BATCHNORM:

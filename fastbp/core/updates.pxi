@@ -10,6 +10,7 @@ cdef struct Update:
     int rule
     double lr, momentum, beta1, beta2, alpha, eps, weight_decay
     bint nesterov, decoupled
+    bint idle     # whether a gradient of zero changes nothing
     long step     # Adam's, from 1
     void *first   # velocity, m, square or total; NULL where SGD keeps no velocity
     void *second  # v, or RMSprop's velocity
