@@ -5,6 +5,10 @@
 # sum does not depend on the number of threads. Between two steps of an epoch the tables' gradients are zero: a step
 # clears the rows that it has touched.
 
+cdef extern from "microkernel.h" nogil:
+    void add_run_float(float *out, const float *src, long n)
+    void add_run_double(double *out, const double *src, long n)
+
 cdef struct Table:  # fastbp.core.plan.TABLE
     int64_t rows, dim, offset, columns
 
@@ -34,9 +38,10 @@ cdef inline long id_at(const Column *c, long i, const real *_) noexcept nogil:
 
 cdef inline void add_run(real *out, const real *src, long n) noexcept nogil:
     """out (n,) += src (n,)."""
-    cdef long i
-    for i in range(n):
-        out[i] += src[i]
+    if real is float:
+        add_run_float(out, src, n)
+    else:
+        add_run_double(out, src, n)
 
 
 cdef void look_up(const Column *c, const real *table, long dim, long begin, long end) noexcept nogil:

@@ -219,6 +219,19 @@ INLINE void transpose_square_double(double *out, long ld_out, const double *in, 
 DEFINE_DOTS(float)
 DEFINE_DOTS(double)
 
+/* out (n,) += src (n,): whole vectors, then parts of 16 bytes, then the rest. */
+#define DEFINE_ADD_RUN(T)                                                                                             \
+    INLINE void add_run_##T(T *out, const T *src, long n)                                                             \
+    {                                                                                                                 \
+        long i = 0;                                                                                                   \
+        for (; i + LANES(T) <= n; i += LANES(T)) *(vec_##T *)(out + i) += *(const vec_##T *)(src + i);                \
+        for (; i + SQUARE_##T <= n; i += SQUARE_##T) *(part_##T *)(out + i) += *(const part_##T *)(src + i);          \
+        for (; i < n; i++) out[i] += src[i];                                                                          \
+    }
+
+DEFINE_ADD_RUN(float)
+DEFINE_ADD_RUN(double)
+
 /* The peak that kernels are measured against: fused multiply-adds on registers alone, 2 * MAX_ROWS chains of them.
  * Returns the operations done; sink keeps the compiler from removing them. */
 #define DEFINE_PEAK(T)                                                                                                \
