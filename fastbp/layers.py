@@ -333,6 +333,7 @@ class Lookup(Layer):
     kind = plan.EMBEDDING
     n_numeric = 0
     unknown: str
+    _std: ClassVar[float]  # of the tables at the start
 
     def tables(self) -> dict[str, tuple[int, int, int]]:
         """By name, a table's number of categories, its width, and how many columns of ids look up in it."""
@@ -351,7 +352,7 @@ class Lookup(Layer):
         return {"numeric": self.n_numeric}
 
     def initial_values(self, rng: np.random.Generator) -> dict[str, Array]:
-        return {name: rng.standard_normal(shape) for name, shape in self.shapes().items()}
+        return {name: rng.normal(0, self._std, shape) for name, shape in self.shapes().items()}
 
     def records(self, offsets: dict[str, int]) -> Array:
         """The TABLE records of the plan, for tables that begin at these offsets."""
@@ -406,6 +407,8 @@ class Embedding(Lookup, _Parametric):
     both without weight decay), ``fit`` does not visit them. Ids have no gradient: ``backward(dy, True)`` gives zeros.
     """
 
+    _std = 1.0
+
     def __init__(self, num_embeddings: int, embedding_dim: int, columns: int = 1, unknown: str = "error") -> None:
         super().__init__()
         self.num_embeddings = _categories("num_embeddings", num_embeddings)
@@ -447,7 +450,8 @@ class TabularInput(Lookup):
     Attributes
     ----------
     weights, dweights : tuple of ndarray (cardinalities[j], dim[j])
-        The tables and their gradients, views on the model's parameters.
+        The tables and their gradients, views on the model's parameters. They start normal with standard deviation 0.01,
+        as in fastai: categories are told apart as far as the data do, and a rare one stays near the mean.
 
     Raises
     ------
@@ -459,6 +463,8 @@ class TabularInput(Lookup):
     Numeric columns train best standardised, to mean 0 and variance 1. As for ``Embedding``, every step updates every
     row, and ids have no gradient.
     """
+
+    _std = 0.01
 
     def __init__(
         self,

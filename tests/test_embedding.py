@@ -23,9 +23,11 @@ def table(rng, samples, dtype="float32", numeric=5):
 def tabular(dtype="float32", numeric=5, hidden=24, extra=(), **settings):
     first = fb.TabularInput(numeric, CARDINALITIES, DIMS, **settings)
     width = numeric + sum(DIMS)
-    return fb.Sequential(
-        [first, *extra, fb.Dense(width, hidden, activation="tanh"), fb.Dense(hidden, 3)], dtype=dtype, seed=0
-    )
+    layers = [first, *extra, fb.Dense(width, hidden, activation="tanh"), fb.Dense(hidden, 3)]
+    model = fb.Sequential(layers, dtype=dtype, seed=0)
+    for w in first.weights:
+        w *= 100  # they start so small that their part in all else would be within the tolerances
+    return model
 
 
 def bits(model):
@@ -57,15 +59,6 @@ def test_forward_and_backward_are_lookups_and_sums(any_backend, dtype, rng, nume
             assert np.array_equal(grad, sums)
             at += grad.shape[1]
         x, ids, dy, expected = x[::-1].copy(), ids[::-1], 2 * dy, expected[::-1]
-    assert not any(model.parameters().values[i] for i in gaps(model))
-
-
-def gaps(model):
-    """The entries between the tensors."""
-    used = np.zeros(model.parameters().values.size, bool)
-    for name, start in model.parameters().offsets.items():
-        used[start : start + model.parameters().value(name).size] = True
-    return np.flatnonzero(~used)
 
 
 def test_columns_share_one_table(any_backend, dtype, rng):
@@ -168,29 +161,20 @@ def test_pytorch_learns_the_same(any_backend, dtype, rng, name, settings):
         losses.append(total / len(X))
     tolerance = {"float32": 1e-4, "float64": 1e-9}[dtype.name]
     np.testing.assert_allclose(history.history["loss"], losses, rtol=tolerance)
-    for ours, theirs in zip(model.parameters(), [*tables.parameters(), *interleaved(linear)], strict=True):
+    trained = [*tables.parameters(), *(p.T if p.ndim == 2 else p for p in linear.parameters())]
+    for ours, theirs in zip(model.parameters(), trained, strict=True):
         expected = theirs.detach().numpy()
-        np.testing.assert_allclose(ours, expected.T if theirs in weights(linear) else expected, rtol=0,
-                                   atol=tolerance * max(1, np.abs(expected).max()))  # fmt: skip
-
-
-def interleaved(linear):
-    return [tensor for module in linear for tensor in (module.weight, module.bias)]
-
-
-def weights(linear):
-    """A set that compares by identity."""
-    return {module.weight for module in linear}
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("name", "settings"), OPTIMIZERS)
-@pytest.mark.parametrize("batch_size", [1, 64])
-def test_fit_and_the_four_steps_give_the_same_bits(any_backend, dtype, rng, name, settings, batch_size):
+@pytest.mark.parametrize(("batch_size", "numeric"), [(1, 5), (64, 70)])
+def test_fit_and_the_four_steps_give_the_same_bits(any_backend, dtype, rng, name, settings, batch_size, numeric):
     """For any number of threads: rows and gradients, with whole tables updated (7 rows) and rows skipped (300)."""
-    X, y = table(rng, 5 * batch_size // 2, dtype), rng.integers(0, 3, 5 * batch_size // 2)
+    X, y = table(rng, 5 * batch_size // 2, dtype, numeric), rng.integers(0, 3, 5 * batch_size // 2)
 
     def build():
-        model = tabular(dtype, hidden=150)  # wide enough for panels
+        model = tabular(dtype, numeric, hidden=150)  # wide enough for panels
         return model, getattr(fb, name)(model.parameters(), **settings)
 
     (by_hand, optimizer), criterion, order = build(), fb.CrossEntropy(), np.random.default_rng(11)
@@ -262,6 +246,14 @@ def test_rows_outside_the_batch_are_updated_as_the_optimizer_says(any_backend, r
         assert changed[8]
         assert changed[7] == moves
         assert not changed[np.r_[:7, 9:1000]].any()
+
+
+def test_tables_start_as_pytorchs_and_fastais():
+    """The standard deviation of 40,000 normal numbers is off by 0.35% on average."""
+    for layer, std in [(fb.Embedding(1000, 40), 1), (fb.TabularInput(0, [1000], 40), 0.01)]:
+        values = fb.Sequential([layer], seed=0).parameters().values
+        assert values.std() == pytest.approx(std, rel=0.02)
+        assert abs(values.mean()) < 0.03 * std
 
 
 def test_an_embedding_learns(any_backend):
@@ -381,7 +373,7 @@ def test_unknown_category_is_its_twins(compiled, dtype, rng):
         (lambda: fb.TabularInput(2, [3, 4], [1]), ValueError, "embedding_dim: expected 2 widths, .* got 1"),
         (lambda: fb.TabularInput(2, [3, 4], [1, "2"]), TypeError, r"embedding_dim\[1\]: expected a positive integer"),
         (lambda: fb.TabularInput(2, [3, 4], 0), ValueError, "embedding_dim: expected a positive integer, got 0"),
-        (lambda: fb.TabularInput(2, [3, 4], 2.5), TypeError, r"embedding_dim: expected a sequence of integers, got 2\.5"),
+        (lambda: fb.TabularInput(2, [3, 4], 2.5), TypeError, r"embedding_dim: expected a sequence .*, got 2\.5"),
         (lambda: fb.TabularInput(2, [3]).weights, RuntimeError, "has no arrays yet"),
         (
             lambda: fb.Sequential([fb.Dense(3, 2), fb.Embedding(5, 2, columns=2)]),
@@ -427,18 +419,14 @@ def test_save_copy_and_pickle(tmp_path, rng, unknown):
     assert bits(model) == bits(twin) == bits(copied)
 
 
-def test_tensors_are_views(rng):
+def test_tensors_are_views():
     model, single = tabular(), fb.Sequential([fb.Embedding(3, 2)], seed=0)
     model.layers[0].weights[1][:] = 5
-    assert (model.predict(table(rng, 2))[0] == model.predict(table(rng, 1))).shape
     assert (model.parameters().value("0.weights.1") == 5).all()
     single.layers[0].weight = [[0, 1], [2, 3], [4, 5]]
     assert single.predict([[1]]).tolist() == [[2, 3]]
     assert single.layers[0].bias is None
-    assert model.parameters().count == sum(n * d for n, d in zip(CARDINALITIES, DIMS, strict=True)) + 63 * 0 + (
-        (5 + sum(DIMS)) * 24 + 24 + 24 * 3 + 3
-    )
-    assert "TabularInput" in model.summary()
+    assert model.summary().splitlines()[1].split()[-3:] == ["(B,", "62)", f"{7 * 5 + 1 * 3 + 300 * 33 + 40 * 16:,}"]
 
 
 def test_profile(any_backend, rng):
