@@ -94,8 +94,14 @@ class Table:
         """The operations of an op's forward, dx and dweight with its update, and how many numbers each has to move."""
         n, m = int(op["inputs"]), int(op["outputs"])
         weight, bias = plan.sizes(op, self.model._tables)
-        vectors = sum(vector is not None for vector in self.optimizer.recipe()[1])
+        rule, state, settings = self.optimizer.recipe()
+        vectors = sum(vector is not None for vector in state)
         activations = self.samples * (n + m)
+        if op["kind"] == plan.EMBEDDING:
+            found = self.samples * (m - int(op["numeric"]))  # in the tables
+            idle = plan.idle_without_gradient(rule, settings)
+            updated = min(found, self.steps * weight) if idle else self.steps * weight
+            return [(0, activations + found), (0, 0), (0, activations + 2 * (1 + vectors) * updated)]
         product = 2 * self.samples * n * m if op["kind"] == plan.DENSE else 0
         late = 0 if op["kind"] == plan.BATCHNORM else activations  # whose dweight comes with dx
         return [
@@ -265,8 +271,8 @@ def profile() -> Iterator[Profile]:
     multiply-adds without memory, measured on one thread, times the threads. GB/s count the traffic that cannot be
     avoided, each array once: x, parameters and y in ``forward``; dy, weight and dx; x, dy, and the parameters and the
     optimizer's state, both read and written, in ``dw + update``; x, read and written, in ``gather``; predictions and
-    their gradient in ``loss``; nothing for an activation's derivative. Most of it comes from the caches, so it may be
-    more than the memory could deliver.
+    their gradient in ``loss``; nothing for an activation's derivative; of an embedding's tables the rows that are used,
+    and those that are updated. Most of it comes from the caches, so it may be more than the memory could deliver.
 
     Yields
     ------
@@ -282,8 +288,9 @@ def profile() -> Iterator[Profile]:
 
 
 def _label(op: np.void) -> str:
-    """``Dense 784x128 relu``"""
-    shape = f"{op['inputs']}x{op['outputs']}" if op["kind"] == plan.DENSE else f"{op['inputs']}"
+    """``Dense 784x128 relu``, ``BatchNorm 128``"""
+    wide = op["kind"] in (plan.DENSE, plan.EMBEDDING)
+    shape = f"{op['inputs']}x{op['outputs']}" if wide else f"{op['inputs']}"
     return " ".join([_KINDS[int(op["kind"])], shape, _ACTIVATIONS[int(op["activation"])] or ""]).rstrip()
 
 

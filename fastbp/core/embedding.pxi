@@ -1,4 +1,4 @@
-# Embedding: ids are replaced by rows of tables, and the gradients of those rows are added up where the tables have them.
+# Embedding, the first layer: ids are replaced by rows of tables, whose gradients are added up in the flat buffer.
 #
 # Forward, a thread takes its rows of the batch, as in every layer. Backward, it takes rows of the tables: it looks at
 # the ids of the whole batch and adds up those of its own, in the order of the columns and then of the batch, so that a
@@ -8,9 +8,6 @@
 cdef extern from "microkernel.h" nogil:
     void add_run_float(float *out, const float *src, long n)
     void add_run_double(double *out, const double *src, long n)
-
-cdef struct Table:  # fastbp.core.plan.TABLE
-    int64_t rows, dim, offset, columns
 
 cdef struct Column:  # a column of ids and what it becomes; the pointers are to the first row of the batch
     const void *ids
@@ -86,6 +83,112 @@ cdef void update_touched(const Column *c, const Update *u, real *table, real *gr
         if r0 <= row < r1:
             update_rows(u, table + row * dim, 0, t.offset + row * dim, 0, gradient + row * dim, 0, grad_scale, 1, dim)
             memset(gradient + row * dim, 0, dim * sizeof(real))
+
+
+cdef void embedding_forward_rows(Net *net, real *y, const real *x, long begin, long end) noexcept nogil:
+    """The numeric columns as they are, then for every column of ids the rows of its table."""
+    cdef Layer *layer = &net.layers[0]
+    cdef const Table *t
+    cdef Column column
+    cdef long i = layer.op.numeric, j = i, k
+    copy_rows(y, net.layout, x, net.layout, begin, end, layer.op.numeric)
+    for t in net.tables[:net.table_count]:
+        for k in range(t.columns):
+            column = column_of(x, i, y, j, net.layout)
+            look_up(&column, <const real *> layer.weight + t.offset, t.dim, begin, end)
+            i, j = i + 1, j + t.dim
+
+
+cdef void embedding_backward_rows(Net *net, real *dx, long begin, long end) noexcept nogil:
+    """The numeric columns' gradient, and zero for ids."""
+    cdef Layer *layer = &net.layers[0]
+    cdef long i, j
+    copy_rows(dx, net.layout, <const real *> layer.dy, net.layout, begin, end, layer.op.numeric)
+    for j in range(layer.op.numeric, layer.op.inputs):
+        for i in range(begin, end):
+            dx[column_at(net.layout, j, dx) + i * net.layout.row] = 0
+
+
+cdef inline bint skips_rows(const Update *u, Net *net, const Table *t) noexcept nogil:
+    """Whether a step updates only those rows of a table that are in the batch: if that is the same, and less."""
+    return u != NULL and u.idle and t.rows > net.batch * t.columns
+
+
+cdef inline double table_work(const Update *u, Net *net, const Table *t) noexcept nogil:
+    """What a step does with a table, in entries."""
+    return <double> t.dim * (net.batch * t.columns + (0 if skips_rows(u, net, t) else t.rows))
+
+
+cdef inline long share_of_table(const Table *t, double before, double work, double whole, Share *me,
+                                int number) noexcept nogil:
+    """Where thread `number`'s rows of a table begin: the whole work is shared, of which `before` is earlier tables'."""
+    return <long> (max(0.0, min(1.0, (whole * number / me.team - before) / work)) * t.rows)
+
+
+cdef void add_table_rows(Net *net, const Table *t, long i, long j, long r0, long r1, const real *_) noexcept nogil:
+    """A table's gradients, rows r0..r1; its columns of ids begin at i, those of dy at j."""
+    cdef Layer *layer = &net.layers[0]
+    cdef Column column
+    cdef long k
+    for k in range(t.columns):
+        column = column_of(input_of(net, 0, _), i + k, <real *> layer.dy, j + k * t.dim, net.layout)
+        add_rows(&column, <real *> layer.dweight + t.offset, t.dim, r0, r1, net.batch)
+
+
+cdef void descend_table(const Update *u, Net *net, const Table *t, long i, long r0, long r1, double grad_scale,
+                        bint keep, const real *_) noexcept nogil:
+    """Update rows r0..r1 of a table and, unless they are kept, clear their gradients."""
+    cdef Layer *layer = &net.layers[0]
+    cdef Column column
+    cdef real *weight = <real *> layer.weight + t.offset
+    cdef real *gradient = <real *> layer.dweight + t.offset
+    cdef long k
+    if not skips_rows(u, net, t):
+        update_rows(u, weight + r0 * t.dim, 0, t.offset + r0 * t.dim, 0, gradient + r0 * t.dim, 0, grad_scale,
+                    1, (r1 - r0) * t.dim)
+        if not keep and t.rows <= net.batch * t.columns:
+            memset(gradient + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
+            return
+    for k in range(t.columns):
+        column = column_of(input_of(net, 0, _), i + k, <real *> NULL, 0, net.layout)
+        if skips_rows(u, net, t):
+            update_touched(&column, u, weight, gradient, t, grad_scale, r0, r1, net.batch)
+        elif not keep:
+            clear_rows(&column, gradient, t.dim, r0, r1, net.batch)
+
+
+cdef void tables_share(const Update *u, Net *net, Share *me, bint gradients, bint updates, bint keep, double grad_scale,
+                       const real *_) noexcept nogil:
+    """A thread's rows of the tables. In an epoch, where there is an update, their gradients are zero before."""
+    cdef Layer *layer = &net.layers[0]
+    cdef const Table *t
+    cdef long i = layer.op.numeric, j = i, r0, r1
+    cdef double whole = 0, before = 0, work
+    for t in net.tables[:net.table_count]:
+        whole += table_work(u, net, t)
+    for t in net.tables[:net.table_count]:
+        work = table_work(u, net, t)
+        r0 = share_of_table(t, before, work, whole, me, me.number)
+        r1 = share_of_table(t, before, work, whole, me, me.number + 1)
+        if r0 < r1:
+            if gradients:
+                if u == NULL:
+                    memset(<real *> layer.dweight + t.offset + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
+                add_table_rows(net, t, i, j, r0, r1, _)
+            if updates:
+                descend_table(u, net, t, i, r0, r1, grad_scale, keep, _)
+                if keep and skips_rows(u, net, t):
+                    add_table_rows(net, t, i, j, r0, r1, _)  # once more: they were cleared one by one
+        i, j, before = i + t.columns, j + t.columns * t.dim, before + work
+
+
+cdef void clear_tables(Net *net, Share *me, const real *_) noexcept nogil:
+    """A thread's part of the tables' gradients becomes zero."""
+    cdef const Table *t
+    cdef long begin, end
+    for t in net.tables[:net.table_count]:
+        begin, end = share_of(t.rows, me.number, me.team) * t.dim, share_of(t.rows, me.number + 1, me.team) * t.dim
+        memset(<real *> net.layers[0].dweight + t.offset + begin, 0, (end - begin) * sizeof(real))
 
 
 cdef long first_unknown(const real *x, long row, const int64_t *counts, long batch, long columns) noexcept nogil:

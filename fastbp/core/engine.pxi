@@ -240,88 +240,6 @@ cdef void update_vectors(Epoch *e, Net *net, int i, Share *me, double grad_scale
                     0, grad_scale, 1, end - begin)
 
 
-cdef inline bint skips_rows(Epoch *e, Net *net, const Table *t) noexcept nogil:
-    """Whether a step updates only those rows of a table that are in the batch: if that is the same, and less."""
-    return e != NULL and e.update.idle and t.rows > net.batch * t.columns
-
-
-cdef inline double table_work(Epoch *e, Net *net, const Table *t) noexcept nogil:
-    """What a step does with a table, in entries."""
-    return <double> t.dim * (net.batch * t.columns + (0 if skips_rows(e, net, t) else t.rows))
-
-
-cdef inline long share_of_table(const Table *t, double before, double work, double whole, Share *me,
-                                int number) noexcept nogil:
-    """Where thread `number`'s rows of a table begin, if the tables are shared by work and `before` is of earlier ones."""
-    return <long> (max(0.0, min(1.0, (whole * number / me.team - before) / work)) * t.rows)
-
-
-cdef void add_table_rows(Net *net, const Table *t, long i, long j, long r0, long r1, const real *_) noexcept nogil:
-    """A table's gradients, rows r0..r1; its columns of ids begin at i, those of dy at j."""
-    cdef Layer *layer = &net.layers[0]
-    cdef Column column
-    cdef long k
-    for k in range(t.columns):
-        column = column_of(input_of(net, 0, _), i + k, <real *> layer.dy, j + k * t.dim, net.layout)
-        add_rows(&column, <real *> layer.dweight + t.offset, t.dim, r0, r1, net.batch)
-
-
-cdef void descend_table(Epoch *e, Net *net, const Table *t, long i, long r0, long r1, double grad_scale, bint keep,
-                        const real *_) noexcept nogil:
-    """Update rows r0..r1 of a table and, unless they are kept, clear their gradients."""
-    cdef Layer *layer = &net.layers[0]
-    cdef Column column
-    cdef real *weight = <real *> layer.weight + t.offset
-    cdef real *gradient = <real *> layer.dweight + t.offset
-    cdef long k
-    if not skips_rows(e, net, t):
-        update_rows(e.update, weight + r0 * t.dim, 0, t.offset + r0 * t.dim, 0, gradient + r0 * t.dim, 0, grad_scale,
-                    1, (r1 - r0) * t.dim)
-        if not keep and t.rows <= net.batch * t.columns:
-            memset(gradient + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
-            return
-    for k in range(t.columns):
-        column = column_of(input_of(net, 0, _), i + k, <real *> NULL, 0, net.layout)
-        if skips_rows(e, net, t):
-            update_touched(&column, e.update, weight, gradient, t, grad_scale, r0, r1, net.batch)
-        elif not keep:
-            clear_rows(&column, gradient, t.dim, r0, r1, net.batch)
-
-
-cdef void tables_share(Epoch *e, Net *net, Share *me, bint gradients, bint updates, bint keep, double grad_scale,
-                       const real *_) noexcept nogil:
-    """A thread's rows of the embedding's tables. In an epoch, where e is given, their gradients are zero before."""
-    cdef Layer *layer = &net.layers[0]
-    cdef const Table *t
-    cdef long i = layer.op.numeric, j = i, r0, r1
-    cdef double whole = 0, before = 0, work
-    for t in net.tables[:net.table_count]:
-        whole += table_work(e, net, t)
-    for t in net.tables[:net.table_count]:
-        work = table_work(e, net, t)
-        r0 = share_of_table(t, before, work, whole, me, me.number)
-        r1 = share_of_table(t, before, work, whole, me, me.number + 1)
-        if r0 < r1:
-            if gradients:
-                if e == NULL:
-                    memset(<real *> layer.dweight + t.offset + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
-                add_table_rows(net, t, i, j, r0, r1, _)
-            if updates:
-                descend_table(e, net, t, i, r0, r1, grad_scale, keep, _)
-                if keep and skips_rows(e, net, t):
-                    add_table_rows(net, t, i, j, r0, r1, _)  # once more: they were cleared one by one
-        i, j, before = i + t.columns, j + t.columns * t.dim, before + work
-
-
-cdef void clear_tables(Net *net, Share *me, const real *_) noexcept nogil:
-    """A thread's part of the tables' gradients becomes zero."""
-    cdef const Table *t
-    cdef long begin, end
-    for t in net.tables[:net.table_count]:
-        begin, end = share_of(t.rows, me.number, me.team) * t.dim, share_of(t.rows, me.number + 1, me.team) * t.dim
-        memset(<real *> net.layers[0].dweight + t.offset + begin, 0, (end - begin) * sizeof(real))
-
-
 cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradients, bint updates, bint in_memory,
                         bint keep, double grad_scale, const real *_) noexcept nogil:
     """A thread's blocks of every layer: their gradients, their update, or one after the other while they are in L1.
@@ -359,7 +277,7 @@ cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradie
             if updates:
                 update_vectors(e, net, i, me, grad_scale, _)
         elif layer.op.kind == EMBEDDING:
-            tables_share(e, net, me, gradients, updates, keep, grad_scale, _)
+            tables_share(e.update if e != NULL else NULL, net, me, gradients, updates, keep, grad_scale, _)
         if i == 0 and updates:
             ask_for_rows(g, e, net.layers[0].op.inputs, _)
         lap(net, me, i, IN_DWEIGHT)

@@ -1,8 +1,8 @@
 """The compiled kernels: this file is built once per instruction set, as _avx512, _avx2, _neon and _generic.
 
 The included files have one idea each and stand in the order in which they build on each other: how matrices lie in
-memory, functions of numbers, products, layers, losses, updates, embeddings, passes through a network, epochs; and last the doors,
-through which Python calls them. `real` is float or double, one body for both.
+memory, functions of numbers, products, layers, losses, updates, passes through a network, embeddings, epochs; and last
+the doors, through which Python calls them. `real` is float or double, one body for both.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -32,9 +32,9 @@ include "products.pxi"
 include "layers.pxi"
 include "losses.pxi"
 include "updates.pxi"
-include "embedding.pxi"
 include "order.pxi"
 include "passes.pxi"
+include "embedding.pxi"
 include "engine.pxi"
 include "network.pxi"
 include "doors.pxi"

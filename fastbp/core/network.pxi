@@ -42,7 +42,7 @@ cdef void backward_share(Pass *p, Share *me, const real *_) noexcept nogil:
 
 
 cdef class Network:
-    """Runs a plan over the flat buffers values and grads (n,) and stats (s,); tables (t,) are its embedding's TABLEs."""
+    """Runs a plan over the flat buffers values and grads (n,) and stats (s,), and the embedding's tables (t,)."""
 
     cdef Net net
     cdef object owned        # keeps alive what the layers point to

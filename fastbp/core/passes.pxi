@@ -18,6 +18,9 @@ cdef struct Op:  # fastbp.core.plan.OP
     double p, eps, momentum
     uint64_t key
 
+cdef struct Table:  # fastbp.core.plan.TABLE
+    int64_t rows, dim, offset, columns
+
 cdef struct Layer:
     Op op
     void *weight       # (I, O), row by row, as the user sees it; of an embedding, where the flat buffer begins
@@ -316,30 +319,6 @@ cdef void batchnorm_backward_team(Net *net, int i, real *dx, Share *me) noexcept
                                  input_of(net, i, dx), net.layout, <real *> layer.stats, <real *> layer.weight,
                                  net.batch, op.inputs, q)
     meet(me)
-
-
-cdef void embedding_forward_rows(Net *net, real *y, const real *x, long begin, long end) noexcept nogil:
-    """The numeric columns as they are, then for every column of ids the rows of its table."""
-    cdef Layer *layer = &net.layers[0]
-    cdef const Table *t
-    cdef Column column
-    cdef long i = layer.op.numeric, j = i, k
-    copy_rows(y, net.layout, x, net.layout, begin, end, layer.op.numeric)
-    for t in net.tables[:net.table_count]:
-        for k in range(t.columns):
-            column = column_of(x, i, y, j, net.layout)
-            look_up(&column, <const real *> layer.weight + t.offset, t.dim, begin, end)
-            i, j = i + 1, j + t.dim
-
-
-cdef void embedding_backward_rows(Net *net, real *dx, long begin, long end) noexcept nogil:
-    """The numeric columns' gradient, and zero for ids."""
-    cdef Layer *layer = &net.layers[0]
-    cdef long i, j
-    copy_rows(dx, net.layout, <const real *> layer.dy, net.layout, begin, end, layer.op.numeric)
-    for j in range(layer.op.numeric, layer.op.inputs):
-        for i in range(begin, end):
-            dx[column_at(net.layout, j, dx) + i * net.layout.row] = 0
 
 
 cdef void forward_rows(Net *net, Share *me, long begin, long end, const real *like) noexcept nogil:
