@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastbp import losses, profiling
 from fastbp.callbacks import Callback
 from fastbp.core import get_num_threads
-from fastbp.data import Array, epoch_key, epoch_rows, features, generator, positive_int
+from fastbp.data import Array, Samples, epoch_key, epoch_rows, features, generator, positive_int, weights
 from fastbp.losses import Loss, LossFunction
 from fastbp.model import Model
 from fastbp.optim import Optimizer
@@ -69,9 +69,36 @@ class Sequential(Model):
     #: Set by a callback to end ``fit``.
     stop_training = False
 
-    def _check_batch(self, X: ArrayLike, y: ArrayLike, criterion: Loss, names: tuple[str, str]) -> tuple[Array, Array]:
+    def _check_batch(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        criterion: Loss,
+        names: tuple[str, str, str] = ("xb", "yb", "sample_weight"),
+    ) -> Samples:
         X = features(names[0], X, self.inputs, self.dtype)
-        return X, criterion.check(names[1], y, X.shape[0], self.outputs, self.dtype)
+        target = criterion.check(names[1], y, X.shape[0], self.outputs, self.dtype)
+        return X, target, weights(names[2], sample_weight, X.shape[0], self.dtype)
+
+    def _check_data(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        criterion: Loss,
+        names: tuple[str, str, str] = ("X", "y", "sample_weight"),
+    ) -> Samples:
+        data = self._check_batch(X, y, sample_weight, criterion, names)
+        if data[2] is not None and not data[2].any():  # as a single batch may do
+            raise ValueError(f"{names[2]}: expected a positive weight among them, got zeros only")
+        return data
+
+    def _check_validation(self, data: object, criterion: Loss) -> Samples:
+        if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+            raise TypeError("validation_data: expected (Xv, yv) or (Xv, yv, sample_weight)")
+        names = "validation_data[0]", "validation_data[1]", "validation_data[2]"
+        return self._check_data(data[0], data[1], data[2] if len(data) == 3 else None, criterion, names)
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -79,12 +106,13 @@ class Sequential(Model):
         if optimizer.params is not self.parameters():
             raise ValueError("optimizer: it was made for the parameters of another model")
 
-    def _train_step(self, xb: Array, yb: Array, criterion: Loss, optimizer: Optimizer) -> float:
+    def _train_step(self, batch: Samples, criterion: Loss, optimizer: Optimizer) -> float:
         """Forward, loss, backpropagation, gradient descent; the loss before the update."""
+        xb, yb, weight = batch
         before = self._stats.copy(), self._step
         pred = self._forward(xb, True)
         try:
-            loss, dpred = criterion.compute(pred, yb)
+            loss, dpred = criterion.compute(pred, yb, weight)
         except BaseException:  # of the user's
             self._stats[:], self._step = before
             raise
@@ -92,7 +120,14 @@ class Sequential(Model):
         optimizer.step()
         return loss
 
-    def train_on_batch(self, xb: ArrayLike, yb: ArrayLike, loss: LossLike, optimizer: Optimizer) -> float:
+    def train_on_batch(
+        self,
+        xb: ArrayLike,
+        yb: ArrayLike,
+        loss: LossLike,
+        optimizer: Optimizer,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
         """The four steps on one batch.
 
         Parameters
@@ -104,6 +139,8 @@ class Sequential(Model):
             A callable takes ``(pred, target)`` and returns ``(loss, dpred)``.
         optimizer : Optimizer
             Made for this model's parameters.
+        sample_weight : array_like (B,) or None
+            Non-negative, of the mean over the batch; a callable gets it as its third argument.
 
         Returns
         -------
@@ -112,21 +149,27 @@ class Sequential(Model):
         """
         criterion = losses.resolve(loss)
         self._check_optimizer(optimizer)
-        x, y = self._check_batch(xb, yb, criterion, ("xb", "yb"))
+        batch = self._check_batch(xb, yb, sample_weight, criterion)
         recipe = criterion.recipe(self.outputs, self.dtype)
         if recipe is None:
-            return self._train_step(x, y, criterion, optimizer)
-        return self._steps_in_core(x, y, recipe, optimizer, None, 0, 1, len(x))[0] / len(x)
+            return self._train_step(batch, criterion, optimizer)
+        return self._steps_in_core(batch, recipe, optimizer, None, 0, 1, len(batch[0]))[0] / len(batch[0])
 
-    def evaluate(self, X: ArrayLike, y: ArrayLike, loss: LossLike) -> dict[str, float]:
-        """The loss, and for classification the accuracy, of the predictions for X (N, I)."""
+    def evaluate(
+        self, X: ArrayLike, y: ArrayLike, loss: LossLike, sample_weight: ArrayLike | None = None
+    ) -> dict[str, float]:
+        """The loss, and for classification the accuracy, of the predictions for X (N, I).
+
+        sample_weight (N,) weighs the loss; the accuracy is the share of the samples that are right.
+        """
         criterion = losses.resolve(loss)
-        return self._evaluate(*self._check_batch(X, y, criterion, ("X", "y")), criterion)
+        return self._evaluate(self._check_data(X, y, sample_weight, criterion), criterion)
 
-    def _evaluate(self, X: Array, y: Array, criterion: Loss) -> dict[str, float]:
+    def _evaluate(self, data: Samples, criterion: Loss) -> dict[str, float]:
+        X, y, weight = data
         pred = self.predict(X)
-        logs = {"loss": float(criterion.compute(pred, y)[0])}
-        return logs | {"accuracy": criterion.correct(pred, y) / X.shape[0]} if criterion.classifies else logs
+        logs = {"loss": float(criterion.compute(pred, y, weight)[0])}
+        return logs | {"accuracy": criterion.correct(pred, y) / len(X)} if criterion.classifies else logs
 
     def fit(
         self,
@@ -136,11 +179,12 @@ class Sequential(Model):
         optimizer: Optimizer,
         epochs: int = 1,
         batch_size: int = 32,
-        validation_data: tuple[ArrayLike, ArrayLike] | None = None,
+        validation_data: tuple[ArrayLike, ...] | None = None,
         callbacks: Iterable[Callback] = (),
         verbose: int = 1,
         shuffle: bool = True,
         seed: Seed = None,
+        sample_weight: ArrayLike | None = None,
     ) -> History:
         """Train: for every epoch, for every batch, forward, loss, backward, update.
 
@@ -156,7 +200,7 @@ class Sequential(Model):
             Made for this model's parameters; calling ``fit`` again goes on with its state.
         epochs, batch_size : int
             At least 1. The last batch of an epoch has what is left.
-        validation_data : (Xv, yv) or None
+        validation_data : (Xv, yv), (Xv, yv, sample_weight) or None
             Evaluated after every epoch.
         callbacks : sequence of Callback
             Called after every epoch.
@@ -166,6 +210,8 @@ class Sequential(Model):
             Whether every epoch has a new order.
         seed : int, numpy.random.Generator or None
             Of the orders, as in ``fb.batches``; None goes on with the model's own generator.
+        sample_weight : array_like (N,) or None
+            Non-negative. A batch's loss is the mean weighted with these; the accuracy counts every sample alike.
 
         Returns
         -------
@@ -179,12 +225,8 @@ class Sequential(Model):
         criterion = losses.resolve(loss)
         self._check_optimizer(optimizer)
         epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
-        X, y = self._check_batch(X, y, criterion, ("X", "y"))
-        validation = None
-        if validation_data is not None:
-            if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-                raise TypeError("validation_data: expected a pair (Xv, yv)")
-            validation = self._check_batch(*validation_data, criterion, ("validation_data[0]", "validation_data[1]"))
+        data = self._check_data(X, y, sample_weight, criterion)
+        validation = None if validation_data is None else self._check_validation(validation_data, criterion)
         if not isinstance(callbacks, Iterable):
             raise TypeError(f"callbacks: expected a list of callbacks, got {callbacks!r}")
         callbacks = list(callbacks)
@@ -200,9 +242,9 @@ class Sequential(Model):
             callback.model, callback.optimizer, callback.figures = self, optimizer, figures
             callback.on_train_begin()
         for epoch in range(epochs):
-            logs = self._train_epoch(X, y, criterion, optimizer, epoch_key(shuffle, rng), batch_size)
+            logs = self._train_epoch(data, criterion, optimizer, epoch_key(shuffle, rng), batch_size)
             if validation is not None:
-                logs |= {f"val_{name}": value for name, value in self._evaluate(*validation, criterion).items()}
+                logs |= {f"val_{name}": value for name, value in self._evaluate(validation, criterion).items()}
             logs["lr"] = optimizer.lr
             history.append(logs)
             if verbose:
@@ -216,44 +258,43 @@ class Sequential(Model):
         return history
 
     def _train_epoch(
-        self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int
+        self, data: Samples, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int
     ) -> dict[str, float]:
         """One pass over the data in the order of key, batch after batch; the epoch's figures."""
-        start = time.perf_counter()
+        start, samples = time.perf_counter(), len(data[0])
         recipe = criterion.recipe(self.outputs, self.dtype)
         if recipe is None:
-            total, correct = self._steps_in_python(X, y, criterion, optimizer, key, batch_size), 0
+            total, correct = self._steps_in_python(data, criterion, optimizer, key, batch_size), 0
         elif profile := profiling.active():
             total, correct = profile.train(
-                lambda model, optimizer: model._epoch_in_core(X, y, recipe, optimizer, key, batch_size),
+                lambda model, optimizer: model._epoch_in_core(data, recipe, optimizer, key, batch_size),
                 self,
                 optimizer,
-                len(X),
+                samples,
                 batch_size,
             )
         else:
-            total, correct = self._epoch_in_core(X, y, recipe, optimizer, key, batch_size)
-        logs = {"loss": total / len(X)}
+            total, correct = self._epoch_in_core(data, recipe, optimizer, key, batch_size)
+        logs = {"loss": total / samples}
         if criterion.classifies:
-            logs["accuracy"] = correct / len(X)
-        logs["samples_per_second"] = len(X) / (time.perf_counter() - start)
+            logs["accuracy"] = correct / samples
+        logs["samples_per_second"] = samples / (time.perf_counter() - start)
         return logs
 
     def _epoch_in_core(
-        self, X: Array, y: Array, recipe: Any, optimizer: Optimizer, key: int | None, batch_size: int
+        self, data: Samples, recipe: Any, optimizer: Optimizer, key: int | None, batch_size: int
     ) -> tuple[float, int]:
         """The epoch in the compiled engine: the loss summed over the samples, and how many were right."""
-        total, correct = 0.0, 0
-        for first in range(0, len(X), batch_size * _STEPS):
-            steps = min(_STEPS, -(-(len(X) - first) // batch_size))
-            loss, right = self._steps_in_core(X, y, recipe, optimizer, key, first, steps, batch_size)
+        total, correct, samples = 0.0, 0, len(data[0])
+        for first in range(0, samples, batch_size * _STEPS):
+            steps = min(_STEPS, -(-(samples - first) // batch_size))
+            loss, right = self._steps_in_core(data, recipe, optimizer, key, first, steps, batch_size)
             total, correct = total + loss, correct + right
         return total, correct
 
     def _steps_in_core(
         self,
-        X: Array,
-        y: Array,
+        data: Samples,
         recipe: Any,
         optimizer: Optimizer,
         key: int | None,
@@ -268,7 +309,7 @@ class Sequential(Model):
         clip_norm, threads = optimizer.clip_norm or 0.0, get_num_threads()
         try:
             network.train(
-                progress, X, y, key, first, steps, batch_size, recipe, update, lrs, clip_norm, self._step + 1, threads
+                progress, *data, key, first, steps, batch_size, recipe, update, lrs, clip_norm, self._step + 1, threads
             )
         finally:  # an interrupt ends the epoch after a whole step
             self._step += progress[2]
@@ -276,13 +317,15 @@ class Sequential(Model):
         return progress[0], progress[1]
 
     def _steps_in_python(
-        self, X: Array, y: Array, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int
+        self, data: Samples, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int
     ) -> float:
         """The epoch for a loss that is a Python callable: the loss summed over the samples."""
+        X, y, weight = data
         total = 0.0
         for first in range(0, len(X), batch_size):
             rows = epoch_rows(first, batch_size, len(X), key)
-            total += self._train_step(X[rows], y[rows], criterion, optimizer) * len(rows)
+            batch = X[rows], y[rows], None if weight is None else weight[rows]
+            total += self._train_step(batch, criterion, optimizer) * len(rows)
         return total
 
     def snapshot(self) -> tuple[Array, Array]:

@@ -243,25 +243,39 @@ def layernorm_backward(
 
 
 def cross_entropy(
-    dlogits: Array, logits: Array, labels: Array, class_weight: Array | None, label_smoothing: float, threads: int
+    dlogits: Array,
+    logits: Array,
+    labels: Array,
+    class_weight: Array | None,
+    sample_weight: Array | None,
+    label_smoothing: float,
+    threads: int,
 ) -> float:
     """The mean softmax cross-entropy of logits (B, C) and labels (B,) int64; dlogits (B, C) is its gradient.
 
-    With class weights w the mean is weighted: sum_i w[label_i] loss_i / sum_i w[label_i], as in PyTorch.
+    With weights of classes w or samples s the mean is weighted, as in PyTorch:
+    sum_i s_i w[label_i] loss_i / sum_i s_i w[label_i].
     """
     n, classes = logits.shape
     weight = np.ones(classes) if class_weight is None else class_weight.astype(np.float64)
+    of_sample = np.ones(n) if sample_weight is None else sample_weight.astype(np.float64)
     log_p = logits - logits.max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-    of_label, total = weight[labels], weight[labels].sum() or np.inf  # a batch that weighs nothing teaches nothing
     target = np.full(logits.shape, label_smoothing / classes) * weight
-    target[np.arange(n), labels] += (1 - label_smoothing) * of_label
+    target[np.arange(n), labels] += (1 - label_smoothing) * weight[labels]
+    target *= of_sample[:, None]
+    total = (of_sample * weight[labels]).sum() or np.inf  # a batch that weighs nothing teaches nothing
     dlogits[:] = (np.exp(log_p) * target.sum(axis=1, keepdims=True) - target) / total
     return float(-(target * log_p).sum() / total)
 
 
-def elementwise_loss(dpred: Array, pred: Array, target: Array, kind: int, parameter: float, threads: int) -> float:
-    """The mean of an elementwise loss over all entries of pred and target (B, O); dpred is its gradient."""
+def elementwise_loss(
+    dpred: Array, pred: Array, target: Array, sample_weight: Array | None, kind: int, parameter: float, threads: int
+) -> float:
+    """The mean of an elementwise loss over all entries of pred and target (B, O); dpred is its gradient.
+
+    With sample weights s it is sum_ij s_i loss_ij / (O sum_i s_i).
+    """
     e = pred - target
     if kind == _BCE:
         loss = np.maximum(pred, 0) - pred * target + np.log1p(np.exp(-np.abs(pred)))
@@ -279,8 +293,10 @@ def elementwise_loss(dpred: Array, pred: Array, target: Array, kind: int, parame
         gradient = np.where(e > 0, 1 - parameter, np.where(e < 0, -parameter, 0))
     else:
         loss, gradient = np.exp(pred) - target * pred, np.exp(pred) - target
-    dpred[:] = gradient / pred.size
-    return float(loss.mean(dtype=np.float64))
+    of_sample = np.ones(len(pred)) if sample_weight is None else sample_weight.astype(np.float64)
+    share = of_sample[:, None] / (of_sample.sum() * pred.shape[1] or np.inf)
+    dpred[:] = gradient * share
+    return float((loss * share).sum())
 
 
 # --- optimizer updates over the flat buffers ------------------------------------------------------------------------
@@ -540,6 +556,7 @@ class Network:
         progress: list[Any],
         X: Array,
         y: Array,
+        sample_weight: Array | None,
         key: int | None,
         first: int,
         steps: int,
@@ -553,10 +570,10 @@ class Network:
     ) -> None:
         """Steps of one epoch over X (n, I) and y, from position ``first`` of its order, batch_size rows at a time.
 
-        key is the order's, as for ``order``, loss ``(name, parameter, weight)``, update_recipe ``(rule, state vectors,
-        settings)``, lrs (steps,) float64 or, for all steps, a float, clip_norm 0 for none; step numbers the first step,
-        for dropout. progress, a list, becomes the loss summed over the samples, how many were right, and the steps
-        done, after an interrupt too.
+        sample_weight (n,) may be None, key is the order's, as for ``order``, loss ``(name, parameter, class weight)``,
+        update_recipe ``(rule, state vectors, settings)``, lrs (steps,) float64 or, for all steps, a float, clip_norm 0
+        for none; step numbers the first step, for dropout. progress, a list, becomes the loss summed over the samples,
+        how many were right, and the steps done, after an interrupt too.
         """
         name, parameter, weight = loss
         rule, state, settings = update_recipe
@@ -565,16 +582,16 @@ class Network:
             rows = np.empty(min(batch_size, len(X) - first), np.int64)
             order(rows, first, len(X), key)
             first += batch_size
-            xb, yb = X[rows], y[rows]
+            xb, yb, wb = X[rows], y[rows], None if sample_weight is None else sample_weight[rows]
             pred = np.empty((len(rows), int(self.ops[-1]["outputs"])), X.dtype)
             dpred = np.empty_like(pred)
             self._lap(_IN_GATHER)
             self.forward(pred, xb, step + t, True, threads)
             if name == "cross_entropy":
-                value = cross_entropy(dpred, pred, yb, weight, parameter, threads)
+                value = cross_entropy(dpred, pred, yb, weight, wb, parameter, threads)
                 right = int(np.count_nonzero(pred.argmax(axis=1) == yb))
             else:
-                value = elementwise_loss(dpred, pred, yb, ELEMENTWISE_LOSSES[name], parameter, threads)
+                value = elementwise_loss(dpred, pred, yb, wb, ELEMENTWISE_LOSSES[name], parameter, threads)
                 binary = name == "binary_cross_entropy"
                 right = int(np.count_nonzero(((pred > 0) == (yb > 0.5)).all(axis=1))) if binary else 0
             self._lap(_IN_LOSS)
