@@ -258,7 +258,7 @@ class Sequential(Model):
         return history
 
     def _train_epoch(
-        self, data: Samples, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int
+        self, data: Samples, criterion: Loss, optimizer: Optimizer, key: int | Array | None, batch_size: int
     ) -> dict[str, float]:
         """One pass over the data in the order of key, batch after batch; the epoch's figures."""
         start, samples = time.perf_counter(), len(data[0])
@@ -282,7 +282,7 @@ class Sequential(Model):
         return logs
 
     def _epoch_in_core(
-        self, data: Samples, recipe: Any, optimizer: Optimizer, key: int | None, batch_size: int
+        self, data: Samples, recipe: Any, optimizer: Optimizer, key: int | Array | None, batch_size: int
     ) -> tuple[float, int]:
         """The epoch in the compiled engine: the loss summed over the samples, and how many were right."""
         total, correct, samples = 0.0, 0, len(data[0])
@@ -297,7 +297,7 @@ class Sequential(Model):
         data: Samples,
         recipe: Any,
         optimizer: Optimizer,
-        key: int | None,
+        key: int | Array | None,
         first: int,
         steps: int,
         batch_size: int,
@@ -317,7 +317,7 @@ class Sequential(Model):
         return progress[0], progress[1]
 
     def _steps_in_python(
-        self, data: Samples, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int
+        self, data: Samples, criterion: Loss, optimizer: Optimizer, key: int | Array | None, batch_size: int
     ) -> float:
         """The epoch for a loss that is a Python callable: the loss summed over the samples."""
         X, y, weight = data

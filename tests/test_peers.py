@@ -109,6 +109,23 @@ def test_optimizers(any_backend, dtype, ours, theirs, settings):
     train_both(model, optimizer, lambda p: theirs(p, **settings), "cross_entropy", nn.CrossEntropyLoss(), X, y)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(fb.SGD, torch.optim.SGD), (fb.AdamW, torch.optim.AdamW)])
+def test_biases_and_normalisations_without_decay(any_backend, ours, theirs):
+    """PyTorch's idiom is two groups of parameters."""
+    model = net_with("float64", None, [fb.LayerNorm(32), fb.Activation("silu")])
+    X, y = classification("float64")
+    optimizer = ours(model.parameters(), lr=0.01, weight_decay=0.5, decay_bias=False)
+
+    def make(parameters):
+        parameters = list(parameters)
+        groups = [dict(params=[p for p in parameters if p.ndim == n], weight_decay=0.5 * (n == 2)) for n in (1, 2)]
+        return theirs(groups, lr=0.01)
+
+    net = train_both(model, optimizer, make, "cross_entropy", nn.CrossEntropyLoss(), X, y)
+    np.testing.assert_allclose(model.layers[1].weight, net[1].weight.detach(), rtol=RELATIVE["float64"])
+    np.testing.assert_allclose(model.layers[0].bias, net[0].bias.detach(), rtol=0, atol=RELATIVE["float64"])
+
+
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_normalisation(any_backend, dtype, norm):

@@ -38,6 +38,7 @@ OPTIMIZERS = [
     lambda p: fb.SGD(p, lr=fb.schedules.Cosine(0.05, 20), momentum=0.9, nesterov=True, clip_norm=1.0),
     lambda p: fb.Adam(p, lr=0.01),
     lambda p: fb.AdamW(p, lr=0.01),
+    lambda p: fb.AdamW(p, lr=0.01, weight_decay=0.3, decay_bias=False),
     lambda p: fb.RMSprop(p, lr=0.01, momentum=0.5),
     lambda p: fb.Adagrad(p, lr=0.01),
 ]
@@ -118,7 +119,9 @@ def test_a_callable_gets_the_sample_weights():
 WIDE_OPTIMIZERS = [
     lambda p: fb.SGD(p, lr=0.05, momentum=0.9, clip_norm=0.5),
     lambda p: fb.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    lambda p: fb.SGD(p, lr=0.05, weight_decay=0.3, decay_bias=False),
     lambda p: fb.AdamW(p, lr=0.01),
+    lambda p: fb.AdamW(p, lr=0.01, weight_decay=0.3, decay_bias=False),
     lambda p: fb.RMSprop(p, lr=0.01, momentum=0.5),
 ]
 

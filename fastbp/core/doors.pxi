@@ -321,12 +321,23 @@ def elementwise_loss(real[:, ::1] dpred, const real[:, ::1] pred, const real[:, 
 
 # --- updates --------------------------------------------------------------------------------------------------------
 
+cdef inline void update_run(UpdateCall *call, long begin, long end, bint decays, const real *_) noexcept nogil:
+    update_rows(&call.update, <real *> call.param + begin, 0, begin, 0, <const real *> call.grad + begin, 0,
+                call.grad_scale, decays, 1, end - begin)
+
+
 cdef void update_share(UpdateCall *call, Share *me, const real *_) noexcept nogil:
     cdef long line = 64 // <long> sizeof(real), lines = ceil_div(call.n, line)
     cdef long begin = share_of(lines, me.number, me.team) * line
     cdef long end = min(call.n, share_of(lines, me.number + 1, me.team) * line)
-    update_rows(&call.update, <real *> call.param + begin, 0, begin, 0, <const real *> call.grad + begin, 0,
-                call.grad_scale, 1, end - begin)
+    cdef long k, low, high
+    for k in range(call.update.undecayed_count):
+        low, high = max(begin, call.update.undecayed[2 * k]), min(end, call.update.undecayed[2 * k + 1])
+        if low < high:
+            update_run(call, begin, low, True, _)
+            update_run(call, low, high, False, _)
+            begin = high
+    update_run(call, begin, end, True, _)
 
 
 def update(real[::1] param, const real[::1] grad, recipe, double lr, double grad_scale, int threads):
@@ -356,7 +367,7 @@ def squared_norm(const real[::1] x, int threads):
 
 def order(int64_t[::1] rows, long first, long samples, key):
     cdef Shuffle shuffle
-    begin_shuffle(&shuffle, samples, key or 0, key is None)
+    begin_shuffle(&shuffle, samples, key)
     with nogil:
         shuffled(&shuffle, &rows[0], first, rows.shape[0])
 

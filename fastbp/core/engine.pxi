@@ -204,10 +204,10 @@ cdef void update_block(Epoch *e, Net *net, int i, Block b, const real *gradient,
         weight, row = block_in_panels(layer, b, gradient), panel_width(gradient)
         state_row = b.j1 - b.j0 if e.state_in_blocks else outputs
     update_rows(e.update, weight, row, state_offset(e, layer, b), state_row, gradient, gradient_row, grad_scale,
-                b.i1 - b.i0, b.j1 - b.j0)
+                True, b.i1 - b.i0, b.j1 - b.j0)
     if b.i0 == 0 and layer.bias != NULL:
         update_rows(e.update, <real *> layer.bias + b.j0, 0, layer.op.bias + b.j0, 0, <real *> layer.dbias + b.j0, 0,
-                    grad_scale, 1, b.j1 - b.j0)
+                    grad_scale, e.update.undecayed_count == 0, 1, b.j1 - b.j0)
     if layer.transposed != NULL:
         transpose_block(layer, b, layer.panels != NULL, gradient)
 
@@ -236,11 +236,12 @@ cdef void update_vectors(Epoch *e, Net *net, int i, Share *me, double grad_scale
     cdef long n = layer.op.inputs, panels = ceil_div(n, panel_width(like))
     cdef long begin = share_of(panels, me.number, me.team) * panel_width(like)
     cdef long end = min(n, share_of(panels, me.number + 1, me.team) * panel_width(like))
+    cdef bint decays = e.update.undecayed_count == 0
     if begin < end:
         update_rows(e.update, <real *> layer.weight + begin, 0, layer.op.weight + begin, 0,
-                    <real *> layer.dweight + begin, 0, grad_scale, 1, end - begin)
+                    <real *> layer.dweight + begin, 0, grad_scale, decays, 1, end - begin)
         update_rows(e.update, <real *> layer.bias + begin, 0, layer.op.bias + begin, 0, <real *> layer.dbias + begin,
-                    0, grad_scale, 1, end - begin)
+                    0, grad_scale, decays, 1, end - begin)
 
 
 cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradients, bint updates, bint in_memory,

@@ -241,7 +241,7 @@ cdef class Network:
         cdef int stop = 0
         fill_criterion(&criterion, loss)
         fill_update(&u, update)
-        begin_shuffle(&e.order, len(X), key or 0, key is None)
+        begin_shuffle(&e.order, len(X), key)
         e.features, e.targets, e.target_bytes = address(X), <char *> address(y), y.nbytes // len(y)
         e.sample_weight = address(sample_weight) if sample_weight is not None else NULL
         e.first, e.steps, e.batch_size = first, steps, batch_size
@@ -295,6 +295,10 @@ cdef fill_update(Update *u, update):
     u.alpha, u.eps = settings.get("alpha", 0.0), settings.get("eps", 0.0)
     u.decoupled, u.step = settings.get("decoupled", False), settings.get("step", 1)
     u.weight_decay = settings["weight_decay"]
+    undecayed = settings.get("undecayed")
+    u.undecayed, u.undecayed_count = NULL, 0
+    if undecayed is not None:
+        u.undecayed, u.undecayed_count = <const int64_t *> address(undecayed), len(undecayed)
 
 
 cdef void *address(array) except? NULL:

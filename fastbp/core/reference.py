@@ -392,7 +392,13 @@ def update(
     """One step of the rule that an optimizer's ``(rule, state vectors, settings)`` names, over flat vectors (n,)."""
     rule, state, settings = recipe
     rules: dict[str, Any] = {"sgd": _sgd, "adam": _adam, "rmsprop": _rmsprop, "adagrad": _adagrad}
-    rules[rule](param, *state, grad, lr=lr, grad_scale=grad_scale, **settings)
+    settings = dict(settings, lr=lr, grad_scale=grad_scale)
+    begin = 0
+    for low, high in [*settings.pop("undecayed", ()), (param.size, param.size)]:  # pairs (k, 2): where nothing decays
+        for part, change in ((slice(begin, low), {}), (slice(low, high), {"weight_decay": 0.0})):
+            vectors = (None if vector is None else vector[part] for vector in state)
+            rules[rule](param[part], *vectors, grad[part], **settings | change)
+        begin = high
 
 
 def squared_norm(x: Array, threads: int) -> float:
@@ -419,13 +425,17 @@ def _feistel(x: Array, keys: Array, low_bits: int, high_bits: int) -> Array:
     return (high.astype(np.uint64) << np.uint64(low_bits)) | low
 
 
-def order(rows: Array, first: int, samples: int, key: int | None) -> None:
+def order(rows: Array, first: int, samples: int, key: int | Array | None) -> None:
     """rows (count,) int64 = the numbers first..first+count of an epoch's order of its samples, or of no shuffle.
 
     The order is a pseudo-random permutation that takes no memory: a Feistel network (Luby & Rackoff 1988) permutes the
     numbers of so many bits, and numbers beyond the last sample are sent through it again until they fall inside (cycle
-    walking, Black & Rogaway 2002). key, below 2**64, chooses it; None leaves the samples in their order.
+    walking, Black & Rogaway 2002). key, below 2**64, chooses it; None leaves the samples in their order. An order that
+    is given as row numbers (samples,) is taken as it is.
     """
+    if isinstance(key, np.ndarray):
+        rows[:] = key[first : first + len(rows)]
+        return
     rows[:] = np.arange(first, first + len(rows))
     if key is None:
         return
@@ -557,7 +567,7 @@ class Network:
         X: Array,
         y: Array,
         sample_weight: Array | None,
-        key: int | None,
+        key: int | Array | None,
         first: int,
         steps: int,
         batch_size: int,
