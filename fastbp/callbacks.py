@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fastbp.data import Array, positive_int, real_number
@@ -18,14 +19,14 @@ class Callback:
     ----------
     model : Sequential
         The model in training. Setting ``model.stop_training = True`` ends ``fit`` after this epoch.
-    optimizer : Optimizer
-        The optimizer in use.
+    optimizer : Optimizer or None
+        The optimizer in use; None with scikit-learn's lbfgs.
     figures : list of str
         The names of the figures that every epoch will have.
     """
 
     model: Sequential
-    optimizer: Optimizer
+    optimizer: Optimizer | None
     figures: list[str]
 
     def on_train_begin(self) -> None:
@@ -36,6 +37,25 @@ class Callback:
 
     def on_train_end(self) -> None:
         """After the last epoch."""
+
+
+def listed(callbacks: Iterable[Callback]) -> list[Callback]:
+    """``callbacks`` as a list, if they are callbacks."""
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks: expected a list of callbacks, got {callbacks!r}")
+    callbacks = list(callbacks)
+    for i, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks[{i}]: expected a Callback, got {callback!r}")
+    return callbacks
+
+
+def begin(callbacks: list[Callback], model: Sequential, optimizer: Optimizer | None, figures: list[str]) -> None:
+    """Tell the callbacks what is about to be trained."""
+    model.stop_training = False
+    for callback in callbacks:
+        callback.model, callback.optimizer, callback.figures = model, optimizer, figures
+        callback.on_train_begin()
 
 
 class EarlyStopping(Callback):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fastbp import losses, profiling
-from fastbp.callbacks import Callback
+from fastbp.callbacks import Callback, begin, listed
 from fastbp.core import get_num_threads
 from fastbp.data import Array, Samples, epoch_key, epoch_rows, features, generator, positive_int, weights
 from fastbp.losses import Loss, LossFunction
@@ -227,20 +227,13 @@ class Sequential(Model):
         epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
         data = self._check_data(X, y, sample_weight, criterion)
         validation = None if validation_data is None else self._check_validation(validation_data, criterion)
-        if not isinstance(callbacks, Iterable):
-            raise TypeError(f"callbacks: expected a list of callbacks, got {callbacks!r}")
-        callbacks = list(callbacks)
-        for i, callback in enumerate(callbacks):
-            if not isinstance(callback, Callback):
-                raise TypeError(f"callbacks[{i}]: expected a Callback, got {callback!r}")
+        callbacks = listed(callbacks)
         rng = self._rng if seed is None else generator(seed)
 
         figures = ["loss", "accuracy"] if criterion.classifies else ["loss"]
         figures += [f"val_{name}" for name in figures if validation is not None] + ["lr", "samples_per_second"]
-        history, self.stop_training = History(), False
-        for callback in callbacks:
-            callback.model, callback.optimizer, callback.figures = self, optimizer, figures
-            callback.on_train_begin()
+        history = History()
+        begin(callbacks, self, optimizer, figures)
         for epoch in range(epochs):
             logs = self._train_epoch(data, criterion, optimizer, epoch_key(shuffle, rng), batch_size)
             if validation is not None:

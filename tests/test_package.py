@@ -29,7 +29,7 @@ FLOORS = [
     ["layers", "losses", "optim"],
     ["model", "callbacks"],
     ["training"],
-    ["checks", "ops", "datasets", "benchmark"],
+    ["checks", "ops", "datasets", "benchmark", "sklearn"],
     [""],
     ["__main__"],
 ]

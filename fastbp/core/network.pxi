@@ -294,6 +294,7 @@ cdef fill_update(Update *u, update):
     u.beta1, u.beta2 = settings.get("beta1", 0.0), settings.get("beta2", 0.0)
     u.alpha, u.eps = settings.get("alpha", 0.0), settings.get("eps", 0.0)
     u.decoupled, u.step = settings.get("decoupled", False), settings.get("step", 1)
+    u.eps_hat = settings.get("eps_hat", False)
     u.weight_decay = settings["weight_decay"]
     undecayed = settings.get("undecayed")
     u.undecayed, u.undecayed_count = NULL, 0

@@ -2,7 +2,8 @@
 #
 # A Feistel network (Luby & Rackoff 1988) permutes the numbers of so many bits; numbers beyond the last row are sent
 # through it again until they fall inside (cycle walking, Black & Rogaway 2002), which keeps it a permutation. The twin
-# in reference.py gives the same order. A caller who has an order of his own gives its row numbers instead.
+# in reference.py gives the same order. A caller who has an order of his own gives its row numbers instead; they may
+# leave rows out.
 
 cdef enum:
     ROUNDS = 4
@@ -13,18 +14,18 @@ cdef struct Shuffle:
     int low_bits, high_bits
     uint32_t key[ROUNDS]
     bint identity
-    const int64_t *given  # row numbers (samples,), or NULL
+    const int64_t *given  # the row numbers themselves, or NULL
 
 
 cdef begin_shuffle(Shuffle *s, long samples, order):
-    """order is a key below 2**64, row numbers (samples,) int64, or None for the rows as they lie."""
+    """order is a key below 2**64, row numbers (n,) int64, or None for the rows as they lie."""
     cdef int i, bits = FEWEST_BITS
     cdef uint64_t key
     s.samples, s.identity, s.given = samples, order is None, NULL
     if order is None:
         return
     if not isinstance(order, int):
-        s.given = <const int64_t *> address(order)
+        s.samples, s.given = len(order), <const int64_t *> address(order)
         return
     while bits < 62 and samples > <int64_t> 1 << bits:
         bits += 1

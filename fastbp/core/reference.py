@@ -334,10 +334,11 @@ def _adam(
     decoupled: bool,
     step: int,
     grad_scale: float,
+    eps_hat: bool = False,
 ) -> None:
     """Adam (Kingma & Ba 2015, algorithm 1); decoupled weight decay makes it AdamW (Loshchilov & Hutter 2019).
 
-    step counts from 1.
+    step counts from 1. eps_hat adds eps before the bias correction, as in the form at the end of their section 2.
     """
     g = grad * grad_scale
     if decoupled:
@@ -346,7 +347,8 @@ def _adam(
         g += weight_decay * param
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)
-    param -= (lr / (1 - beta1**step)) * m / (np.sqrt(v) / math.sqrt(1 - beta2**step) + eps)
+    correction = math.sqrt(1 - beta2**step)
+    param -= (lr / (1 - beta1**step)) * m / (np.sqrt(v) / correction + (eps / correction if eps_hat else eps))
 
 
 def _rmsprop(
@@ -431,7 +433,7 @@ def order(rows: Array, first: int, samples: int, key: int | Array | None) -> Non
     The order is a pseudo-random permutation that takes no memory: a Feistel network (Luby & Rackoff 1988) permutes the
     numbers of so many bits, and numbers beyond the last sample are sent through it again until they fall inside (cycle
     walking, Black & Rogaway 2002). key, below 2**64, chooses it; None leaves the samples in their order. An order that
-    is given as row numbers (samples,) is taken as it is.
+    is given as row numbers (n,) is taken as it is.
     """
     if isinstance(key, np.ndarray):
         rows[:] = key[first : first + len(rows)]
@@ -588,9 +590,10 @@ class Network:
         name, parameter, weight = loss
         rule, state, settings = update_recipe
         self.threads, self._last = threads, time.perf_counter()
+        samples = len(key) if isinstance(key, np.ndarray) else len(X)
         for t in range(steps):
-            rows = np.empty(min(batch_size, len(X) - first), np.int64)
-            order(rows, first, len(X), key)
+            rows = np.empty(min(batch_size, samples - first), np.int64)
+            order(rows, first, samples, key)
             first += batch_size
             xb, yb, wb = X[rows], y[rows], None if sample_weight is None else sample_weight[rows]
             pred = np.empty((len(rows), int(self.ops[-1]["outputs"])), X.dtype)
