@@ -778,14 +778,14 @@ class MLPClassifier(ClassifierMixin, _MLP):  # type: ignore[misc]
         if self.out_activation_ == "softmax":
             return np.asarray(scipy.special.log_softmax(outputs, axis=1))
         log_p = np.asarray(scipy.special.log_expit(outputs))
-        return np.hstack([scipy.special.log_expit(-outputs), log_p]) if self.n_outputs_ == 1 else log_p
+        return np.hstack([np.asarray(scipy.special.log_expit(-outputs)), log_p]) if self.n_outputs_ == 1 else log_p
 
     def predict(self, X: Any) -> Array:
         """The classes (n_samples,), or the labels (n_samples, n_labels) as 0 and 1."""
         p = self.predict_proba(X)
         if self.out_activation_ == "logistic" and self.n_outputs_ > 1:
             return (p > 0.5).astype(int)
-        return self.classes_[p[:, : len(self.classes_)].argmax(axis=1)]
+        return np.asarray(self.classes_[p[:, : len(self.classes_)].argmax(axis=1)])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

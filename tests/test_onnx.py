@@ -1,0 +1,56 @@
+"""Exported files run in onnxruntime: the same numbers for every layer and activation, in both dtypes."""
+
+import numpy as np
+import pytest
+
+import fastbp as fb
+from fastbp.core.plan import ACTIVATIONS
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+export = pytest.importorskip("fastbp.onnx").export
+
+STACKS = {
+    "bare": lambda: [fb.Dense(6, 5, bias=False)],
+    "batchnorm": lambda: [fb.BatchNorm(6, eps=1e-3), fb.Dense(6, 5), fb.BatchNorm(5), fb.Activation("silu")],
+    "layernorm": lambda: [fb.Dense(6, 5), fb.LayerNorm(5, eps=1e-2), fb.Dropout(0.5), fb.Dense(5, 3)],
+    **{name: lambda name=name: [fb.Dense(6, 20, activation=name), fb.Dense(20, 3)] for name in ACTIVATIONS if name},
+    "activations": lambda: [fb.Dense(6, 6), *(fb.Activation(name) for name in ACTIVATIONS if name)],
+}
+
+
+@pytest.mark.parametrize("stack", list(STACKS))
+def test_onnxruntime_gives_the_same(dtype, stack, tmp_path):
+    """To a few roundings of outputs of order one.
+
+    Of float32 where gelu's error function is computed in it; of eps, which the format has in float32, where there is one.
+    """
+    rng = np.random.default_rng(0)
+    model = fb.Sequential(STACKS[stack](), dtype=dtype.name, seed=0)
+    X = (3 * rng.standard_normal((50, 6))).astype(dtype)
+    y = rng.standard_normal((50, model.outputs))
+    model.fit(X, y, "mse", fb.SGD(model.parameters(), lr=0.01), epochs=3, verbose=0)  # running statistics, biases
+    export(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    tolerance = 1e-9 if stack.endswith("norm") else 1e-14
+    if dtype == np.float32 or stack in ("gelu", "activations"):
+        tolerance = 5e-6
+    for rows in (1, 50):
+        (got,) = session.run(None, {"input": X[:rows]})
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, model.predict(X[:rows]), rtol=0, atol=tolerance)
+
+
+def test_the_file_says_what_it_is(tmp_path):
+    export(fb.Sequential([fb.Dense(6, 5)]), tmp_path / "model.onnx")
+    file = onnx.load(tmp_path / "model.onnx")
+    assert (file.producer_name, file.opset_import[0].version) == ("fastbp", 17)
+    assert [tensor.name for tensor in file.graph.initializer] == ["0.weight", "0.bias"]
+
+
+def test_bad_input_writes_nothing(tmp_path):
+    with pytest.raises(TypeError, match="model: expected a fastbp model, got list"):
+        export([fb.Dense(6, 5)], tmp_path / "model.onnx")
+    with pytest.raises(OSError, match="nowhere"):
+        export(fb.Sequential([fb.Dense(6, 5)]), tmp_path / "nowhere" / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
