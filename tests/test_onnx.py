@@ -23,7 +23,7 @@ STACKS = {
 def test_onnxruntime_gives_the_same(dtype, stack, tmp_path):
     """To a few roundings of outputs of order one.
 
-    Of float32 where gelu's error function is computed in it; of eps, which the format has in float32, where there is one.
+    Of float32 where gelu computes its error function in it; of eps where there is one, as the format has float32 there.
     """
     rng = np.random.default_rng(0)
     model = fb.Sequential(STACKS[stack](), dtype=dtype.name, seed=0)
