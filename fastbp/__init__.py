@@ -1,7 +1,8 @@
 """fastbp: dense neural networks on CPUs, trained by backpropagation and gradient descent in a compiled core."""
 
 from fastbp import datasets, ops, schedules
-from fastbp.callbacks import Callback, EarlyStopping
+from fastbp.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
+from fastbp.checkpoint import Checkpoint
 from fastbp.checks import check_gradients
 from fastbp.core import get_num_threads, set_num_threads, show_config, use_backend
 from fastbp.data import batches
@@ -27,6 +28,7 @@ __all__ = [
     "BatchNorm",
     "BinaryCrossEntropy",
     "Callback",
+    "Checkpoint",
     "CrossEntropy",
     "Dense",
     "Dropout",
@@ -38,6 +40,7 @@ __all__ = [
     "Poisson",
     "Quantile",
     "RMSprop",
+    "ReduceLROnPlateau",
     "Sequential",
     "batches",
     "check_gradients",

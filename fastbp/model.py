@@ -33,6 +33,7 @@ class Model:
             raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
         self.dtype = np.dtype(dtype)
         self._rng = generator(seed)
+        self._orders = self._rng  # of fit's last call
         if not isinstance(layers, Sequence):
             raise TypeError(f"layers: expected a list of layers, got {type(layers).__name__}")
         self.layers = tuple(layers)
@@ -215,13 +216,19 @@ class Model:
         """
         header, arrays = files.read(path)
         try:
-            return cls._build(header["layers"], header["dtype"], arrays)
+            tensors = {name: array for name, array in arrays.items() if not name.startswith("checkpoint.")}
+            return cls._build(header["layers"], header["dtype"], tensors)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise files.unreadable(path, error) from error
 
     @classmethod
     def _build(cls, config: list[dict[str, Any]], dtype: str, arrays: dict[str, Array]) -> Self:
-        model = cls(_layers(config), dtype=dtype)
+        layers = _layers(config)
+        for i, layer in enumerate(layers):  # before any memory is taken that a file only claims to fill
+            for name, shape in layer.shapes().items():
+                if f"{i}.{name}" not in arrays or arrays[f"{i}.{name}"].shape != shape:
+                    raise ValueError(f"the tensors do not fit the layers: '{i}.{name}'")
+        model = cls(layers, dtype=dtype)
         own = model._arrays()
         for name in own.keys() | arrays.keys():
             if name not in own or name not in arrays or own[name].shape != arrays[name].shape:

@@ -68,6 +68,8 @@ class Sequential(Model):
 
     #: Set by a callback to end ``fit``.
     stop_training = False
+    #: How many epochs ``fit`` has trained this model for.
+    epochs = 0
 
     def _check_batch(
         self,
@@ -228,7 +230,7 @@ class Sequential(Model):
         data = self._check_data(X, y, sample_weight, criterion)
         validation = None if validation_data is None else self._check_validation(validation_data, criterion)
         callbacks = listed(callbacks)
-        rng = self._rng if seed is None else generator(seed)
+        rng = self._orders = self._rng if seed is None else generator(seed)
 
         figures = ["loss", "accuracy"] if criterion.classifies else ["loss"]
         figures += [f"val_{name}" for name in figures if validation is not None] + ["lr", "samples_per_second"]
@@ -240,6 +242,7 @@ class Sequential(Model):
                 logs |= {f"val_{name}": value for name, value in self._evaluate(validation, criterion).items()}
             logs["lr"] = optimizer.lr
             history.append(logs)
+            self.epochs += 1
             if verbose:
                 print(_line(epoch, epochs, logs), flush=True)
             for callback in callbacks:

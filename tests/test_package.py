@@ -29,7 +29,7 @@ FLOORS = [
     ["layers", "losses", "optim"],
     ["model", "callbacks"],
     ["training"],
-    ["checks", "ops", "datasets", "benchmark", "onnx", "safetensors", "sklearn"],
+    ["checkpoint", "checks", "ops", "datasets", "benchmark", "onnx", "safetensors", "sklearn"],
     [""],
     ["__main__"],
 ]
