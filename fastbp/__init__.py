@@ -7,11 +7,12 @@ from fastbp.checks import check_gradients
 from fastbp.core import get_num_threads, set_num_threads, show_config, use_backend
 from fastbp.data import batches
 from fastbp.files import FileFormatError
+from fastbp.history import History
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, LayerNorm
 from fastbp.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber, Poisson, Quantile
 from fastbp.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from fastbp.profiling import profile
-from fastbp.training import History, Sequential
+from fastbp.training import Sequential
 
 __version__ = "0.1.0"
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:  # numpy.random and numpy.typing are a good part of the time t
     Seed = int | np.random.Generator | None
 
 
-def choice(name: str, value: object, valid: Iterable[str | None]) -> Any:
+def choice(name: str, value: object, valid: Iterable[str | int | None]) -> Any:
     """``value`` if it is one of ``valid``, else a ValueError that offers the nearest names."""
     options = list(valid)
     if value in options:
         return value
     import difflib  # an error has the time
 
-    near = difflib.get_close_matches(str(value), [o for o in options if o is not None], n=3)
+    near = difflib.get_close_matches(str(value), [o for o in options if isinstance(o, str)], n=3)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"expected one of {options}"
     raise ValueError(f"{name}: unknown value {value!r}; {hint}")
 

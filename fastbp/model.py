@@ -6,6 +6,7 @@ This file knows nothing of losses and optimizers; ``training.Sequential`` adds t
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -14,7 +15,7 @@ import numpy as np
 from fastbp import files
 from fastbp.core import backend, backend_name, get_num_threads, plan
 from fastbp.data import Array, cast, features, generator, shaped
-from fastbp.layers import LAYERS, BatchNorm, Layer
+from fastbp.layers import LAYERS, BatchNorm, Dense, Layer
 from fastbp.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -176,15 +177,20 @@ class Model:
         return self._parameters
 
     def summary(self) -> str:
-        """A table of the layers with their output widths and numbers of parameters."""
-        widths = _widths(self.layers)[1:]
-        rows = [("layer", "output", "parameters")]
+        """A table of the layers: output shape, parameters, and the FLOP of a prediction for one sample.
+
+        FLOP are those of the matrix products, an addition and a multiplication for every weight.
+        """
+        widths, total = _widths(self.layers)[1:], 0
+        rows = [("layer", "output", "parameters", "FLOP")]
         for layer, width in zip(self.layers, widths, strict=True):
-            count = sum(int(np.prod(shape)) for shape in layer.shapes().values())
-            rows.append((repr(layer), f"(B, {width})", f"{count:,}"))
-        rows.append(("total", self.dtype.name, f"{self._parameters.count:,}"))
-        columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(f"{a:{columns[0]}}  {b:{columns[1]}}  {c:>{columns[2]}}" for a, b, c in rows)
+            shapes = layer.shapes()
+            flop = 2 * math.prod(shapes["weight"]) if isinstance(layer, Dense) else 0
+            count, total = sum(math.prod(shape) for shape in shapes.values()), total + flop
+            rows.append((repr(layer), f"(B, {width})", f"{count:,}", f"{flop:,}"))
+        rows.append(("total", self.dtype.name, f"{self._parameters.count:,}", f"{total:,}"))
+        a, b, c, d = (max(map(len, column)) for column in zip(*rows, strict=True))
+        return "\n".join(f"{row[0]:{a}}  {row[1]:{b}}  {row[2]:>{c}}  {row[3]:>{d}}" for row in rows)
 
     def _arrays(self) -> dict[str, Array]:
         arrays = {name: self._parameters.value(name) for name in self._parameters.shapes}

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fastbp import losses, profiling
 from fastbp.callbacks import Callback, begin, listed
 from fastbp.core import get_num_threads
-from fastbp.data import Array, Samples, epoch_key, epoch_rows, features, generator, positive_int, weights
+from fastbp.data import Array, Samples, choice, epoch_key, epoch_rows, features, generator, positive_int, weights
+from fastbp.history import Bars, History, line
 from fastbp.losses import Loss, LossFunction
 from fastbp.model import Model
 from fastbp.optim import Optimizer
@@ -26,25 +27,6 @@ if TYPE_CHECKING:
 LossLike = str | Loss | LossFunction
 
 _STEPS = 4096  # that the engine takes at a time: an epoch's learning rates need not all be in memory
-
-
-class History:
-    """What ``fit`` returns.
-
-    Attributes
-    ----------
-    history : dict of str to list of float
-        For every epoch: ``loss`` and, for classification, ``accuracy``, averaged over the epoch's batches as they were
-        trained; ``val_loss`` and ``val_accuracy`` after it; ``lr`` at its end; ``samples_per_second``.
-    """
-
-    def __init__(self) -> None:
-        self.history: dict[str, list[float]] = {}
-
-    def append(self, logs: dict[str, float]) -> None:
-        """Add one epoch's figures."""
-        for name, value in logs.items():
-            self.history.setdefault(name, []).append(value)
 
 
 class Sequential(Model):
@@ -183,7 +165,7 @@ class Sequential(Model):
         batch_size: int = 32,
         validation_data: tuple[ArrayLike, ...] | None = None,
         callbacks: Iterable[Callback] = (),
-        verbose: int = 1,
+        verbose: int | str = 1,
         shuffle: bool = True,
         seed: Seed = None,
         sample_weight: ArrayLike | None = None,
@@ -206,8 +188,8 @@ class Sequential(Model):
             Evaluated after every epoch.
         callbacks : sequence of Callback
             Called after every epoch.
-        verbose : int
-            1 prints a line per epoch, 0 nothing.
+        verbose : {1, "bar", 0}
+            1 prints a line per epoch, "bar" shows a bar that moves within it (needs tqdm), 0 nothing.
         shuffle : bool
             Whether every epoch has a new order.
         seed : int, numpy.random.Generator or None
@@ -229,7 +211,8 @@ class Sequential(Model):
         epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
         data = self._check_data(X, y, sample_weight, criterion)
         validation = None if validation_data is None else self._check_validation(validation_data, criterion)
-        callbacks = listed(callbacks)
+        callbacks, verbose = listed(callbacks), choice("verbose", verbose, (0, 1, "bar"))
+        bars = Bars(epochs, len(data[0])) if verbose == "bar" else None
         rng = self._orders = self._rng if seed is None else generator(seed)
 
         figures = ["loss", "accuracy"] if criterion.classifies else ["loss"]
@@ -237,14 +220,18 @@ class Sequential(Model):
         history = History()
         begin(callbacks, self, optimizer, figures)
         for epoch in range(epochs):
-            logs = self._train_epoch(data, criterion, optimizer, epoch_key(shuffle, rng), batch_size)
+            if bars is not None:
+                bars.begin(epoch)
+            logs = self._train_epoch(data, criterion, optimizer, epoch_key(shuffle, rng), batch_size, bars)
             if validation is not None:
                 logs |= {f"val_{name}": value for name, value in self._evaluate(validation, criterion).items()}
             logs["lr"] = optimizer.lr
             history.append(logs)
             self.epochs += 1
-            if verbose:
-                print(_line(epoch, epochs, logs), flush=True)
+            if bars is not None:
+                bars.end(logs)
+            elif verbose:
+                print(line(epoch, epochs, logs), flush=True)
             for callback in callbacks:
                 callback.on_epoch_end(epoch, logs)
             if self.stop_training:
@@ -254,23 +241,29 @@ class Sequential(Model):
         return history
 
     def _train_epoch(
-        self, data: Samples, criterion: Loss, optimizer: Optimizer, key: int | Array | None, batch_size: int
+        self,
+        data: Samples,
+        criterion: Loss,
+        optimizer: Optimizer,
+        key: int | Array | None,
+        batch_size: int,
+        bars: Bars | None,
     ) -> dict[str, float]:
         """One pass over the data in the order of key, batch after batch; the epoch's figures."""
         start, samples = time.perf_counter(), len(data[0])
         recipe = criterion.recipe(self.outputs, self.dtype)
         if recipe is None:
-            total, correct = self._steps_in_python(data, criterion, optimizer, key, batch_size), 0
+            total, correct = self._steps_in_python(data, criterion, optimizer, key, batch_size, bars), 0
         elif profile := profiling.active():
             total, correct = profile.train(
-                lambda model, optimizer: model._epoch_in_core(data, recipe, optimizer, key, batch_size),
+                lambda model, optimizer: model._epoch_in_core(data, recipe, optimizer, key, batch_size, bars),
                 self,
                 optimizer,
                 samples,
                 batch_size,
             )
         else:
-            total, correct = self._epoch_in_core(data, recipe, optimizer, key, batch_size)
+            total, correct = self._epoch_in_core(data, recipe, optimizer, key, batch_size, bars)
         logs = {"loss": total / samples}
         if criterion.classifies:
             logs["accuracy"] = correct / samples
@@ -278,14 +271,24 @@ class Sequential(Model):
         return logs
 
     def _epoch_in_core(
-        self, data: Samples, recipe: Any, optimizer: Optimizer, key: int | Array | None, batch_size: int
+        self,
+        data: Samples,
+        recipe: Any,
+        optimizer: Optimizer,
+        key: int | Array | None,
+        batch_size: int,
+        bars: Bars | None,
     ) -> tuple[float, int]:
         """The epoch in the compiled engine: the loss summed over the samples, and how many were right."""
-        total, correct, samples = 0.0, 0, len(data[0])
-        for first in range(0, samples, batch_size * _STEPS):
-            steps = min(_STEPS, -(-(samples - first) // batch_size))
+        total, correct, first, samples, most = 0.0, 0, 0, len(data[0]), _STEPS if bars is None else 1
+        while first < samples:
+            steps, start = min(most, -(-(samples - first) // batch_size)), time.perf_counter()
             loss, right = self._steps_in_core(data, recipe, optimizer, key, first, steps, batch_size)
             total, correct = total + loss, correct + right
+            if bars is not None:  # as many steps at a time as let the bar move ten times a second
+                bars.advance(min(steps * batch_size, samples - first), loss)
+                most = max(1, min(_STEPS, 2 * most, int(0.1 * steps / (time.perf_counter() - start))))
+            first += steps * batch_size
         return total, correct
 
     def _steps_in_core(
@@ -313,7 +316,13 @@ class Sequential(Model):
         return progress[0], progress[1]
 
     def _steps_in_python(
-        self, data: Samples, criterion: Loss, optimizer: Optimizer, key: int | Array | None, batch_size: int
+        self,
+        data: Samples,
+        criterion: Loss,
+        optimizer: Optimizer,
+        key: int | Array | None,
+        batch_size: int,
+        bars: Bars | None,
     ) -> float:
         """The epoch for a loss that is a Python callable: the loss summed over the samples."""
         X, y, weight = data
@@ -321,7 +330,10 @@ class Sequential(Model):
         for first in range(0, len(X), batch_size):
             rows = epoch_rows(first, batch_size, len(X), key)
             batch = X[rows], y[rows], None if weight is None else weight[rows]
-            total += self._train_step(batch, criterion, optimizer) * len(rows)
+            loss = self._train_step(batch, criterion, optimizer) * len(rows)
+            total += loss
+            if bars is not None:
+                bars.advance(len(rows), loss)
         return total
 
     def snapshot(self) -> tuple[Array, Array]:
@@ -331,10 +343,3 @@ class Sequential(Model):
     def restore(self, snapshot: tuple[Array, Array]) -> None:
         """Go back to a ``snapshot`` of this model."""
         self._parameters.values[:], self._stats[:] = snapshot
-
-
-def _line(epoch: int, epochs: int, logs: dict[str, float]) -> str:
-    """``epoch  3/20  loss 0.1234  accuracy 0.9567  123,456 samples/s``"""
-    figures = [f"{name} {logs[name]:.4f}" for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in logs]
-    speed = f"{logs['samples_per_second']:,.0f} samples/s"
-    return "  ".join([f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}", *figures, speed])

@@ -24,7 +24,7 @@ FLOORS = [
     ["core.reference"],
     ["core._cpu"],
     ["core"],
-    ["data", "profiling"],
+    ["data", "history", "profiling"],
     ["files", "parameters", "schedules"],
     ["layers", "losses", "optim"],
     ["model", "callbacks"],

@@ -566,11 +566,15 @@ def test_nan_is_never_the_best(capsys):
     assert (stopping.best, stopping.best_epoch) == (0.5, 2)
 
 
-def test_summary_counts_parameters():
-    text = fb.Sequential([fb.Dense(64, 128, activation="relu"), fb.BatchNorm(128), fb.Dense(128, 10)]).summary()
-    assert "8,320" in text
-    assert "256" in text
-    assert f"{8320 + 256 + 1290:,}" in text.splitlines()[-1]
+def test_summary():
+    layers = [fb.Dense(64, 1280, activation="relu"), fb.BatchNorm(1280), fb.Dense(1280, 10, bias=False)]
+    lines = fb.Sequential(layers).summary().splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [line.split("  ")[0] for line in lines] == ["layer", *map(repr, layers), "total"]
+    assert [line.split()[-2:] for line in lines] == [
+        ["parameters", "FLOP"], ["83,200", "163,840"], ["2,560", "0"], ["12,800", "25,600"], ["98,560", "189,440"]
+    ]  # fmt: skip
+    assert lines[1].split("  ")[1] == "(B, 1280)"
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
