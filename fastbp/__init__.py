@@ -1,16 +1,18 @@
 """fastbp: dense neural networks on CPUs, trained by backpropagation and gradient descent in a compiled core."""
 
 from fastbp import datasets, ops, schedules
-from fastbp.callbacks import Callback, EarlyStopping
+from fastbp.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
+from fastbp.checkpoint import Checkpoint
 from fastbp.checks import check_gradients
 from fastbp.core import get_num_threads, set_num_threads, show_config, use_backend
 from fastbp.data import batches
 from fastbp.files import FileFormatError
+from fastbp.history import History
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Embedding, LayerNorm, TabularInput
 from fastbp.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber, Poisson, Quantile
 from fastbp.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from fastbp.profiling import profile
-from fastbp.training import History, Sequential
+from fastbp.training import Sequential
 
 __version__ = "0.1.0"
 
@@ -27,6 +29,7 @@ __all__ = [
     "BatchNorm",
     "BinaryCrossEntropy",
     "Callback",
+    "Checkpoint",
     "CrossEntropy",
     "Dense",
     "Dropout",
@@ -39,6 +42,7 @@ __all__ = [
     "Poisson",
     "Quantile",
     "RMSprop",
+    "ReduceLROnPlateau",
     "Sequential",
     "TabularInput",
     "batches",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fastbp.data import Array, positive_int, real_number
+from fastbp.schedules import Constant
 
 if TYPE_CHECKING:  # for the types alone: callbacks lie below training
     from fastbp.optim import Optimizer
@@ -18,14 +20,14 @@ class Callback:
     ----------
     model : Sequential
         The model in training. Setting ``model.stop_training = True`` ends ``fit`` after this epoch.
-    optimizer : Optimizer
-        The optimizer in use.
+    optimizer : Optimizer or None
+        The optimizer in use; None with scikit-learn's lbfgs.
     figures : list of str
         The names of the figures that every epoch will have.
     """
 
     model: Sequential
-    optimizer: Optimizer
+    optimizer: Optimizer | None
     figures: list[str]
 
     def on_train_begin(self) -> None:
@@ -38,15 +40,30 @@ class Callback:
         """After the last epoch."""
 
 
-class EarlyStopping(Callback):
-    """Stop when a figure has not improved for ``patience`` epochs, and restore the best epoch's weights.
+def listed(callbacks: Iterable[Callback]) -> list[Callback]:
+    """``callbacks`` as a list, if they are callbacks."""
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks: expected a list of callbacks, got {callbacks!r}")
+    callbacks = list(callbacks)
+    for i, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks[{i}]: expected a Callback, got {callback!r}")
+    return callbacks
 
-    The best weights, running statistics included, are restored at the end of ``fit`` in any case.
+
+def begin(callbacks: list[Callback], model: Sequential, optimizer: Optimizer | None, figures: list[str]) -> None:
+    """Tell the callbacks what is about to be trained."""
+    model.stop_training = False
+    for callback in callbacks:
+        callback.model, callback.optimizer, callback.figures = model, optimizer, figures
+        callback.on_train_begin()
+
+
+class Monitor(Callback):
+    """The base of callbacks that watch whether a figure gets better.
 
     Parameters
     ----------
-    patience : int
-        Epochs without improvement, at least 1.
     monitor : str or None
         A name in the epoch's figures; None is ``val_loss``, or ``loss`` without validation data. Less is better,
         except for a name that ends in ``accuracy``.
@@ -64,8 +81,7 @@ class EarlyStopping(Callback):
         From ``fit``, before it trains, if there will be no figure of that name.
     """
 
-    def __init__(self, patience: int = 5, monitor: str | None = None, min_delta: float = 0.0) -> None:
-        self.patience = positive_int("patience", patience)
+    def __init__(self, monitor: str | None = None, min_delta: float = 0.0) -> None:
         self.monitor = monitor
         self.min_delta = real_number("min_delta", min_delta, 0)
 
@@ -74,13 +90,45 @@ class EarlyStopping(Callback):
         if self._name not in self.figures:
             raise ValueError(f"monitor: expected one of {', '.join(self.figures)}, got {self._name!r}")
         self.best, self.best_epoch = float("nan"), -1
+
+    def improves(self, epoch: int, logs: dict[str, float]) -> bool:
+        """Whether this epoch is the best so far; NaN never is."""
+        value = logs[self._name]
+        gain = value - self.best if self._name.endswith("accuracy") else self.best - value
+        if value == value and (self.best_epoch < 0 or gain > self.min_delta):
+            self.best, self.best_epoch = value, epoch
+            return True
+        return False
+
+
+class EarlyStopping(Monitor):
+    """Stop when a figure has not improved for ``patience`` epochs, and restore the best epoch's weights.
+
+    The best weights, running statistics included, are restored at the end of ``fit`` in any case.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without improvement, at least 1.
+    monitor, min_delta
+        See ``fb.callbacks.Monitor``.
+
+    Attributes
+    ----------
+    best, best_epoch : float, int
+        The best figure and its epoch, counted from 0.
+    """
+
+    def __init__(self, patience: int = 5, monitor: str | None = None, min_delta: float = 0.0) -> None:
+        super().__init__(monitor, min_delta)
+        self.patience = positive_int("patience", patience)
+
+    def on_train_begin(self) -> None:
+        super().on_train_begin()
         self._weights: tuple[Array, Array] | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        value = logs[self._name]
-        gain = value - self.best if self._name.endswith("accuracy") else self.best - value
-        if value == value and (self.best_epoch < 0 or gain > self.min_delta):  # NaN is never the best
-            self.best, self.best_epoch = value, epoch
+        if self.improves(epoch, logs):
             self._weights = self.model.snapshot()
         elif epoch - self.best_epoch >= self.patience:
             self.model.stop_training = True
@@ -88,3 +136,51 @@ class EarlyStopping(Callback):
     def on_train_end(self) -> None:
         if self._weights is not None:
             self.model.restore(self._weights)
+
+
+class ReduceLROnPlateau(Monitor):
+    """Multiply the learning rate with ``factor`` whenever a figure has not improved for ``patience`` epochs.
+
+    Parameters
+    ----------
+    factor : float
+        In (0, 1).
+    patience : int
+        Epochs without improvement, at least 1, counted anew after every reduction.
+    monitor, min_delta
+        See ``fb.callbacks.Monitor``.
+    min_lr : float
+        The least learning rate.
+
+    Raises
+    ------
+    ValueError
+        From ``fit``, before it trains, if the optimizer's learning rate follows a schedule of its own.
+    """
+
+    def __init__(
+        self,
+        factor: float = 0.1,
+        patience: int = 10,
+        monitor: str | None = None,
+        min_delta: float = 0.0,
+        min_lr: float = 0.0,
+    ) -> None:
+        super().__init__(monitor, min_delta)
+        self.factor = real_number("factor", factor, 0, 1, open_low=True)
+        self.patience = positive_int("patience", patience)
+        self.min_lr = real_number("min_lr", min_lr, 0)
+
+    def on_train_begin(self) -> None:
+        super().on_train_begin()
+        self._since = -1
+        if self.optimizer is None or not isinstance(self.optimizer.schedule, Constant):
+            raise ValueError("optimizer: expected a constant learning rate with ReduceLROnPlateau")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        if self.improves(epoch, logs):
+            self._since = epoch
+        elif epoch - self._since >= self.patience and self.optimizer is not None:
+            self._since = epoch
+            lr = self.optimizer.lr
+            self.optimizer.schedule = Constant(min(lr, max(lr * self.factor, self.min_lr)))

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-def check_gradients(model: Sequential, X: ArrayLike, y: ArrayLike, loss: str | losses.Loss | LossFunction) -> float:
+def check_gradients(
+    model: Sequential,
+    X: ArrayLike,
+    y: ArrayLike,
+    loss: str | losses.Loss | LossFunction,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     """Compare the gradients of a model with central differences of its loss, in float64.
 
     Works on a float64 copy: the model and its running statistics stay as they are. Dropout keeps one mask. Of each
@@ -27,6 +33,7 @@ def check_gradients(model: Sequential, X: ArrayLike, y: ArrayLike, loss: str | l
     y : array_like
         Targets as for ``fit``.
     loss : str, Loss or callable
+    sample_weight : array_like (B,) or None
 
     Returns
     -------
@@ -36,12 +43,12 @@ def check_gradients(model: Sequential, X: ArrayLike, y: ArrayLike, loss: str | l
     """
     criterion = losses.resolve(loss)
     double = model.astype("float64")
-    x, target = double._check_batch(X, y, criterion, ("X", "y"))
+    x, target, weight = double._check_data(X, y, sample_weight, criterion)
     step = double._step
 
     def loss_and_gradient() -> tuple[float, np.ndarray]:
         double._step = step  # the same dropout masks every time
-        return criterion.compute(double._forward(x, True), target)
+        return criterion.compute(double._forward(x, True), target, weight)
 
     double._backward(loss_and_gradient()[1])
     worst, largest = 0.0, float(np.abs(double.parameters().grads).max())

@@ -15,6 +15,7 @@ import numpy as np
 from fastbp.core import backend
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Samples = tuple[Array, Array, Array | None]  # features, targets and weights that were checked
 
 if TYPE_CHECKING:  # numpy.random and numpy.typing are a good part of the time that the package takes to import
     from numpy.typing import ArrayLike
@@ -22,14 +23,14 @@ if TYPE_CHECKING:  # numpy.random and numpy.typing are a good part of the time t
     Seed = int | np.random.Generator | None
 
 
-def choice(name: str, value: object, valid: Iterable[str | None]) -> Any:
+def choice(name: str, value: object, valid: Iterable[str | int | None]) -> Any:
     """``value`` if it is one of ``valid``, else a ValueError that offers the nearest names."""
     options = list(valid)
     if value in options:
         return value
     import difflib  # an error has the time
 
-    near = difflib.get_close_matches(str(value), [o for o in options if o is not None], n=3)
+    near = difflib.get_close_matches(str(value), [o for o in options if isinstance(o, str)], n=3)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"expected one of {options}"
     raise ValueError(f"{name}: unknown value {value!r}; {hint}")
 
@@ -161,6 +162,16 @@ def targets(name: str, value: ArrayLike, samples: int, outputs: int, dtype: np.d
     return finite(name, array)
 
 
+def weights(name: str, value: ArrayLike | None, samples: int, dtype: np.dtype[Any]) -> Array | None:
+    """``value`` as (samples,) non-negative weights; all may be zero, as they can be in a batch. None stays None."""
+    if value is None:
+        return None
+    array = shaped(name, value, (samples,), dtype)
+    if array.min() < 0:
+        raise ValueError(f"{name}: expected non-negative weights, got {array.min()} at index {array.argmin()}")
+    return array
+
+
 def same_length(name: str, array: Array, samples: int) -> None:
     """Raise unless ``array`` has one row per sample."""
     if array.ndim == 0 or array.shape[0] != samples:
@@ -180,7 +191,7 @@ def epoch_key(shuffle: bool, rng: np.random.Generator) -> int | None:
     return int(rng.integers(2**64, dtype=np.uint64)) if shuffle else None
 
 
-def epoch_rows(first: int, count: int, samples: int, key: int | None) -> Array:
+def epoch_rows(first: int, count: int, samples: int, key: int | Array | None) -> Array:
     """The row numbers at positions first..first+count of an epoch's order, (count,) int64."""
     rows = np.empty(min(count, samples - first), np.int64)
     backend().order(rows, first, samples, key)
@@ -188,8 +199,13 @@ def epoch_rows(first: int, count: int, samples: int, key: int | None) -> Array:
 
 
 def batches(
-    X: ArrayLike, y: ArrayLike, batch_size: int, shuffle: bool = True, seed: Seed = None
-) -> Iterator[tuple[Array, Array]]:
+    X: ArrayLike,
+    y: ArrayLike,
+    batch_size: int,
+    shuffle: bool = True,
+    seed: Seed = None,
+    sample_weight: ArrayLike | None = None,
+) -> Iterator[tuple[Array, ...]]:
     """Deal one epoch of (X, y) out in batches, in the order that ``Sequential.fit`` takes with the same seed.
 
     Parameters
@@ -203,11 +219,13 @@ def batches(
     seed : int, numpy.random.Generator or None
         An integer gives the same order each time. Pass one generator to every epoch to get a new order each time and
         the orders of ``fit(seed=...)`` with that seed.
+    sample_weight : array_like or None
+        One weight per sample, to be dealt with them.
 
     Yields
     ------
     xb, yb : ndarray
-        Copies of the rows of one batch.
+        Copies of the rows of one batch; with sample_weight ``xb, yb, wb``.
 
     Raises
     ------
@@ -219,6 +237,10 @@ def batches(
     if X.ndim == 0 or X.shape[0] == 0:
         raise ValueError(f"X: expected at least one sample, got shape {X.shape}")
     same_length("y", y, X.shape[0])
+    columns = [X, y]
+    if sample_weight is not None:
+        columns.append(np.asarray(sample_weight))
+        same_length("sample_weight", columns[2], X.shape[0])
     key, samples = epoch_key(shuffle, generator(seed)), X.shape[0]
     dealt = (epoch_rows(first, batch_size, samples, key) for first in range(0, samples, batch_size))
-    return ((X[rows], y[rows]) for rows in dealt)
+    return (tuple(column[rows] for column in columns) for rows in dealt)

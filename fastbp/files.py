@@ -62,7 +62,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     import zlib
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:  # NumPy may leave its own file open
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop("header")))
         version = int(header["format"])

@@ -2,6 +2,9 @@
 
 Calling a loss gives ``(loss, dpred)``, the mean over the batch and its gradient; any callable with that signature
 serves as a loss too.
+
+With sample weights the mean is weighted, ``sum_i s_i loss_i / sum_i s_i``; a batch that weighs nothing has loss and
+gradient 0.
 """
 
 from __future__ import annotations
@@ -13,33 +16,49 @@ import numpy as np
 
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import ELEMENTWISE_LOSSES
-from fastbp.data import Array, cast, choice, features, finite, labels, real_number, same_length, shaped, targets
+from fastbp.data import (
+    Array,
+    cast,
+    choice,
+    features,
+    finite,
+    labels,
+    real_number,
+    same_length,
+    shaped,
+    targets,
+    weights,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-LossFunction = Callable[[Array, Array], tuple[float, Array]]
+LossFunction = Callable[..., tuple[float, Array]]  # of (pred, target), and sample_weight where there are any
 
 
 class Loss:
     """The base of all losses. ``loss(pred, target)`` returns ``(loss, dpred)``.
 
     pred has shape (B, O) and dtype float32 or float64 (anything else is cast to float32); dpred is like pred.
+    sample_weight, if not None, has shape (B,) and is not negative.
     """
 
-    def __call__(self, pred: ArrayLike, target: ArrayLike) -> tuple[float, Array]:
+    def __call__(
+        self, pred: ArrayLike, target: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> tuple[float, Array]:
         array = np.asarray(pred)
         dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float32)
         if array.ndim != 2:
             raise ValueError(f"pred: expected shape (samples, outputs), got {array.shape}")
         array = features("pred", array, array.shape[1], dtype)
-        return self.compute(array, self.check("target", target, array.shape[0], array.shape[1], dtype))
+        checked = self.check("target", target, array.shape[0], array.shape[1], dtype)
+        return self.compute(array, checked, weights("sample_weight", sample_weight, array.shape[0], dtype))
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         """``target`` as the array that ``compute`` takes, for predictions of shape (samples, outputs)."""
         return targets(name, target, samples, outputs, dtype)
 
-    def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
+    def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
         """The loss and its gradient for arrays that were checked."""
         raise NotImplementedError
 
@@ -64,7 +83,7 @@ class CrossEntropy(Loss):
         In [0, 1): the share of the target that is spread over all classes (Szegedy et al. 2016).
     class_weight : array_like (C,), mapping from label to weight, or None
         Non-negative. The mean is weighted, ``sum_i w[y_i] loss_i / sum_i w[y_i]``, as in PyTorch; labels that a
-        mapping leaves out weigh 1.
+        mapping leaves out weigh 1. Sample weights multiply these.
     """
 
     classifies = True
@@ -106,10 +125,11 @@ class CrossEntropy(Loss):
     def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None]:
         return "cross_entropy", self.label_smoothing, self._weight(outputs, dtype)
 
-    def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
-        dlogits = np.empty_like(pred)
-        weight = self._weight(pred.shape[1], pred.dtype)
-        loss = backend().cross_entropy(dlogits, pred, target, weight, self.label_smoothing, get_num_threads())
+    def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
+        dlogits, weight = np.empty_like(pred), self._weight(pred.shape[1], pred.dtype)
+        loss = backend().cross_entropy(
+            dlogits, pred, target, weight, sample_weight, self.label_smoothing, get_num_threads()
+        )
         return loss, dlogits
 
     def correct(self, pred: Array, target: Array) -> int:
@@ -125,11 +145,10 @@ class _Elementwise(Loss):
     def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, None]:
         return self.name, self.parameter, None
 
-    def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
-        dpred = np.empty_like(pred)
-        return backend().elementwise_loss(
-            dpred, pred, target, ELEMENTWISE_LOSSES[self.name], self.parameter, get_num_threads()
-        ), dpred
+    def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
+        dpred, kind = np.empty_like(pred), ELEMENTWISE_LOSSES[self.name]
+        loss = backend().elementwise_loss(dpred, pred, target, sample_weight, kind, self.parameter, get_num_threads())
+        return loss, dpred
 
 
 class BinaryCrossEntropy(_Elementwise):
@@ -205,7 +224,10 @@ class Poisson(_Elementwise):
 
 
 class _Custom(Loss):
-    """A user's callable ``(pred, target) -> (loss, dpred)``; its targets are passed through as they are."""
+    """A user's callable ``(pred, target) -> (loss, dpred)``; its targets are passed through as they are.
+
+    Sample weights, where there are any, are its third argument.
+    """
 
     def __init__(self, function: LossFunction) -> None:
         self.function = function
@@ -217,8 +239,9 @@ class _Custom(Loss):
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
         return array
 
-    def compute(self, pred: Array, target: Array) -> tuple[float, Array]:
-        result = self.function(pred, target)
+    def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
+        weighted = () if sample_weight is None else (sample_weight,)
+        result = self.function(pred, target, *weighted)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"loss: expected the callable to return (loss, dpred), got {type(result).__name__}")
         return float(result[0]), shaped("dpred", result[1], pred.shape, pred.dtype)

@@ -6,6 +6,7 @@ This file knows nothing of losses and optimizers; ``training.Sequential`` adds t
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -14,7 +15,7 @@ import numpy as np
 from fastbp import files
 from fastbp.core import backend, backend_name, get_num_threads, plan
 from fastbp.data import Array, Categories, cast, features, generator, shaped
-from fastbp.layers import LAYERS, BatchNorm, Layer, Lookup
+from fastbp.layers import LAYERS, BatchNorm, Dense, Layer, Lookup
 from fastbp.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Model:
             raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
         self.dtype = np.dtype(dtype)
         self._rng = generator(seed)
+        self._orders = self._rng  # of fit's last call
         if not isinstance(layers, Sequence):
             raise TypeError(f"layers: expected a list of layers, got {type(layers).__name__}")
         self.layers = tuple(layers)
@@ -186,15 +188,20 @@ class Model:
         return self._parameters
 
     def summary(self) -> str:
-        """A table of the layers with their output widths and numbers of parameters."""
-        widths = _widths(self.layers)[1:]
-        rows = [("layer", "output", "parameters")]
+        """A table of the layers: output shape, parameters, and the FLOP of a prediction for one sample.
+
+        FLOP are those of the matrix products, an addition and a multiplication for every weight.
+        """
+        widths, total = _widths(self.layers)[1:], 0
+        rows = [("layer", "output", "parameters", "FLOP")]
         for layer, width in zip(self.layers, widths, strict=True):
-            count = sum(int(np.prod(shape)) for shape in layer.shapes().values())
-            rows.append((repr(layer), f"(B, {width})", f"{count:,}"))
-        rows.append(("total", self.dtype.name, f"{self._parameters.count:,}"))
-        columns = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(f"{a:{columns[0]}}  {b:{columns[1]}}  {c:>{columns[2]}}" for a, b, c in rows)
+            shapes = layer.shapes()
+            flop = 2 * math.prod(shapes["weight"]) if isinstance(layer, Dense) else 0
+            count, total = sum(math.prod(shape) for shape in shapes.values()), total + flop
+            rows.append((repr(layer), f"(B, {width})", f"{count:,}", f"{flop:,}"))
+        rows.append(("total", self.dtype.name, f"{self._parameters.count:,}", f"{total:,}"))
+        a, b, c, d = (max(map(len, column)) for column in zip(*rows, strict=True))
+        return "\n".join(f"{row[0]:{a}}  {row[1]:{b}}  {row[2]:>{c}}  {row[3]:>{d}}" for row in rows)
 
     def _arrays(self) -> dict[str, Array]:
         arrays = {name: self._parameters.value(name) for name in self._parameters.shapes}
@@ -226,13 +233,19 @@ class Model:
         """
         header, arrays = files.read(path)
         try:
-            return cls._build(header["layers"], header["dtype"], arrays)
+            tensors = {name: array for name, array in arrays.items() if not name.startswith("checkpoint.")}
+            return cls._build(header["layers"], header["dtype"], tensors)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise files.unreadable(path, error) from error
 
     @classmethod
     def _build(cls, config: list[dict[str, Any]], dtype: str, arrays: dict[str, Array]) -> Self:
-        model = cls(_layers(config), dtype=dtype)
+        layers = _layers(config)
+        for i, layer in enumerate(layers):  # before any memory is taken that a file only claims to fill
+            for name, shape in layer.shapes().items():
+                if f"{i}.{name}" not in arrays or arrays[f"{i}.{name}"].shape != shape:
+                    raise ValueError(f"the tensors do not fit the layers: '{i}.{name}'")
+        model = cls(layers, dtype=dtype)
         own = model._arrays()
         for name in own.keys() | arrays.keys():
             if name not in own or name not in arrays or own[name].shape != arrays[name].shape:

@@ -237,36 +237,53 @@ def cross_entropy(
     target: Array,
     class_weight: Array | None = None,
     label_smoothing: float = 0.0,
+    sample_weight: Array | None = None,
     threads: int | None = None,
 ) -> float:
-    """The mean softmax cross-entropy of logits (B, C) and labels (B,); dlogits (B, C) gets its gradient."""
+    """The mean softmax cross-entropy of logits (B, C) and labels (B,); dlogits (B, C) gets its gradient.
+
+    With weights of the classes (C,) or the samples (B,) it is the weighted mean.
+    """
     batch, classes = _two_dimensional("logits", logits)
     _expect("logits", logits, logits.shape, logits.dtype)
     _expect_like(logits, dlogits=dlogits)
     if class_weight is not None:
         _expect("class_weight", class_weight, (classes,), logits.dtype)
     target = labels("target", target, batch, classes)
+    if sample_weight is not None:
+        _expect("sample_weight", sample_weight, (batch,), logits.dtype)
     real_number("label_smoothing", label_smoothing, 0, 1)
-    loss: float = backend().cross_entropy(dlogits, logits, target, class_weight, label_smoothing, _team(threads))
+    loss: float = backend().cross_entropy(
+        dlogits, logits, target, class_weight, sample_weight, label_smoothing, _team(threads)
+    )
     return loss
 
 
 def elementwise_loss(
-    dpred: Array, pred: Array, target: Array, name: str, parameter: float | None = None, threads: int | None = None
+    dpred: Array,
+    pred: Array,
+    target: Array,
+    name: str,
+    parameter: float | None = None,
+    sample_weight: Array | None = None,
+    threads: int | None = None,
 ) -> float:
     """The mean of ``"mse"``, ``"huber"``, ... of pred and target (B, O); dpred (B, O) gets its gradient.
 
-    ``parameter`` is Huber's delta or the quantile, and needed for these two alone.
+    ``parameter`` is Huber's delta or the quantile, and needed for these two alone. With weights of the samples (B,) it
+    is the weighted mean.
     """
     if (parameter is None) is (name in ("huber", "quantile")):
         raise ValueError(
             f"parameter: expected {'a number' if parameter is None else 'none'} for {name!r}, got {parameter}"
         )
-    _two_dimensional("pred", pred)
+    batch, _ = _two_dimensional("pred", pred)
     _expect("pred", pred, pred.shape, pred.dtype)
     _expect_like(pred, dpred=dpred, target=target)
+    if sample_weight is not None:
+        _expect("sample_weight", sample_weight, (batch,), pred.dtype)
     kind = plan.ELEMENTWISE_LOSSES[choice("name", name, plan.ELEMENTWISE_LOSSES)]
-    loss: float = backend().elementwise_loss(dpred, pred, target, kind, parameter or 0.0, _team(threads))
+    loss: float = backend().elementwise_loss(dpred, pred, target, sample_weight, kind, parameter or 0.0, _team(threads))
     return loss
 
 

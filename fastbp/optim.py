@@ -30,6 +30,8 @@ class Optimizer:
         Times the parameter, added to its gradient (L2), unless the optimizer says otherwise.
     clip_norm : float or None
         Scale the whole gradient down to this Euclidean norm where it is longer (Pascanu et al. 2013).
+    decay_bias : bool
+        Whether weight decay acts on biases and the parameters of normalisations too.
 
     Attributes
     ----------
@@ -54,6 +56,7 @@ class Optimizer:
         lr: float | schedules.Schedule,
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
+        decay_bias: bool = True,
     ) -> None:
         if not isinstance(params, Parameters):
             raise TypeError(f"params: expected model.parameters(), got {type(params).__name__}")
@@ -61,6 +64,7 @@ class Optimizer:
         self.schedule = schedules.resolve(lr)
         self.weight_decay = real_number("weight_decay", weight_decay, 0)
         self.clip_norm = None if clip_norm is None else real_number("clip_norm", clip_norm, 0, open_low=True)
+        self.decay_bias = bool(decay_bias)
         self.steps = 0
         self._state: dict[str, Array] = {}
 
@@ -121,6 +125,11 @@ class Optimizer:
         for name, array in arrays.items():
             self._slot(name)[:] = array
 
+    def _decay(self) -> dict[str, Any]:
+        """The settings of weight decay, in a ``recipe``."""
+        settings: dict[str, Any] = {"weight_decay": self.weight_decay}
+        return settings if self.decay_bias or not self.weight_decay else settings | {"undecayed": self.params.vectors}
+
     def _used(self) -> set[str]:
         """The state vectors that these settings need: a velocity only with momentum."""
         return {name for name in self.slots if name != "velocity" or self.momentum}
@@ -137,7 +146,7 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm
+    params, lr, weight_decay, clip_norm, decay_bias
         See ``Optimizer``.
     momentum : float
         In [0, 1).
@@ -155,8 +164,9 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
+        decay_bias: bool = True,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias)
         self.momentum = real_number("momentum", momentum, 0, 1)
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0:
@@ -164,8 +174,7 @@ class SGD(Optimizer):
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
         state = (self._slot("velocity") if self.momentum else None,)
-        settings = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
-        return "sgd", state, settings
+        return "sgd", state, {"momentum": self.momentum, "nesterov": self.nesterov, **self._decay()}
 
 
 class Adam(Optimizer):
@@ -173,7 +182,7 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm
+    params, lr, weight_decay, clip_norm, decay_bias
         See ``Optimizer``.
     betas : (float, float)
         Decay of the gradient's and the squared gradient's running means, in [0, 1).
@@ -192,8 +201,9 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
+        decay_bias: bool = True,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"betas: expected a pair of numbers, got {betas!r}")
         self.betas = (real_number("betas[0]", betas[0], 0, 1), real_number("betas[1]", betas[1], 0, 1))
@@ -204,9 +214,9 @@ class Adam(Optimizer):
             "beta1": self.betas[0],
             "beta2": self.betas[1],
             "eps": self.eps,
-            "weight_decay": self.weight_decay,
             "decoupled": self._decoupled,
             "step": self.steps + 1,
+            **self._decay(),
         }
         return "adam", (self._slot("m"), self._slot("v")), settings
 
@@ -224,8 +234,9 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         clip_norm: float | None = None,
+        decay_bias: bool = True,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, clip_norm)
+        super().__init__(params, lr, betas, eps, weight_decay, clip_norm, decay_bias)
 
 
 class RMSprop(Optimizer):
@@ -233,7 +244,7 @@ class RMSprop(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm
+    params, lr, weight_decay, clip_norm, decay_bias
         See ``Optimizer``.
     alpha : float
         Decay of the running mean of squares, in [0, 1).
@@ -254,16 +265,16 @@ class RMSprop(Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.0,
         clip_norm: float | None = None,
+        decay_bias: bool = True,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias)
         self.alpha = real_number("alpha", alpha, 0, 1)
         self.eps = self._eps(eps)
         self.momentum = real_number("momentum", momentum, 0, 1)
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
         state = (self._slot("square"), self._slot("velocity") if self.momentum else None)
-        settings = {"alpha": self.alpha, "eps": self.eps, "momentum": self.momentum, "weight_decay": self.weight_decay}
-        return "rmsprop", state, settings
+        return "rmsprop", state, {"alpha": self.alpha, "eps": self.eps, "momentum": self.momentum, **self._decay()}
 
 
 class Adagrad(Optimizer):
@@ -271,7 +282,7 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm
+    params, lr, weight_decay, clip_norm, decay_bias
         See ``Optimizer``.
     eps : float
         Added to the root.
@@ -286,9 +297,10 @@ class Adagrad(Optimizer):
         weight_decay: float = 0.0,
         eps: float = 1e-10,
         clip_norm: float | None = None,
+        decay_bias: bool = True,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias)
         self.eps = self._eps(eps)
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        return "adagrad", (self._slot("total"),), {"eps": self.eps, "weight_decay": self.weight_decay}
+        return "adagrad", (self._slot("total"),), {"eps": self.eps, **self._decay()}

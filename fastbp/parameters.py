@@ -50,6 +50,12 @@ class Parameters:
         """How many numbers are learned."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    @property
+    def vectors(self) -> Array:
+        """Where in the flat buffers biases and the parameters of normalisations begin and end, (k, 2) int64."""
+        starts = [(self.offsets[name], math.prod(shape)) for name, shape in self.shapes.items() if len(shape) == 1]
+        return np.array([(start, start + size) for start, size in starts], np.int64).reshape(-1, 2)
+
     def value(self, name: str) -> Array:
         """The parameter tensor of that name, a view."""
         return self._view(self.values, name)

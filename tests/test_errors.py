@@ -61,7 +61,22 @@ CASES = [
     (dict(callbacks=None), TypeError, "callbacks: expected a list of callbacks, got None"),
     (dict(callbacks=[fb.EarlyStopping(monitor="val_loss")]), ValueError, "monitor: expected one of loss, .*'val_loss'"),
     (dict(optimizer="sgd"), TypeError, "optimizer: expected an Optimizer"),
-    (dict(validation_data=X), TypeError, "validation_data: expected a pair"),
+    (dict(validation_data=X), TypeError, r"validation_data: expected \(Xv, yv\) or"),
+    (dict(validation_data=(X, Y, -np.ones(20))), ValueError, r"validation_data\[2\]: expected non-negative weights"),
+    (dict(sample_weight=np.ones(19)), ValueError, r"sample_weight: expected shape \(20,\), got \(19,\)"),
+    (dict(sample_weight=np.ones((20, 1))), ValueError, r"sample_weight: expected shape \(20,\), got \(20, 1\)"),
+    (
+        dict(sample_weight=with_entry(np.ones(20), -1.0)),
+        ValueError,
+        "sample_weight: expected non-negative weights, got -1.0 at index",
+    ),
+    (
+        dict(sample_weight=with_entry(np.ones(20), np.nan)),
+        ValueError,
+        "sample_weight: expected finite numbers, got nan",
+    ),
+    (dict(sample_weight=np.zeros(20), epochs=2), ValueError, "sample_weight: expected a positive weight among them"),
+    (dict(sample_weight=["a"] * 20), TypeError, "sample_weight: expected numbers"),
     (dict(validation_data=(X[:, :2], Y)), ValueError, r"validation_data\[0\]: expected shape \(samples, 3\)"),
     (dict(validation_data=(X, Y[:3])), ValueError, r"validation_data\[1\]: expected 20 rows"),
     (dict(callbacks=[print]), TypeError, r"callbacks\[0\]: expected a Callback"),
@@ -94,7 +109,9 @@ def test_fit(any_backend, change, error, message):
     assert given == [np.array(arguments[k]).tobytes() for k in "Xy" if k not in change]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [case for case in CASES if set(case[0]) <= {"X", "y", "loss"}])
+@pytest.mark.parametrize(
+    ("change", "error", "message"), [case for case in CASES if set(case[0]) <= {"X", "y", "loss", "sample_weight"}]
+)
 def test_train_on_batch_and_evaluate(change, error, message):
     model, optimizer = model_with_state()
     before = state(model, optimizer)

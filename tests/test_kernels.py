@@ -183,28 +183,40 @@ LOSSES = [
 ]
 
 
+def sample_weights(rng, samples, dtype, given):
+    """Weights of which some are zero, but not the first, or None."""
+    return np.maximum(rng.uniform(-0.3, 3, samples), [0.1] + [0] * (samples - 1)).astype(dtype) if given else None
+
+
 @pytest.mark.parametrize(("name", "parameter"), LOSSES)
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (501, 13)])
-def test_elementwise_loss(compiled, dtype, rng, threads, name, parameter, shape):
+@pytest.mark.parametrize("sampled", [False, True])
+def test_elementwise_loss(compiled, dtype, rng, threads, name, parameter, shape, sampled):
     pred, target = rng.standard_normal(shape).astype(dtype), rng.random(shape).astype(dtype)
+    weight = sample_weights(rng, shape[0], dtype, sampled)
     dpred, expected = np.empty_like(pred), np.empty_like(pred)
-    loss = ops.elementwise_loss(dpred, pred, target, name, parameter, threads=threads)
-    expected_loss = reference.elementwise_loss(expected, pred, target, plan.ELEMENTWISE_LOSSES[name], parameter or 0, 1)
+    loss = ops.elementwise_loss(dpred, pred, target, name, parameter, weight, threads=threads)
+    kind = plan.ELEMENTWISE_LOSSES[name]
+    expected_loss = reference.elementwise_loss(expected, pred, target, weight, kind, parameter or 0, 1)
     assert abs(loss - expected_loss) <= rounding(dtype) * (1 + abs(expected_loss))
-    assert_close(dpred, expected, (1 + np.abs(expected) * pred.size) / pred.size, dtype)
+    share = np.full((shape[0], 1), 1 / pred.size) if weight is None else weight[:, None] / weight.sum() / shape[1]
+    assert_close(dpred, expected, share + np.abs(expected), dtype)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("shape", [(1, 2), (7, 3), (501, 13)])
-def test_cross_entropy(compiled, dtype, rng, threads, smoothing, weighted, shape):
+@pytest.mark.parametrize("sampled", [False, True])
+def test_cross_entropy(compiled, dtype, rng, threads, smoothing, weighted, shape, sampled):
     logits, labels = (3 * rng.standard_normal(shape)).astype(dtype), rng.integers(0, shape[1], shape[0])
     weight = (rng.random(shape[1]) + 0.1).astype(dtype) if weighted else None
+    of_sample = sample_weights(rng, shape[0], dtype, sampled)
     dlogits, expected = np.empty_like(logits), np.empty_like(logits)
-    loss = ops.cross_entropy(dlogits, logits, labels, weight, smoothing, threads=threads)
-    expected_loss = reference.cross_entropy(expected, logits, labels, weight, smoothing, 1)
+    loss = ops.cross_entropy(dlogits, logits, labels, weight, smoothing, of_sample, threads=threads)
+    expected_loss = reference.cross_entropy(expected, logits, labels, weight, of_sample, smoothing, 1)
     assert abs(loss - expected_loss) <= rounding(dtype, shape[1]) * (1 + abs(expected_loss))
-    assert_close(dlogits, expected, 3 / shape[0], dtype, shape[1])
+    share = 3 / shape[0] if of_sample is None else 3 * of_sample[:, None] / of_sample.sum()
+    assert_close(dlogits, expected, share, dtype, shape[1])
 
 
 def test_losses_are_stable_for_huge_logits(any_backend, dtype):

@@ -1,5 +1,7 @@
 """The same training in PyTorch: initial weights, batch order, optimizer. Skipped where PyTorch is not installed."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -46,16 +48,17 @@ def twin(model):
     return nn.Sequential(*modules)
 
 
-def train_both(model, optimizer, make_torch_optimizer, loss, torch_loss, X, y, steps=50, batch=32):
+def train_both(model, optimizer, make_torch_optimizer, loss, torch_loss, X, y, steps=50, batch=32, weight=None):
     net = twin(model)
     torch_optimizer = make_torch_optimizer(net.parameters())
     ours, theirs = [], []
     order = np.random.default_rng(3)
     for _ in range(steps):
         rows = order.integers(0, len(X), batch)
-        ours.append(model.train_on_batch(X[rows], y[rows], loss, optimizer))
+        of_rows = () if weight is None else (weight[rows],)
+        ours.append(model.train_on_batch(X[rows], y[rows], loss, optimizer, *of_rows))
         torch_optimizer.zero_grad()
-        value = torch_loss(net(torch.tensor(X[rows])), torch.tensor(y[rows]))
+        value = torch_loss(net(torch.tensor(X[rows])), torch.tensor(y[rows]), *map(torch.tensor, of_rows))
         value.backward()
         torch_optimizer.step()
         theirs.append(value.item())
@@ -106,6 +109,23 @@ def test_optimizers(any_backend, dtype, ours, theirs, settings):
     train_both(model, optimizer, lambda p: theirs(p, **settings), "cross_entropy", nn.CrossEntropyLoss(), X, y)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(fb.SGD, torch.optim.SGD), (fb.AdamW, torch.optim.AdamW)])
+def test_biases_and_normalisations_without_decay(any_backend, ours, theirs):
+    """PyTorch's idiom is two groups of parameters."""
+    model = net_with("float64", None, [fb.LayerNorm(32), fb.Activation("silu")])
+    X, y = classification("float64")
+    optimizer = ours(model.parameters(), lr=0.01, weight_decay=0.5, decay_bias=False)
+
+    def make(parameters):
+        parameters = list(parameters)
+        groups = [dict(params=[p for p in parameters if p.ndim == n], weight_decay=0.5 * (n == 2)) for n in (1, 2)]
+        return theirs(groups, lr=0.01)
+
+    net = train_both(model, optimizer, make, "cross_entropy", nn.CrossEntropyLoss(), X, y)
+    np.testing.assert_allclose(model.layers[1].weight, net[1].weight.detach(), rtol=RELATIVE["float64"])
+    np.testing.assert_allclose(model.layers[0].bias, net[0].bias.detach(), rtol=0, atol=RELATIVE["float64"])
+
+
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_normalisation(any_backend, dtype, norm):
@@ -151,6 +171,38 @@ def test_weighted_smoothed_cross_entropy(any_backend, dtype):
     optimizer = fb.SGD(model.parameters(), lr=0.05)
     loss = fb.CrossEntropy(label_smoothing=0.1, class_weight=weight)
     train_both(model, optimizer, lambda p: torch.optim.SGD(p, lr=0.05), loss, torch_loss, X, y)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_samples_and_classes_with_weights(any_backend, dtype):
+    model = net_with(dtype)
+    X, y = classification(dtype)
+    of_class, of_sample = np.array([1, 0.5, 2, 0.1, 3], dtype), np.random.default_rng(1).random(500).astype(dtype)
+
+    def torch_loss(pred, target, weight):
+        each = nn.functional.cross_entropy(pred, target, torch.tensor(of_class), label_smoothing=0.1, reduction="none")
+        return (weight * each).sum() / (weight * torch.tensor(of_class)[target]).sum()
+
+    optimizer = fb.SGD(model.parameters(), lr=0.05)
+    loss = fb.CrossEntropy(label_smoothing=0.1, class_weight=of_class)
+    train_both(model, optimizer, lambda p: torch.optim.SGD(p, lr=0.05), loss, torch_loss, X, y, weight=of_sample)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("loss", "torch_loss"), LOSSES, ids=[type(a).__name__ for a, _ in LOSSES])
+def test_losses_with_sample_weights(any_backend, dtype, loss, torch_loss):
+    model = net_with(dtype)
+    X, _ = classification(dtype)
+    y = np.random.default_rng(1).random((500, 5)).astype(dtype)
+    weight = np.random.default_rng(2).random(500).astype(dtype)
+    each = copy.copy(torch_loss)
+    each.reduction = "none"
+
+    def weighted(pred, target, weight):
+        return (weight * each(pred, target).mean(dim=1)).sum() / weight.sum()
+
+    optimizer = fb.SGD(model.parameters(), lr=0.02)
+    train_both(model, optimizer, lambda p: torch.optim.SGD(p, lr=0.02), loss, weighted, X, y, weight=weight)
 
 
 def test_one_cycle_is_pytorchs():

@@ -38,6 +38,7 @@ OPTIMIZERS = [
     lambda p: fb.SGD(p, lr=fb.schedules.Cosine(0.05, 20), momentum=0.9, nesterov=True, clip_norm=1.0),
     lambda p: fb.Adam(p, lr=0.01),
     lambda p: fb.AdamW(p, lr=0.01),
+    lambda p: fb.AdamW(p, lr=0.01, weight_decay=0.3, decay_bias=False),
     lambda p: fb.RMSprop(p, lr=0.01, momentum=0.5),
     lambda p: fb.Adagrad(p, lr=0.01),
 ]
@@ -65,10 +66,62 @@ def test_fit_and_the_four_steps_give_the_same_bits(any_backend, dtype, make_opti
     assert fitted.predict(X).tobytes() == by_hand.predict(X).tobytes()
 
 
+@pytest.mark.parametrize("loss", [fb.CrossEntropy(0.1, [1, 0, 2, 0.5]), fb.Huber()])
+def test_weighted_fit_and_the_four_steps_give_the_same_bits(any_backend, dtype, loss):
+    """With batches among them that weigh nothing."""
+    X, y = blobs(dtype=dtype)
+    weight = np.random.default_rng(3).choice([0, 0, 0.5, 3], len(X))
+    if isinstance(loss, fb.Huber):
+        y = np.eye(4)[y]
+    fitted, by_hand, stepwise = everything(dtype), everything(dtype), everything(dtype)
+    history = fitted.fit(
+        X, y, loss, fb.Adam(fitted.parameters()), batch_size=3, seed=11, verbose=0, sample_weight=weight,
+        validation_data=(X, y, weight),
+    )  # fmt: skip
+    optimizer, of_steps = fb.Adam(by_hand.parameters()), fb.Adam(stepwise.parameters())
+    total, weighs_nothing = 0.0, 0
+    for xb, yb, wb in fb.batches(X, y, 3, seed=11, sample_weight=weight):
+        value, dpred = loss(by_hand.forward(xb, training=True), yb, wb)
+        by_hand.backward(dpred)
+        optimizer.step()
+        assert stepwise.train_on_batch(xb, yb, loss, of_steps, wb) == value * len(xb) / len(xb)  # the sum's share
+        total, weighs_nothing = total + value * len(xb), weighs_nothing + (wb.sum() == 0)
+    assert weighs_nothing > 0
+    assert bits(fitted) == bits(by_hand) == bits(stepwise)
+    assert history.history["loss"][0] == total / len(X)
+    assert history.history["val_loss"][0] == fitted.evaluate(X, y, loss, sample_weight=weight)["loss"]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+def test_a_weight_of_two_is_the_sample_twice(any_backend, loss):
+    X, y = blobs(dtype="f8")
+    y = np.eye(4)[y] if loss == "mse" else y
+    weight = np.random.default_rng(3).integers(0, 3, len(X))
+    weighted, repeated = (fb.Sequential([fb.Dense(7, 4)], dtype="float64", seed=0) for _ in range(2))
+    for model, times, w in ((weighted, 1, weight), (repeated, weight, None)):
+        x, t = np.repeat(X, times, axis=0), np.repeat(y, times, axis=0)
+        optimizer = fb.SGD(model.parameters(), lr=0.1)
+        model.fit(x, t, loss, optimizer, epochs=5, batch_size=len(x), verbose=0, sample_weight=w)
+    # one matrix product sums the same terms in another order, once per epoch
+    np.testing.assert_allclose(weighted.layers[0].weight, repeated.layers[0].weight, rtol=0, atol=1e-13)
+
+
+def test_a_callable_gets_the_sample_weights():
+    X, y = blobs()
+    weight = np.random.default_rng(3).random(len(X))
+    models = [everything(), everything()]
+    for model, loss in zip(models, ["cross_entropy", lambda *given: fb.CrossEntropy()(*given)], strict=True):
+        optimizer = fb.SGD(model.parameters(), lr=0.1)
+        model.fit(X, y, loss, optimizer, seed=0, verbose=0, sample_weight=weight)
+    assert bits(models[0]) == bits(models[1])
+
+
 WIDE_OPTIMIZERS = [
     lambda p: fb.SGD(p, lr=0.05, momentum=0.9, clip_norm=0.5),
     lambda p: fb.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    lambda p: fb.SGD(p, lr=0.05, weight_decay=0.3, decay_bias=False),
     lambda p: fb.AdamW(p, lr=0.01),
+    lambda p: fb.AdamW(p, lr=0.01, weight_decay=0.3, decay_bias=False),
     lambda p: fb.RMSprop(p, lr=0.01, momentum=0.5),
 ]
 
@@ -217,7 +270,8 @@ def test_threads_do_not_change_a_bit(compiled, dtype):
             [fb.Dense(300, 500, activation="tanh"), fb.BatchNorm(500), fb.Dropout(0.1), fb.Dense(500, 450),
              fb.LayerNorm(450), fb.Activation("gelu"), fb.Dense(450, 70)], dtype=dtype, seed=1,
         )  # fmt: skip
-        history = model.fit(X, y, "cross_entropy", fb.Adam(model.parameters(), clip_norm=1.0), 2, 256, verbose=0)
+        optimizer = fb.Adam(model.parameters(), clip_norm=1.0)
+        history = model.fit(X, y, "cross_entropy", optimizer, 2, 256, verbose=0, sample_weight=rng.random(600))
         return bits(model), history.history["loss"]
 
     assert run(1) == run(2) == run(4)
@@ -512,11 +566,15 @@ def test_nan_is_never_the_best(capsys):
     assert (stopping.best, stopping.best_epoch) == (0.5, 2)
 
 
-def test_summary_counts_parameters():
-    text = fb.Sequential([fb.Dense(64, 128, activation="relu"), fb.BatchNorm(128), fb.Dense(128, 10)]).summary()
-    assert "8,320" in text
-    assert "256" in text
-    assert f"{8320 + 256 + 1290:,}" in text.splitlines()[-1]
+def test_summary():
+    layers = [fb.Dense(64, 1280, activation="relu"), fb.BatchNorm(1280), fb.Dense(1280, 10, bias=False)]
+    lines = fb.Sequential(layers).summary().splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [line.split("  ")[0] for line in lines] == ["layer", *map(repr, layers), "total"]
+    assert [line.split()[-2:] for line in lines] == [
+        ["parameters", "FLOP"], ["83,200", "163,840"], ["2,560", "0"], ["12,800", "25,600"], ["98,560", "189,440"]
+    ]  # fmt: skip
+    assert lines[1].split("  ")[1] == "(B, 1280)"
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")

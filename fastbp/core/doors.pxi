@@ -26,6 +26,7 @@ cdef struct LossCall:
     void *dpred
     const void *pred
     const void *targets
+    const void *sample_weight  # or NULL
     long batch, outputs
     double scale
     double partial[CHUNKS]
@@ -282,18 +283,19 @@ def layernorm_backward(real[::1] dweight, real[::1] dbias, real[:, ::1] dx, cons
 # --- losses ---------------------------------------------------------------------------------------------------------
 
 cdef void loss_call_share(LossCall *call, Share *me, const real *_) noexcept nogil:
-    loss_share(call.partial, &call.criterion, <real *> call.dpred, <const real *> call.pred, call.targets, call.scale,
-               call.batch, call.outputs, me)
+    loss_share(call.partial, &call.criterion, <real *> call.dpred, <const real *> call.pred, call.targets,
+               <const real *> call.sample_weight, call.scale, call.batch, call.outputs, me)
 
 
-cdef double run_loss(LossCall *call, int threads, const real *like) noexcept nogil:
-    call.scale = loss_scale(&call.criterion, call.targets, call.batch, call.outputs, like)
+cdef double run_loss(LossCall *call, const real[::1] sample_weight, int threads) noexcept nogil:
+    call.sample_weight = &sample_weight[0] if sample_weight is not None else NULL
+    call.scale = loss_scale(&call.criterion, call.targets, <const real *> call.sample_weight, call.batch, call.outputs)
     run_team(<Task> loss_call_share[real], call, team_for(<double> call.batch * call.outputs, threads))
     return total(call.partial, ceil_div(call.batch, chunk_rows(call.batch)))
 
 
 def cross_entropy(real[:, ::1] dlogits, const real[:, ::1] logits, const int64_t[::1] labels,
-                  const real[::1] class_weight, double label_smoothing, int threads):
+                  const real[::1] class_weight, const real[::1] sample_weight, double label_smoothing, int threads):
     cdef LossCall call
     cdef double loss
     with nogil:
@@ -301,30 +303,41 @@ def cross_entropy(real[:, ::1] dlogits, const real[:, ::1] logits, const int64_t
         call.criterion.weight = &class_weight[0] if class_weight is not None else NULL
         call.dpred, call.pred, call.targets = &dlogits[0, 0], &logits[0, 0], &labels[0]
         call.batch, call.outputs = logits.shape[0], logits.shape[1]
-        loss = run_loss(&call, threads, &logits[0, 0])
+        loss = run_loss(&call, sample_weight, threads)
     return loss
 
 
-def elementwise_loss(real[:, ::1] dpred, const real[:, ::1] pred, const real[:, ::1] target, int kind,
-                     double parameter, int threads):
+def elementwise_loss(real[:, ::1] dpred, const real[:, ::1] pred, const real[:, ::1] target,
+                     const real[::1] sample_weight, int kind, double parameter, int threads):
     cdef LossCall call
     cdef double loss
     with nogil:
         call.criterion.kind, call.criterion.parameter, call.criterion.weight = kind, parameter, NULL
         call.dpred, call.pred, call.targets = &dpred[0, 0], &pred[0, 0], &target[0, 0]
         call.batch, call.outputs = pred.shape[0], pred.shape[1]
-        loss = run_loss(&call, threads, &pred[0, 0])
+        loss = run_loss(&call, sample_weight, threads)
     return loss
 
 
 # --- updates --------------------------------------------------------------------------------------------------------
 
+cdef inline void update_run(UpdateCall *call, long begin, long end, bint decays, const real *_) noexcept nogil:
+    update_rows(&call.update, <real *> call.param + begin, 0, begin, 0, <const real *> call.grad + begin, 0,
+                call.grad_scale, decays, 1, end - begin)
+
+
 cdef void update_share(UpdateCall *call, Share *me, const real *_) noexcept nogil:
     cdef long line = 64 // <long> sizeof(real), lines = ceil_div(call.n, line)
     cdef long begin = share_of(lines, me.number, me.team) * line
     cdef long end = min(call.n, share_of(lines, me.number + 1, me.team) * line)
-    update_rows(&call.update, <real *> call.param + begin, 0, begin, 0, <const real *> call.grad + begin, 0,
-                call.grad_scale, 1, end - begin)
+    cdef long k, low, high
+    for k in range(call.update.undecayed_count):
+        low, high = max(begin, call.update.undecayed[2 * k]), min(end, call.update.undecayed[2 * k + 1])
+        if low < high:
+            update_run(call, begin, low, True, _)
+            update_run(call, low, high, False, _)
+            begin = high
+    update_run(call, begin, end, True, _)
 
 
 def update(real[::1] param, const real[::1] grad, recipe, double lr, double grad_scale, int threads):
@@ -354,7 +367,7 @@ def squared_norm(const real[::1] x, int threads):
 
 def order(int64_t[::1] rows, long first, long samples, key):
     cdef Shuffle shuffle
-    begin_shuffle(&shuffle, samples, key or 0, key is None)
+    begin_shuffle(&shuffle, samples, key)
     with nogil:
         shuffled(&shuffle, &rows[0], first, rows.shape[0])
 

@@ -81,7 +81,8 @@ cdef void update_touched(const Column *c, const Update *u, real *table, real *gr
     for i in range(batch):
         row = id_at(c, i, table)
         if r0 <= row < r1:
-            update_rows(u, table + row * dim, 0, t.offset + row * dim, 0, gradient + row * dim, 0, grad_scale, 1, dim)
+            update_rows(u, table + row * dim, 0, t.offset + row * dim, 0, gradient + row * dim, 0, grad_scale,
+                        True, 1, dim)
             memset(gradient + row * dim, 0, dim * sizeof(real))
 
 
@@ -145,7 +146,7 @@ cdef void descend_table(const Update *u, Net *net, const Table *t, long i, long 
     cdef long k
     if not skips_rows(u, net, t):
         update_rows(u, weight + r0 * t.dim, 0, t.offset + r0 * t.dim, 0, gradient + r0 * t.dim, 0, grad_scale,
-                    1, (r1 - r0) * t.dim)
+                    True, 1, (r1 - r0) * t.dim)
         if not keep and t.rows <= net.batch * t.columns:
             memset(gradient + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
             return

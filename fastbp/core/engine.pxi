@@ -37,6 +37,7 @@ cdef struct Epoch:
     const void *features   # (samples, inputs)
     const char *targets    # (samples,) labels or (samples, outputs)
     long target_bytes      # of one sample
+    const void *sample_weight  # (samples,) or NULL
     Shuffle order
     long first, steps, batch_size  # position in the order of the first sample, and how far to go from there
     # the batch, row by row
@@ -44,6 +45,7 @@ cdef struct Epoch:
     void *inputs           # for every thread but the first, a batch in panels that is written by itself alone
     long rows_size, inputs_size  # in entries
     char *batch_targets
+    void *batch_weights    # or NULL
     void *pred
     void *dpred
     # what to do with it
@@ -102,7 +104,7 @@ cdef void order_rows(Gathering *g, Epoch *e, long first, Share *me) noexcept nog
 
 
 cdef void gather_rows(Gathering *g, Epoch *e, Net *net, long begin, long end, const real *_) noexcept nogil:
-    """Rows begin..end of the batch: features into panels, and targets; of the other rows, the columns left..right.
+    """Rows begin..end of the batch: features into panels, targets and weights; of others, columns left..right.
 
     What other threads gather is gathered again: copying is cheaper than taking lines out of another core's cache.
     """
@@ -124,6 +126,9 @@ cdef void gather_rows(Gathering *g, Epoch *e, Net *net, long begin, long end, co
     else:
         for i in range(begin, end):
             memcpy(e.batch_targets + i * e.target_bytes, e.targets + g.rows[i] * e.target_bytes, e.target_bytes)
+    if e.sample_weight != NULL:
+        for i in range(begin, end):
+            (<real *> e.batch_weights)[i] = (<const real *> e.sample_weight)[g.rows[i]]
 
 
 cdef void ask_for_rows(Gathering *g, Epoch *e, long inputs, const real *_) noexcept nogil:
@@ -146,12 +151,12 @@ cdef void loss_of_rows(Epoch *e, Net *net, Share *me, long begin, long end, cons
     cdef long outputs = last.op.outputs
     cdef Layout rows = in_rows(outputs, _)
     cdef double scale
-    if e.criterion.weight != NULL:
-        meet(me)  # the total weight is that of all threads' labels
-    scale = loss_scale(e.criterion, e.batch_targets, net.batch, outputs, _)
+    if e.criterion.weight != NULL or e.sample_weight != NULL:
+        meet(me)  # the total weight is that of all threads' samples
+    scale = loss_scale(e.criterion, e.batch_targets, <const real *> e.batch_weights, net.batch, outputs)
     copy_rows(<real *> e.pred, rows, <const real *> last.y, net.layout, begin, end, outputs)
-    loss_share(e.losses, e.criterion, <real *> e.dpred, <const real *> e.pred, e.batch_targets, scale, net.batch,
-               outputs, me)
+    loss_share(e.losses, e.criterion, <real *> e.dpred, <const real *> e.pred, e.batch_targets,
+               <const real *> e.batch_weights, scale, net.batch, outputs, me)
     e.correct[me.number] = count_correct(<const real *> e.pred, e.batch_targets, e.criterion.kind, begin, end,
                                          outputs)
     copy_rows(<real *> last.dy, net.layout, <const real *> e.dpred, rows, begin, end, outputs)
@@ -201,10 +206,10 @@ cdef void update_block(Epoch *e, Net *net, int i, Block b, const real *gradient,
         weight, row = block_in_panels(layer, b, gradient), panel_width(gradient)
         state_row = b.j1 - b.j0 if e.state_in_blocks else outputs
     update_rows(e.update, weight, row, state_offset(e, layer, b), state_row, gradient, gradient_row, grad_scale,
-                b.i1 - b.i0, b.j1 - b.j0)
+                True, b.i1 - b.i0, b.j1 - b.j0)
     if b.i0 == 0 and layer.bias != NULL:
         update_rows(e.update, <real *> layer.bias + b.j0, 0, layer.op.bias + b.j0, 0, <real *> layer.dbias + b.j0, 0,
-                    grad_scale, 1, b.j1 - b.j0)
+                    grad_scale, e.update.undecayed_count == 0, 1, b.j1 - b.j0)
     if layer.transposed != NULL:
         transpose_block(layer, b, layer.panels != NULL, gradient)
 
@@ -233,11 +238,12 @@ cdef void update_vectors(Epoch *e, Net *net, int i, Share *me, double grad_scale
     cdef long n = layer.op.inputs, panels = ceil_div(n, panel_width(like))
     cdef long begin = share_of(panels, me.number, me.team) * panel_width(like)
     cdef long end = min(n, share_of(panels, me.number + 1, me.team) * panel_width(like))
+    cdef bint decays = e.update.undecayed_count == 0
     if begin < end:
         update_rows(e.update, <real *> layer.weight + begin, 0, layer.op.weight + begin, 0,
-                    <real *> layer.dweight + begin, 0, grad_scale, 1, end - begin)
+                    <real *> layer.dweight + begin, 0, grad_scale, decays, 1, end - begin)
         update_rows(e.update, <real *> layer.bias + begin, 0, layer.op.bias + begin, 0, <real *> layer.dbias + begin,
-                    0, grad_scale, 1, end - begin)
+                    0, grad_scale, decays, 1, end - begin)
 
 
 cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradients, bint updates, bint in_memory,

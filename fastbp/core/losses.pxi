@@ -1,7 +1,7 @@
 # Losses and their gradients in one pass over the predictions.
 #
-# A loss is the mean over the batch (cross-entropy) or over all entries (the others). Rows are summed in float64 over
-# fixed chunks, which are then added in order.
+# A loss is the mean over the batch (cross-entropy) or over all entries (the others), weighted where samples or labels
+# have weights. Rows are summed in float64 over fixed chunks, which are then added in order.
 
 cdef enum:
     CROSS_ENTROPY = -1  # beside the codes of ElementwiseLoss
@@ -53,20 +53,13 @@ cdef inline real largest(const real *logits, long classes) noexcept nogil:
     return top
 
 
-cdef double label_scale(const int64_t *labels, const real *weight, long batch) noexcept nogil:
-    """1 / the total weight of a batch's labels (B,)."""
-    cdef double label_weight = 0
-    cdef long i
-    if weight == NULL:
-        return 1.0 / batch
-    for i in range(batch):
-        label_weight += weight[labels[i]]
-    return 1 / label_weight if label_weight != 0 else 0  # a batch of labels that weigh nothing teaches nothing
-
-
 cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t *labels, const real *weight,
-                               double smoothing, double scale, long rows, long classes) noexcept nogil:
-    """Softmax cross-entropy of logits (rows, C), labels (rows,), weights (C,) or NULL; dlogits is its gradient."""
+                               const real *sample_weight, double smoothing, double scale, long rows,
+                               long classes) noexcept nogil:
+    """Softmax cross-entropy of logits (rows, C) and labels (rows,); dlogits is its gradient.
+
+    The classes' weights (C,) and the samples' (rows,) may be NULL.
+    """
     cdef double loss = 0, weight_sum = classes
     cdef real top[ROWS_PER_CHUNK]
     cdef double normal[ROWS_PER_CHUNK]
@@ -93,7 +86,8 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
         for i in range(count):
             row = (first + i) * classes
             loss += cross_entropy_row(dlogits + row, logits + row, normal[i], top[i] + log_sum[i], labels[first + i],
-                                      weight, weight_sum, smoothing, scale, classes)
+                                      weight, weight_sum, smoothing,
+                                      scale * sample_weight[first + i] if sample_weight != NULL else scale, classes)
         first += count
     return loss
 
@@ -140,32 +134,51 @@ cdef struct Criterion:
     const void *weight   # (classes,) or NULL
 
 
-cdef double loss_scale(const Criterion *criterion, const void *targets, long batch, long outputs,
-                       const real *_) noexcept nogil:
-    """What a batch's sum of losses is multiplied with to be their mean."""
-    if criterion.kind == CROSS_ENTROPY:
-        return label_scale(<const int64_t *> targets, <const real *> criterion.weight, batch)
-    return 1.0 / (batch * outputs)
+cdef double loss_scale(const Criterion *criterion, const void *targets, const real *sample_weight, long batch,
+                       long outputs) noexcept nogil:
+    """What a batch's weighted sum of losses is multiplied with to be their mean."""
+    cdef const real *class_weight = <const real *> criterion.weight
+    cdef double of_sample, sum_of_weights = 0
+    cdef long i
+    if class_weight == NULL and sample_weight == NULL:
+        return 1.0 / batch if criterion.kind == CROSS_ENTROPY else 1.0 / (batch * outputs)
+    for i in range(batch):
+        of_sample = sample_weight[i] if sample_weight != NULL else 1
+        sum_of_weights += of_sample * (class_weight[(<const int64_t *> targets)[i]] if class_weight != NULL else 1)
+    if sum_of_weights == 0:
+        return 0  # a batch that weighs nothing teaches nothing
+    return 1 / sum_of_weights if criterion.kind == CROSS_ENTROPY else 1 / (sum_of_weights * outputs)
 
 
-cdef double loss_rows(const Criterion *criterion, real *dpred, const real *pred, const void *targets, double scale,
-                      long begin, long end, long outputs) noexcept nogil:
+cdef double loss_rows(const Criterion *criterion, real *dpred, const real *pred, const void *targets,
+                      const real *sample_weight, double scale, long begin, long end, long outputs) noexcept nogil:
     """Rows begin..end of a batch: their part of the loss, and its gradient in dpred (B, O)."""
     cdef const real *target = <const real *> targets
+    cdef real parameter = <real> criterion.parameter
+    cdef double loss = 0, of_row
+    cdef long i
     if criterion.kind == CROSS_ENTROPY:
         return cross_entropy_rows(dpred + begin * outputs, pred + begin * outputs, <const int64_t *> targets + begin,
-                                  <const real *> criterion.weight, criterion.parameter, scale, end - begin, outputs)
-    return scale * elementwise_run(dpred + begin * outputs, pred + begin * outputs, target + begin * outputs,
-                                   criterion.kind, <real> criterion.parameter, <real> scale, (end - begin) * outputs)
+                                  <const real *> criterion.weight,
+                                  sample_weight + begin if sample_weight != NULL else sample_weight,
+                                  criterion.parameter, scale, end - begin, outputs)
+    if sample_weight == NULL:
+        return scale * elementwise_run(dpred + begin * outputs, pred + begin * outputs, target + begin * outputs,
+                                       criterion.kind, parameter, <real> scale, (end - begin) * outputs)
+    for i in range(begin, end):
+        of_row = scale * sample_weight[i]
+        loss += of_row * elementwise_run(dpred + i * outputs, pred + i * outputs, target + i * outputs,
+                                         criterion.kind, parameter, <real> of_row, outputs)
+    return loss
 
 
 cdef void loss_share(double *partial, const Criterion *criterion, real *dpred, const real *pred, const void *targets,
-                     double scale, long batch, long outputs, Share *me) noexcept nogil:
+                     const real *sample_weight, double scale, long batch, long outputs, Share *me) noexcept nogil:
     """A thread's rows, chunk by chunk; partial (CHUNKS,) gets each one's part of the loss."""
     cdef long chunk, rows = chunk_rows(batch)
     for chunk in range(first_chunk(batch, me.number, me.team), first_chunk(batch, me.number + 1, me.team)):
-        partial[chunk] = loss_rows(criterion, dpred, pred, targets, scale, chunk * rows, min(batch, (chunk + 1) * rows),
-                                   outputs)
+        partial[chunk] = loss_rows(criterion, dpred, pred, targets, sample_weight, scale, chunk * rows,
+                                   min(batch, (chunk + 1) * rows), outputs)
 
 
 cdef long count_correct(const real *pred, const void *targets, int kind, long begin, long end,

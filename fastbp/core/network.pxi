@@ -219,6 +219,7 @@ cdef class Network:
             self.take("pred", batch * outputs * size)
             self.take("dpred", batch * outputs * size)
             self.take("targets", batch * max(8, outputs * size))
+            self.take("weights", batch * size)
             self.epoch_capacity = batch
             self.thread_capacity = 0
         e.block_size = VECTOR_BYTES // size * 2 * max(<long> BLOCK_COLUMNS_BYTES // size, self.longest_row)
@@ -232,17 +233,18 @@ cdef class Network:
         e.state_in_blocks = e.steps >= LONG_RUN
         e.pred, e.dpred = address(self.memory["pred"]), address(self.memory["dpred"])
         e.batch_targets, e.rows = <char *> address(self.memory["targets"]), <int64_t *> address(self.memory["rows"])
+        e.batch_weights = address(self.memory["weights"]) if e.sample_weight != NULL else NULL
         e.blocks = address(self.memory["blocks"])
         e.grads, e.parameters = self.grads, self.parameters
 
-    def train(self, progress, X, y, key, long first, long steps, long batch_size, loss, update, lrs, double clip_norm,
-              uint64_t step, int threads):
+    def train(self, progress, X, y, sample_weight, key, long first, long steps, long batch_size, loss, update, lrs,
+              double clip_norm, uint64_t step, int threads):
         """Steps of one epoch over X (n, I) and y, from position `first` of its order, batch_size rows at a time.
 
-        key is the order's, as for ``order``, loss ``(name, parameter, weight)``, update ``(rule, state vectors,
-        settings)``, lrs (steps,) float64 or, for all steps, a float, clip_norm 0 for none; step numbers the first step,
-        for dropout. progress, a list, becomes the loss summed over the samples, how many were right, and the steps
-        done, after an interrupt too.
+        sample_weight (n,) may be None, key is the order's, as for ``order``, loss ``(name, parameter, class weight)``,
+        update ``(rule, state vectors, settings)``, lrs (steps,) float64 or, for all steps, a float, clip_norm 0
+        for none; step numbers the first step, for dropout. progress, a list, becomes the loss summed over the samples,
+        how many were right, and the steps done, after an interrupt too.
         """
         cdef Criterion criterion
         cdef Update u
@@ -251,8 +253,9 @@ cdef class Network:
         cdef int stop = 0
         fill_criterion(&criterion, loss)
         fill_update(&u, update)
-        begin_shuffle(&e.order, len(X), key or 0, key is None)
+        begin_shuffle(&e.order, len(X), key)
         e.features, e.targets, e.target_bytes = address(X), <char *> address(y), y.nbytes // len(y)
+        e.sample_weight = address(sample_weight) if sample_weight is not None else NULL
         e.first, e.steps, e.batch_size = first, steps, batch_size
         e.criterion, e.update, e.clip_norm = &criterion, &u, clip_norm
         e.lrs = NULL
@@ -306,8 +309,13 @@ cdef fill_update(Update *u, update):
     u.beta1, u.beta2 = settings.get("beta1", 0.0), settings.get("beta2", 0.0)
     u.alpha, u.eps = settings.get("alpha", 0.0), settings.get("eps", 0.0)
     u.decoupled, u.step = settings.get("decoupled", False), settings.get("step", 1)
+    u.eps_hat = settings.get("eps_hat", False)
     u.weight_decay = settings["weight_decay"]
     u.idle = idle_without_gradient(rule, settings)
+    undecayed = settings.get("undecayed")
+    u.undecayed, u.undecayed_count = NULL, 0
+    if undecayed is not None:
+        u.undecayed, u.undecayed_count = <const int64_t *> address(undecayed), len(undecayed)
 
 
 cdef void *address(array) except? NULL:

@@ -2,7 +2,8 @@
 #
 # A Feistel network (Luby & Rackoff 1988) permutes the numbers of so many bits; numbers beyond the last row are sent
 # through it again until they fall inside (cycle walking, Black & Rogaway 2002), which keeps it a permutation. The twin
-# in reference.py gives the same order.
+# in reference.py gives the same order. A caller who has an order of his own gives its row numbers instead; they may
+# leave rows out.
 
 cdef enum:
     ROUNDS = 4
@@ -13,14 +14,23 @@ cdef struct Shuffle:
     int low_bits, high_bits
     uint32_t key[ROUNDS]
     bint identity
+    const int64_t *given  # the row numbers themselves, or NULL
 
 
-cdef void begin_shuffle(Shuffle *s, long samples, uint64_t key, bint identity) noexcept nogil:
+cdef begin_shuffle(Shuffle *s, long samples, order):
+    """order is a key below 2**64, row numbers (n,) int64, or None for the rows as they lie."""
     cdef int i, bits = FEWEST_BITS
+    cdef uint64_t key
+    s.samples, s.identity, s.given = samples, order is None, NULL
+    if order is None:
+        return
+    if not isinstance(order, int):
+        s.samples, s.given = len(order), <const int64_t *> address(order)
+        return
     while bits < 62 and samples > <int64_t> 1 << bits:
         bits += 1
-    s.samples, s.identity = samples, identity
     s.low_bits, s.high_bits = bits // 2, bits - bits // 2
+    key = order
     for i in range(ROUNDS):
         s.key[i] = <uint32_t> (mix(key + <uint64_t> 0x9E3779B97F4A7C15 * <uint64_t> (i + 1)) >> 32)
 
@@ -46,8 +56,8 @@ cdef void shuffled(const Shuffle *s, int64_t *rows, long first, long count) noex
     cdef long i
     cdef uint64_t x
     for i in range(count):
-        rows[i] = first + i
-    if s.identity:
+        rows[i] = s.given[first + i] if s.given != NULL else first + i
+    if s.identity or s.given != NULL:
         return
     for i in range(count):  # all at once: this loop is vectorised, the walk is not
         rows[i] = <int64_t> feistel(s, <uint64_t> rows[i])

@@ -300,25 +300,39 @@ def unknown_category(x: Array, categories: Array) -> int:
 
 
 def cross_entropy(
-    dlogits: Array, logits: Array, labels: Array, class_weight: Array | None, label_smoothing: float, threads: int
+    dlogits: Array,
+    logits: Array,
+    labels: Array,
+    class_weight: Array | None,
+    sample_weight: Array | None,
+    label_smoothing: float,
+    threads: int,
 ) -> float:
     """The mean softmax cross-entropy of logits (B, C) and labels (B,) int64; dlogits (B, C) is its gradient.
 
-    With class weights w the mean is weighted: sum_i w[label_i] loss_i / sum_i w[label_i], as in PyTorch.
+    With weights of classes w or samples s the mean is weighted, as in PyTorch:
+    sum_i s_i w[label_i] loss_i / sum_i s_i w[label_i].
     """
     n, classes = logits.shape
     weight = np.ones(classes) if class_weight is None else class_weight.astype(np.float64)
+    of_sample = np.ones(n) if sample_weight is None else sample_weight.astype(np.float64)
     log_p = logits - logits.max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-    of_label, total = weight[labels], weight[labels].sum() or np.inf  # a batch that weighs nothing teaches nothing
     target = np.full(logits.shape, label_smoothing / classes) * weight
-    target[np.arange(n), labels] += (1 - label_smoothing) * of_label
+    target[np.arange(n), labels] += (1 - label_smoothing) * weight[labels]
+    target *= of_sample[:, None]
+    total = (of_sample * weight[labels]).sum() or np.inf  # a batch that weighs nothing teaches nothing
     dlogits[:] = (np.exp(log_p) * target.sum(axis=1, keepdims=True) - target) / total
     return float(-(target * log_p).sum() / total)
 
 
-def elementwise_loss(dpred: Array, pred: Array, target: Array, kind: int, parameter: float, threads: int) -> float:
-    """The mean of an elementwise loss over all entries of pred and target (B, O); dpred is its gradient."""
+def elementwise_loss(
+    dpred: Array, pred: Array, target: Array, sample_weight: Array | None, kind: int, parameter: float, threads: int
+) -> float:
+    """The mean of an elementwise loss over all entries of pred and target (B, O); dpred is its gradient.
+
+    With sample weights s it is sum_ij s_i loss_ij / (O sum_i s_i).
+    """
     e = pred - target
     if kind == _BCE:
         loss = np.maximum(pred, 0) - pred * target + np.log1p(np.exp(-np.abs(pred)))
@@ -336,8 +350,10 @@ def elementwise_loss(dpred: Array, pred: Array, target: Array, kind: int, parame
         gradient = np.where(e > 0, 1 - parameter, np.where(e < 0, -parameter, 0))
     else:
         loss, gradient = np.exp(pred) - target * pred, np.exp(pred) - target
-    dpred[:] = gradient / pred.size
-    return float(loss.mean(dtype=np.float64))
+    of_sample = np.ones(len(pred)) if sample_weight is None else sample_weight.astype(np.float64)
+    share = of_sample[:, None] / (of_sample.sum() * pred.shape[1] or np.inf)
+    dpred[:] = gradient * share
+    return float((loss * share).sum())
 
 
 # --- optimizer updates over the flat buffers ------------------------------------------------------------------------
@@ -375,10 +391,11 @@ def _adam(
     decoupled: bool,
     step: int,
     grad_scale: float,
+    eps_hat: bool = False,
 ) -> None:
     """Adam (Kingma & Ba 2015, algorithm 1); decoupled weight decay makes it AdamW (Loshchilov & Hutter 2019).
 
-    step counts from 1.
+    step counts from 1. eps_hat adds eps before the bias correction, as in the form at the end of their section 2.
     """
     g = grad * grad_scale
     if decoupled:
@@ -387,7 +404,8 @@ def _adam(
         g += weight_decay * param
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)
-    param -= (lr / (1 - beta1**step)) * m / (np.sqrt(v) / math.sqrt(1 - beta2**step) + eps)
+    correction = math.sqrt(1 - beta2**step)
+    param -= (lr / (1 - beta1**step)) * m / (np.sqrt(v) / correction + (eps / correction if eps_hat else eps))
 
 
 def _rmsprop(
@@ -433,7 +451,13 @@ def update(
     """One step of the rule that an optimizer's ``(rule, state vectors, settings)`` names, over flat vectors (n,)."""
     rule, state, settings = recipe
     rules: dict[str, Any] = {"sgd": _sgd, "adam": _adam, "rmsprop": _rmsprop, "adagrad": _adagrad}
-    rules[rule](param, *state, grad, lr=lr, grad_scale=grad_scale, **settings)
+    settings = dict(settings, lr=lr, grad_scale=grad_scale)
+    begin = 0
+    for low, high in [*settings.pop("undecayed", ()), (param.size, param.size)]:  # pairs (k, 2): where nothing decays
+        for part, change in ((slice(begin, low), {}), (slice(low, high), {"weight_decay": 0.0})):
+            vectors = (None if vector is None else vector[part] for vector in state)
+            rules[rule](param[part], *vectors, grad[part], **settings | change)
+        begin = high
 
 
 def squared_norm(x: Array, threads: int) -> float:
@@ -460,13 +484,17 @@ def _feistel(x: Array, keys: Array, low_bits: int, high_bits: int) -> Array:
     return (high.astype(np.uint64) << np.uint64(low_bits)) | low
 
 
-def order(rows: Array, first: int, samples: int, key: int | None) -> None:
+def order(rows: Array, first: int, samples: int, key: int | Array | None) -> None:
     """rows (count,) int64 = the numbers first..first+count of an epoch's order of its samples, or of no shuffle.
 
     The order is a pseudo-random permutation that takes no memory: a Feistel network (Luby & Rackoff 1988) permutes the
     numbers of so many bits, and numbers beyond the last sample are sent through it again until they fall inside (cycle
-    walking, Black & Rogaway 2002). key, below 2**64, chooses it; None leaves the samples in their order.
+    walking, Black & Rogaway 2002). key, below 2**64, chooses it; None leaves the samples in their order. An order that
+    is given as row numbers (n,) is taken as it is.
     """
+    if isinstance(key, np.ndarray):
+        rows[:] = key[first : first + len(rows)]
+        return
     rows[:] = np.arange(first, first + len(rows))
     if key is None:
         return
@@ -601,7 +629,8 @@ class Network:
         progress: list[Any],
         X: Array,
         y: Array,
-        key: int | None,
+        sample_weight: Array | None,
+        key: int | Array | None,
         first: int,
         steps: int,
         batch_size: int,
@@ -614,28 +643,29 @@ class Network:
     ) -> None:
         """Steps of one epoch over X (n, I) and y, from position ``first`` of its order, batch_size rows at a time.
 
-        key is the order's, as for ``order``, loss ``(name, parameter, weight)``, update_recipe ``(rule, state vectors,
-        settings)``, lrs (steps,) float64 or, for all steps, a float, clip_norm 0 for none; step numbers the first step,
-        for dropout. progress, a list, becomes the loss summed over the samples, how many were right, and the steps
-        done, after an interrupt too.
+        sample_weight (n,) may be None, key is the order's, as for ``order``, loss ``(name, parameter, class weight)``,
+        update_recipe ``(rule, state vectors, settings)``, lrs (steps,) float64 or, for all steps, a float, clip_norm 0
+        for none; step numbers the first step, for dropout. progress, a list, becomes the loss summed over the samples,
+        how many were right, and the steps done, after an interrupt too.
         """
         name, parameter, weight = loss
         rule, state, settings = update_recipe
         self.threads, self._last = threads, time.perf_counter()
+        samples = len(key) if isinstance(key, np.ndarray) else len(X)
         for t in range(steps):
-            rows = np.empty(min(batch_size, len(X) - first), np.int64)
-            order(rows, first, len(X), key)
+            rows = np.empty(min(batch_size, samples - first), np.int64)
+            order(rows, first, samples, key)
             first += batch_size
-            xb, yb = X[rows], y[rows]
+            xb, yb, wb = X[rows], y[rows], None if sample_weight is None else sample_weight[rows]
             pred = np.empty((len(rows), int(self.ops[-1]["outputs"])), X.dtype)
             dpred = np.empty_like(pred)
             self._lap(_IN_GATHER)
             self.forward(pred, xb, step + t, True, threads)
             if name == "cross_entropy":
-                value = cross_entropy(dpred, pred, yb, weight, parameter, threads)
+                value = cross_entropy(dpred, pred, yb, weight, wb, parameter, threads)
                 right = int(np.count_nonzero(pred.argmax(axis=1) == yb))
             else:
-                value = elementwise_loss(dpred, pred, yb, ELEMENTWISE_LOSSES[name], parameter, threads)
+                value = elementwise_loss(dpred, pred, yb, wb, ELEMENTWISE_LOSSES[name], parameter, threads)
                 binary = name == "binary_cross_entropy"
                 right = int(np.count_nonzero(((pred > 0) == (yb > 0.5)).all(axis=1))) if binary else 0
             self._lap(_IN_LOSS)

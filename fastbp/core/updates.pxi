@@ -11,10 +11,13 @@ cdef struct Update:
     double lr, momentum, beta1, beta2, alpha, eps, weight_decay
     bint nesterov, decoupled
     bint idle     # whether a gradient of zero changes nothing
+    bint eps_hat  # Adam's eps is added before the bias correction (Kingma & Ba 2015, end of section 2)
     long step     # Adam's, from 1
     void *first   # velocity, m, square or total; NULL where SGD keeps no velocity
     void *second  # v, or RMSprop's velocity
-    double rate, root, decay, l2  # what a step's lr and number come to, see begin_update
+    const int64_t *undecayed  # (undecayed_count, 2): where in the flat buffers weight decay begins and ends not to act
+    long undecayed_count
+    double rate, root, floor, decay, l2  # what a step's lr and number come to, see begin_update
 
 
 cdef void begin_update(Update *u, double lr) noexcept nogil:
@@ -24,6 +27,7 @@ cdef void begin_update(Update *u, double lr) noexcept nogil:
     if u.rule == ADAM:
         u.rate = lr / (1 - pow(u.beta1, u.step))
         u.root = 1 / sqrt(1 - pow(u.beta2, u.step))
+    u.floor = u.eps * u.root if u.eps_hat else u.eps
     u.decay = 1 - lr * u.weight_decay if u.decoupled else 1
     u.l2 = 0 if u.decoupled else u.weight_decay
 
@@ -89,14 +93,16 @@ cdef inline void adagrad_run(real *param, real *total, const real *grad, real lr
 
 
 cdef void update_rows(const Update *u, real *param, long param_row, long offset, long state_row, const real *grad,
-                      long grad_row, double grad_scale, long rows, long n) noexcept nogil:
+                      long grad_row, double grad_scale, bint decays, long rows, long n) noexcept nogil:
     """Update a (rows, n) part of the parameters; every array has its own distance between two rows.
 
-    offset says where in the flat buffers, and so in the state vectors, the part begins.
+    offset says where in the flat buffers, and so in the state vectors, the part begins; decays, whether weight decay
+    acts on it.
     """
     cdef real *first = <real *> u.first + offset if u.first != NULL else NULL
     cdef real *second = <real *> u.second + offset if u.second != NULL else NULL
-    cdef real rate = <real> u.rate, eps = <real> u.eps, decay = <real> u.decay, l2 = <real> u.l2
+    cdef real rate = <real> u.rate, eps = <real> u.floor, decay = <real> (u.decay if decays else 1)
+    cdef real l2 = <real> (u.l2 if decays else 0)
     cdef real momentum = <real> u.momentum, scale = <real> grad_scale
     cdef long r
     if param_row == n and grad_row == n and (state_row == n or first == NULL):

@@ -1,0 +1,106 @@
+"""History: what ``fit`` returns; and what it shows meanwhile, a line per epoch or a bar."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+class History:
+    """What ``fit`` returns.
+
+    Attributes
+    ----------
+    history : dict of str to list of float
+        For every epoch: ``loss`` and, for classification, ``accuracy``, averaged over the epoch's batches as they were
+        trained; ``val_loss`` and ``val_accuracy`` after it; ``lr`` at its end; ``samples_per_second``.
+    """
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[float]] = {}
+
+    def append(self, logs: dict[str, float]) -> None:
+        """Add one epoch's figures."""
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(value)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw loss and accuracy over the epochs, of training and validation; needs matplotlib.
+
+        Parameters
+        ----------
+        path : str, path or None
+            The file to save it to; its extension says what is written, such as ``.png`` or ``.svg``.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Which a notebook shows.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        RuntimeError
+            If there was no epoch.
+        """
+        names = [name for name in ("loss", "accuracy") if name in self.history]
+        if not names:
+            raise RuntimeError("plot: there is nothing to draw before the first epoch")
+        try:
+            from matplotlib import figure  # its own figure: pyplot would keep it in a global list
+        except ImportError as error:
+            raise ImportError("plot: it needs matplotlib; install it with: pip install fastbp[plot]") from error
+        picture = figure.Figure(figsize=(5 * len(names), 4), layout="constrained")
+        for axes, name in zip(picture.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            for label, key in (("training", name), ("validation", f"val_{name}")):
+                if key in self.history:
+                    values = self.history[key]
+                    axes.plot(range(1, len(values) + 1), values, ".-", label=label)
+            axes.set(xlabel="epoch", ylabel=name)
+            axes.legend()
+        if path is not None:
+            picture.savefig(path)
+        return picture
+
+
+def line(epoch: int, epochs: int, logs: dict[str, float]) -> str:
+    """``epoch  3/20  loss 0.1234  accuracy 0.9567  123,456 samples/s``"""
+    speed = f"{logs['samples_per_second']:,.0f} samples/s"
+    return "  ".join([_title(epoch, epochs), *(f"{name} {value}" for name, value in _figures(logs).items()), speed])
+
+
+def _title(epoch: int, epochs: int) -> str:
+    return f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}"
+
+
+def _figures(logs: dict[str, float]) -> dict[str, str]:
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    return {name: f"{logs[name]:.4f}" for name in names if name in logs}
+
+
+class Bars:
+    """A bar per epoch, by tqdm, which draws them in notebooks too."""
+
+    def __init__(self, epochs: int, samples: int) -> None:
+        try:
+            from tqdm.auto import tqdm
+        except ImportError as error:
+            raise ImportError("verbose='bar': it needs tqdm; install it with: pip install fastbp[progress]") from error
+        self._new, self._epochs, self._samples = tqdm, epochs, samples
+
+    def begin(self, epoch: int) -> None:
+        """Show the bar of an epoch."""
+        self._loss = 0.0
+        self._bar = self._new(desc=_title(epoch, self._epochs), total=self._samples, unit=" samples", unit_scale=True)
+
+    def advance(self, samples: int, loss: float) -> None:
+        """So many samples more were trained, with this loss summed over them."""
+        self._loss += loss
+        self._bar.set_postfix(loss=f"{self._loss / (self._bar.n + samples):.4f}", refresh=False)
+        self._bar.update(samples)
+
+    def end(self, logs: dict[str, float]) -> None:
+        """Leave the bar with the epoch's figures."""
+        self._bar.set_postfix(_figures(logs))
+        self._bar.close()

@@ -1,0 +1,119 @@
+"""Weights as safetensors files in the names and layout of PyTorch's ``state_dict``.
+
+The modules of a ``torch.nn.Sequential`` are numbered: a ``Dense`` with an activation is two of them, ``Linear`` and
+``ReLU``, everything else is one. ``Linear`` holds its weight as (O, I), the transpose of ours. The tables of a
+``TabularInput``, for which PyTorch has no module, are ``0.weights.0`` and so on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+try:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+    from safetensors.numpy import save as to_bytes
+except ImportError as error:
+    raise ImportError("fastbp.safetensors needs the safetensors package: pip install fastbp[safetensors]") from error
+
+from fastbp import files
+from fastbp.data import Array, finite
+from fastbp.layers import BatchNorm, Dense
+from fastbp.model import Model
+
+
+def _tensors(model: Model) -> Iterator[tuple[str, Array]]:
+    """PyTorch's names, and our arrays as views in PyTorch's layout."""
+    number = 0
+    for i, layer in enumerate(model.layers):
+        for name in layer.shapes():
+            array = model.parameters().value(f"{i}.{name}")
+            yield f"{number}.{name}", array.T if isinstance(layer, Dense) else array
+        if isinstance(layer, BatchNorm):
+            yield f"{number}.running_mean", layer.running_mean
+            yield f"{number}.running_var", layer.running_var
+        number += 2 if isinstance(layer, Dense) and layer.activation is not None else 1
+
+
+def _counters(model: Model) -> list[str]:
+    """What else PyTorch's batch normalisation has: how many batches it has seen."""
+    names = (name for name, _ in _tensors(model))
+    return [name.replace("running_mean", "num_batches_tracked") for name in names if name.endswith("running_mean")]
+
+
+def save(model: Model, path: files.Path) -> None:
+    """Write the weights and running statistics; ``torch.nn.Sequential`` of the same modules loads them.
+
+    ``net.load_state_dict(safetensors.torch.load_file(path))`` does it, with ``strict=True`` too.
+
+    Parameters
+    ----------
+    model : Sequential
+    path : str or path
+
+    Raises
+    ------
+    TypeError
+        If it is no model.
+    OSError
+        If the file cannot be written; one that was there before is unharmed.
+    """
+    tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(_checked(model))}
+    tensors |= {name: np.array(model._step, np.int64) for name in _counters(model)}
+    files.write_whole(path, to_bytes(tensors, metadata={"format": "pt"}))
+
+
+def load(model: Model, path: files.Path) -> None:
+    """Read weights and running statistics, of this module's or PyTorch's writing, into a model of the same layers.
+
+    They are cast to the model's dtype.
+
+    Parameters
+    ----------
+    model : Sequential
+    path : str or path
+
+    Raises
+    ------
+    FileFormatError
+        If the file is no safetensors file, or its tensors are not those of the model; the model is as it was then.
+    TypeError
+        If it is no model.
+    OSError
+        If the file cannot be read.
+    """
+    own = dict(_tensors(_checked(model)))
+    where = os.fsdecode(path)
+    with open(path, "rb"):  # an error of the system is one here too
+        pass
+    try:
+        given = load_file(where)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise files.FileFormatError(f"path: expected a safetensors file, got {where!r}: {error}") from error
+    for name in _counters(model):
+        given.pop(name, None)
+    if given.keys() != own.keys():
+        missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+        raise files.FileFormatError(f"path: in {where!r} the tensors {missing} are missing, and {unknown} too many")
+    for name, array in given.items():
+        if array.shape != own[name].shape or array.dtype.kind != "f":
+            raise files.FileFormatError(
+                f"path: in {where!r} expected {name} to be floats of shape {own[name].shape}, got {array.dtype} of "
+                f"{array.shape}"
+            )
+        try:
+            with np.errstate(over="ignore"):
+                finite(name, np.ascontiguousarray(array, model.dtype))
+        except ValueError as error:
+            raise files.FileFormatError(f"path: in {where!r} {error}") from error
+    for name, array in given.items():
+        own[name][:] = array
+
+
+def _checked(model: Model) -> Model:
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a fastbp model, got {type(model).__name__}")
+    return model
