@@ -93,6 +93,12 @@ def shaped(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[
     return finite(name, array)
 
 
+def taken(data: Samples, rows: Array) -> Samples:
+    """Copies of these rows."""
+    X, y, weight = data
+    return X[rows], y[rows], None if weight is None else weight[rows]
+
+
 class Categories(NamedTuple):
     """What the last columns of the features hold: ids, whole numbers from 0 to ``counts[j] - 1``, (k,) int64.
 

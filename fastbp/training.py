@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fastbp import losses, profiling
 from fastbp.callbacks import Callback, begin, listed
 from fastbp.core import get_num_threads
-from fastbp.data import Array, Samples, choice, epoch_key, epoch_rows, generator, positive_int, weights
+from fastbp.data import Array, Samples, choice, epoch_key, epoch_rows, generator, positive_int, taken, weights
 from fastbp.history import Bars, History, line
 from fastbp.losses import Loss, LossFunction
 from fastbp.model import Model
@@ -256,12 +256,14 @@ class Sequential(Model):
             total, correct = self._steps_in_python(data, criterion, optimizer, key, batch_size, bars), 0
         elif profile := profiling.active():
             total, correct = profile.train(
-                lambda model, optimizer: model._epoch_in_core(data, recipe, optimizer, key, batch_size, bars),
+                lambda model, optimizer: model._epoch_in_core(data, recipe, optimizer, key, batch_size, None),
                 self,
                 optimizer,
                 samples,
                 batch_size,
             )
+            if bars is not None:  # at once: what is timed here, and again by compare, is the engine alone
+                bars.advance(samples, total)
         else:
             total, correct = self._epoch_in_core(data, recipe, optimizer, key, batch_size, bars)
         logs = {"loss": total / samples}
@@ -325,12 +327,10 @@ class Sequential(Model):
         bars: Bars | None,
     ) -> float:
         """The epoch for a loss that is a Python callable: the loss summed over the samples."""
-        X, y, weight = data
-        total = 0.0
-        for first in range(0, len(X), batch_size):
-            rows = epoch_rows(first, batch_size, len(X), key)
-            batch = X[rows], y[rows], None if weight is None else weight[rows]
-            loss = self._train_step(batch, criterion, optimizer) * len(rows)
+        total, samples = 0.0, len(data[0])
+        for first in range(0, samples, batch_size):
+            rows = epoch_rows(first, batch_size, samples, key)
+            loss = self._train_step(taken(data, rows), criterion, optimizer) * len(rows)
             total += loss
             if bars is not None:
                 bars.advance(len(rows), loss)

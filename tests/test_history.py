@@ -30,6 +30,17 @@ def test_a_bar_changes_nothing(any_backend, capsys, loss):
     assert f"val_loss={history.history['val_loss'][1]:.4f}" in shown
 
 
+def test_a_bar_in_a_profile_moves_once(compiled, capsys):
+    """Comparing trains the kept batches again, when the bar is gone."""
+    pytest.importorskip("tqdm")
+    with fb.profile() as profile:
+        fit(verbose="bar")
+    shown = capsys.readouterr().err
+    assert re.search(r"epoch 2/2: 100%.* 3.00k/3.00k .*samples/s", shown)
+    profile.compare("numpy")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_bar_shows_the_loss_of_what_was_trained():
     class Bar:
         n = 0
