@@ -67,8 +67,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
         header = json.loads(str(arrays.pop("header")))
         version = int(header["format"])
     except (
-        *(ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, RuntimeError),
-        *(zipfile.BadZipFile, zlib.error),
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        RuntimeError,  # an encrypted member or, by NotImplementedError, an unknown compression
+        zipfile.BadZipFile,
+        zlib.error,
     ) as error:
         raise unreadable(path, error) from error
     if version > FORMAT:

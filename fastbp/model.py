@@ -43,10 +43,7 @@ class Model:
             if layer._parameters is not None or layer in self.layers[:i]:
                 raise ValueError(f"layers[{i}]: {layer!r} is in a model already")
         self.inputs, self.outputs = widths[0], widths[-1]
-        self._parameters = Parameters(
-            {f"{i}.{name}": shape for i, layer in enumerate(self.layers) for name, shape in layer.shapes().items()},
-            self.dtype,
-        )
+        self._parameters = Parameters(_shapes(self.layers), self.dtype)
         self._stats = plan.aligned(sum(4 * la.n for la in self.layers if isinstance(la, BatchNorm)), self.dtype)
         self._tables = np.zeros(0, plan.TABLE)
         self._categories: Categories | None = None
@@ -241,15 +238,15 @@ class Model:
     @classmethod
     def _build(cls, config: list[dict[str, Any]], dtype: str, arrays: dict[str, Array]) -> Self:
         layers = _layers(config)
-        for i, layer in enumerate(layers):  # before any memory is taken that a file only claims to fill
-            for name, shape in layer.shapes().items():
-                if f"{i}.{name}" not in arrays or arrays[f"{i}.{name}"].shape != shape:
-                    raise ValueError(f"the tensors do not fit the layers: '{i}.{name}'")
+        shapes = _shapes(layers)
+        for i, layer in enumerate(layers):
+            if isinstance(layer, BatchNorm):
+                shapes |= {f"{i}.running_mean": (layer.n,), f"{i}.running_var": (layer.n,)}
+        for name in shapes.keys() | arrays.keys():  # before any memory is taken that a file only claims to fill
+            if name not in shapes or name not in arrays or shapes[name] != arrays[name].shape:
+                raise ValueError(f"the tensors do not fit the layers: {name!r}")
         model = cls(layers, dtype=dtype)
         own = model._arrays()
-        for name in own.keys() | arrays.keys():
-            if name not in own or name not in arrays or own[name].shape != arrays[name].shape:
-                raise ValueError(f"the tensors do not fit the layers: {name!r}")
         for name, array in arrays.items():
             own[name][:] = cast(name, array, model.dtype)
         return model
@@ -278,6 +275,13 @@ class Model:
         return _rebuild, (type(self), *state)
 
 
+def checked(model: object) -> Model:
+    """``model`` if it is one: the door of what writes models to files of other kinds."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model: expected a fastbp model, got {type(model).__name__}")
+    return model
+
+
 def _layers(config: list[dict[str, Any]]) -> list[Layer]:
     """The layers that a model's ``_config`` describes."""
     return [LAYERS[settings.pop("type")](**settings) for settings in map(dict, config)]
@@ -297,6 +301,11 @@ def _rebuild(
     model._adopt(parameters)
     model._stats[:], model._ops["key"], model._step, model._rng = stats, keys, step, rng
     return model
+
+
+def _shapes(layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all parameters by name."""
+    return {f"{i}.{name}": shape for i, layer in enumerate(layers) for name, shape in layer.shapes().items()}
 
 
 def _widths(layers: tuple[Layer, ...]) -> list[int]:

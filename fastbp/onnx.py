@@ -17,7 +17,7 @@ except ImportError as error:
 from fastbp import files
 from fastbp.data import Array
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, LayerNorm, Lookup
-from fastbp.model import Model
+from fastbp.model import Model, checked
 
 OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; readers from 2022 on
 
@@ -131,9 +131,7 @@ def export(model: Model, path: files.Path) -> None:
     OSError
         If the file cannot be written; one that was there before is unharmed.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model: expected a fastbp model, got {type(model).__name__}")
-    graph, value = _Graph(model.dtype), "input"
+    graph, value = _Graph(checked(model).dtype), "input"
     for i, layer in enumerate(model.layers):
         if isinstance(layer, Dense):
             value = graph.add("MatMul", value, graph.tensor(f"{i}.weight", layer.weight))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class Parameters:
         """How many numbers are learned."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    @property
+    @cached_property  # an optimizer asks at every step
     def vectors(self) -> Array:
         """Where in the flat buffers biases and the parameters of normalisations begin and end, (k, 2) int64."""
         starts = [(self.offsets[name], math.prod(shape)) for name, shape in self.shapes.items() if len(shape) == 1]

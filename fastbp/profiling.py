@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastbp.core import available_backends, backend, backend_name, get_num_threads, plan, use_backend
+from fastbp.history import new_picture
 
 if TYPE_CHECKING:
     from fastbp.optim import Optimizer
@@ -217,11 +218,7 @@ class Profile:
             If nothing was recorded.
         """
         tables = self._trained("plot")
-        try:
-            from matplotlib import figure  # its own figure: pyplot would keep it in a global list
-        except ImportError as error:
-            raise ImportError("plot: it needs matplotlib; install it with: pip install fastbp[plot]") from error
-        picture = figure.Figure(figsize=(10, 5), layout="constrained")
+        picture = new_picture(10, 5)
         axes = picture.subplots()
         axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
         for table in tables:

@@ -14,7 +14,7 @@ import numpy as np
 
 try:
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load as from_bytes
     from safetensors.numpy import save as to_bytes
 except ImportError as error:
     raise ImportError("fastbp.safetensors needs the safetensors package: pip install fastbp[safetensors]") from error
@@ -22,7 +22,7 @@ except ImportError as error:
 from fastbp import files
 from fastbp.data import Array, finite
 from fastbp.layers import BatchNorm, Dense
-from fastbp.model import Model
+from fastbp.model import Model, checked
 
 
 def _tensors(model: Model) -> Iterator[tuple[str, Array]]:
@@ -61,7 +61,7 @@ def save(model: Model, path: files.Path) -> None:
     OSError
         If the file cannot be written; one that was there before is unharmed.
     """
-    tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(_checked(model))}
+    tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(checked(model))}
     tensors |= {name: np.array(model._step, np.int64) for name in _counters(model)}
     files.write_whole(path, to_bytes(tensors, metadata={"format": "pt"}))
 
@@ -85,12 +85,12 @@ def load(model: Model, path: files.Path) -> None:
     OSError
         If the file cannot be read.
     """
-    own = dict(_tensors(_checked(model)))
+    own = dict(_tensors(checked(model)))
     where = os.fsdecode(path)
-    with open(path, "rb"):  # an error of the system is one here too
-        pass
+    with open(path, "rb") as file:
+        data = file.read()
     try:
-        given = load_file(where)
+        given = from_bytes(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise files.FileFormatError(f"path: expected a safetensors file, got {where!r}: {error}") from error
     for name in _counters(model):
@@ -106,14 +106,8 @@ def load(model: Model, path: files.Path) -> None:
             )
         try:
             with np.errstate(over="ignore"):
-                finite(name, np.ascontiguousarray(array, model.dtype))
+                given[name] = finite(name, np.ascontiguousarray(array, model.dtype))
         except ValueError as error:
             raise files.FileFormatError(f"path: in {where!r} {error}") from error
     for name, array in given.items():
         own[name][:] = array
-
-
-def _checked(model: Model) -> Model:
-    if not isinstance(model, Model):
-        raise TypeError(f"model: expected a fastbp model, got {type(model).__name__}")
-    return model

@@ -44,7 +44,7 @@ from fastbp import losses, schedules
 from fastbp.callbacks import Callback, begin, listed
 from fastbp.core import MAX_THREADS, get_num_threads, set_num_threads
 from fastbp.core.plan import ACTIVATIONS
-from fastbp.data import Array, Samples, choice, real_number, shaped
+from fastbp.data import Array, Samples, choice, real_number, shaped, taken
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Layer
 from fastbp.optim import SGD, Adam, Optimizer
 from fastbp.training import Sequential
@@ -70,9 +70,6 @@ class _Data(NamedTuple):
     target: Array
     weight: Array | None
 
-    def taken(self, rows: Array) -> _Data:
-        return _Data(self.X[rows], self.target[rows], None if self.weight is None else self.weight[rows])
-
     def blocks(self, rows: Array, batch_size: int) -> Iterator[tuple[Samples, Array | None]]:
         """The rows as samples and the order to take them in; whole batches, but for the last."""
         if not scipy.sparse.issparse(self.X):
@@ -80,7 +77,7 @@ class _Data(NamedTuple):
             return
         size = max(1, _SPARSE_BLOCK // self.X.shape[1] // batch_size) * batch_size
         for first in range(0, len(rows), size):
-            X, target, weight = self.taken(rows[first : first + size])
+            X, target, weight = _Data(*taken(self, rows[first : first + size]))
             yield (X.toarray(), target, weight), None
 
 
@@ -99,8 +96,11 @@ def _runs(weight: Array | None, samples: int, batch_size: int) -> Iterator[tuple
 
 @contextmanager
 def _threads(n: int | None) -> Iterator[None]:
+    if n is None:
+        yield
+        return
     before = get_num_threads()
-    set_num_threads(before if n is None else n)
+    set_num_threads(n)
     try:
         yield
     finally:
@@ -428,7 +428,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
                     print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
                 if held_out is not None:
                     logs["val_loss"] = self._evaluate(held_out, objective)
-                self._judge()
+                self._judge(logs.get("val_loss"))
                 for callback in callbacks:
                     callback.on_epoch_end(epoch, logs)
                 if self.solver == "sgd" and self.learning_rate == "invscaling":
@@ -465,7 +465,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
-        return rows, data.taken(held_out)
+        return rows, _Data(*taken(data, held_out))
 
     def _begin_optimizer(self, objective: _Objective, incremental: bool) -> Optimizer:
         """An optimizer with the present parameters, and the state of the one before if it goes on with the network."""
@@ -527,24 +527,21 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
         return sum(float(np.vdot(w, w)) for w in self._live[0]) if self.alpha else 0.0
 
     def _evaluate(self, held_out: _Data, objective: _Objective) -> float:
-        """The loss of what is held out and, for early stopping, its score; the best weights are kept."""
+        """The loss of what is held out; for early stopping its score is taken down too."""
         pred = self._outputs(held_out.X)
         loss = objective.report * objective.criterion.compute(pred, *held_out[1:])[0] + objective.constant
         self.validation_loss_curve_.append(loss)
         if self.verbose:
             print(f"Validation loss: {loss:.6f}")
-        if not self.early_stopping:
-            if loss < self._least_validation_loss:
-                self._least_validation_loss, self._best = loss, self._model.snapshot()
-            return loss
-        score = self._score(pred, *held_out[1:]) if np.isfinite(pred).all() else np.nan
-        self.validation_scores_.append(score)
-        if self.verbose:
-            print(f"Validation score: {score:f}")
+        if self.early_stopping:
+            score = self._score(pred, *held_out[1:]) if np.isfinite(pred).all() else np.nan
+            self.validation_scores_.append(score)
+            if self.verbose:
+                print(f"Validation score: {score:f}")
         return loss
 
-    def _judge(self) -> None:
-        """Count the epochs without an improvement by tol, and keep what was best."""
+    def _judge(self, validation_loss: float | None) -> None:
+        """Count the epochs without an improvement by tol, and keep the weights that did best on what is held out."""
         if self.early_stopping:
             score = self.validation_scores_[-1]
             improved = not score < self.best_validation_score_ + self.tol
@@ -553,6 +550,8 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
         else:
             improved = not self.loss_ > self.best_loss_ - self.tol
             self.best_loss_ = min(self.best_loss_, self.loss_)
+            if validation_loss is not None and validation_loss < self._least_validation_loss:
+                self._least_validation_loss, self._best = validation_loss, self._model.snapshot()
         self._no_improvement_count = 0 if improved else self._no_improvement_count + 1
 
     def _gives_up(self, optimizer: Optimizer, objective: _Objective) -> bool:

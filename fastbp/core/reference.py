@@ -253,10 +253,14 @@ def layernorm_backward(
 # --- embedding ------------------------------------------------------------------------------------------------------
 
 
+def _numeric(x: Array, tables: Array) -> int:
+    """How many columns of x (B, I) come before those of ids."""
+    return int(x.shape[1] - tables["columns"].sum())
+
+
 def _lookups(flat: Array, x: Array, tables: Array) -> Iterator[tuple[Array, Array, slice]]:
     """For each column of ids: its table, a view of flat (n,), its ids (B,), and the columns of y that they become."""
-    i = x.shape[1] - int(tables["columns"].sum())
-    j = i  # the numeric columns are as many in y
+    i = j = _numeric(x, tables)  # the numeric columns are as many in y
     for rows, dim, offset, columns in tables.tolist():
         for _ in range(columns):
             yield flat[offset : offset + rows * dim].reshape(rows, dim), x[:, i].astype(np.int64), slice(j, j + dim)
@@ -269,7 +273,7 @@ def _embedding_forward(y: Array, x: Array, values: Array, tables: Array, threads
     tables (T,) TABLE records say where in the flat values (n,) they lie; the last columns of x hold the ids, as whole
     numbers.
     """
-    numeric = x.shape[1] - int(tables["columns"].sum())
+    numeric = _numeric(x, tables)
     y[:, :numeric] = x[:, :numeric]
     for table, ids, columns in _lookups(values, x, tables):
         y[:, columns] = table[ids]
@@ -282,7 +286,7 @@ def _embedding_backward(grads: Array, dx: Array | None, dy: Array, x: Array, tab
     for table, ids, columns in _lookups(grads, x, tables):
         np.add.at(table, ids, dy[:, columns])
     if dx is not None:
-        numeric = x.shape[1] - int(tables["columns"].sum())
+        numeric = _numeric(x, tables)
         dx[:, :numeric], dx[:, numeric:] = dy[:, :numeric], 0
 
 
