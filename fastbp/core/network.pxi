@@ -253,6 +253,7 @@ cdef class Network:
         cdef int stop = 0
         fill_criterion(&criterion, loss)
         fill_update(&u, update)
+        u.idle = self.net.table_count > 0 and idle_without_gradient(update[0], update[2])
         begin_shuffle(&e.order, len(X), key)
         e.features, e.targets, e.target_bytes = address(X), <char *> address(y), y.nbytes // len(y)
         e.sample_weight = address(sample_weight) if sample_weight is not None else NULL
@@ -311,7 +312,6 @@ cdef fill_update(Update *u, update):
     u.decoupled, u.step = settings.get("decoupled", False), settings.get("step", 1)
     u.eps_hat = settings.get("eps_hat", False)
     u.weight_decay = settings["weight_decay"]
-    u.idle = idle_without_gradient(rule, settings)
     undecayed = settings.get("undecayed")
     u.undecayed, u.undecayed_count = NULL, 0
     if undecayed is not None:
