@@ -1,17 +1,18 @@
 """fastbp: dense neural networks on CPUs, trained by backpropagation and gradient descent in a compiled core."""
 
-from fastbp import datasets, ops, schedules
+from fastbp import datasets, metrics, ops, schedules
 from fastbp.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
 from fastbp.checkpoint import Checkpoint
 from fastbp.checks import check_gradients
 from fastbp.core import get_num_threads, set_num_threads, show_config, use_backend
-from fastbp.data import batches
 from fastbp.files import FileFormatError
 from fastbp.history import History
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Embedding, LayerNorm, TabularInput
 from fastbp.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber, Poisson, Quantile
 from fastbp.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from fastbp.profiling import profile
+from fastbp.sampling import batches
+from fastbp.tensorboard import TensorBoard
 from fastbp.training import Sequential
 
 __version__ = "0.1.0"
@@ -45,11 +46,13 @@ __all__ = [
     "ReduceLROnPlateau",
     "Sequential",
     "TabularInput",
+    "TensorBoard",
     "batches",
     "check_gradients",
     "datasets",
     "get_num_threads",
     "load",
+    "metrics",
     "ops",
     "profile",
     "schedules",

@@ -59,14 +59,17 @@ def begin(callbacks: list[Callback], model: Sequential, optimizer: Optimizer | N
         callback.on_train_begin()
 
 
+MORE_IS_BETTER = "accuracy", "f1", "auc", "r2"  # what such a figure's name ends in
+
+
 class Monitor(Callback):
     """The base of callbacks that watch whether a figure gets better.
 
     Parameters
     ----------
     monitor : str or None
-        A name in the epoch's figures; None is ``val_loss``, or ``loss`` without validation data. Less is better,
-        except for a name that ends in ``accuracy``.
+        A name in the epoch's figures; None is ``val_loss``, or ``loss`` without validation data. More is better for
+        those that end in ``accuracy``, ``f1``, ``auc`` or ``r2``, less for all others.
     min_delta : float
         What counts as an improvement.
 
@@ -94,7 +97,7 @@ class Monitor(Callback):
     def improves(self, epoch: int, logs: dict[str, float]) -> bool:
         """Whether this epoch is the best so far; NaN never is."""
         value = logs[self._name]
-        gain = value - self.best if self._name.endswith("accuracy") else self.best - value
+        gain = value - self.best if self._name.endswith(MORE_IS_BETTER) else self.best - value
         if value == value and (self.best_epoch < 0 or gain > self.min_delta):
             self.best, self.best_epoch = value, epoch
             return True

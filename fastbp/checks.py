@@ -43,7 +43,7 @@ def check_gradients(
     """
     criterion = losses.resolve(loss)
     double = model.astype("float64")
-    x, target, weight = double._check_data(X, y, sample_weight, criterion)
+    x, target, weight = double._check_batch(X, y, sample_weight, criterion, ("X", "y", "sample_weight"))
     step = double._step
 
     def loss_and_gradient() -> tuple[float, np.ndarray]:

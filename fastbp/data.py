@@ -1,13 +1,14 @@
-"""User data at the door: arrays are checked once and cast once, and batches() deals them out.
+"""User data at the door: arrays are checked once and cast once.
 
-This is the only place that casts or copies user data. float32 C-contiguous features pass through untouched; an error
-says which argument was wrong, what was expected and what came, and is raised before anything has changed.
+This is the only place that casts user data. C-contiguous features of the model's dtype pass through untouched, whether
+they are NumPy's or lie in the memory of pandas, polars, Arrow or PyTorch; an error says which argument was wrong, what
+was expected and what came, and is raised before anything has changed.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -54,16 +55,29 @@ def real_number(name: str, value: object, low: float, high: float = float("inf")
     return float(value)
 
 
-def cast(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
-    """``value`` as a C-contiguous array of ``dtype``: itself if it is one already."""
-    if type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous and value.flags.aligned:
-        return value  # at once: a step of a small network takes less time than the questions below
+def as_array(name: str, value: Any) -> Array:
+    """``value`` as an array, over the same memory where its layout allows."""
     try:
-        array = np.asarray(value)
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        if hasattr(value, "to_numpy_ndarray"):  # Arrow's tensors of one shape, and its lists of one length
+            return np.asarray(value.to_numpy_ndarray())
+        if hasattr(getattr(value, "type", None), "list_size"):
+            return np.asarray(value.flatten()).reshape(len(value), -1)
+        return np.asarray(value)
     except ValueError as error:  # a ragged list
         raise ValueError(
             f"{name}: expected a rectangular array of numbers, got {type(value).__name__}: {error}"
         ) from error
+    except (TypeError, RuntimeError, BufferError) as error:  # a tensor that is not on the CPU, or requires a gradient
+        raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__}: {error}") from error
+
+
+def cast(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
+    """``value`` as a C-contiguous array of ``dtype``: itself if it is one already."""
+    if type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous and value.flags.aligned:
+        return value  # at once: a step of a small network takes less time than the questions below
+    array = as_array(name, value)
     if np.ma.is_masked(value):
         raise ValueError(f"{name}: expected numbers, got a masked array with masked entries")
     if array.dtype.kind not in "buif":
@@ -114,13 +128,18 @@ def features(
 ) -> Array:
     """``value`` as a finite (samples, width) array with at least one sample, whose last columns may be categories."""
     array = cast(name, value, dtype)
-    if array.ndim != 2 or array.shape[1] != width:
-        raise ValueError(f"{name}: expected shape (samples, {width}), got {array.shape}")
+    wide(name, array, width)
     if array.shape[0] == 0:
         raise ValueError(f"{name}: expected at least one sample, got shape {array.shape}")
     if categories is not None:
         array = known(name, array, categories)
     return finite(name, array)
+
+
+def wide(name: str, array: Array, width: int) -> None:
+    """Raise unless ``array`` has rows of this width."""
+    if array.shape[1:] != (width,):
+        raise ValueError(f"{name}: expected shape (samples, {width}), got {array.shape}")
 
 
 def known(name: str, array: Array, categories: Categories) -> Array:
@@ -144,7 +163,7 @@ def known(name: str, array: Array, categories: Categories) -> Array:
 
 def labels(name: str, value: ArrayLike, samples: int, classes: int) -> Array:
     """``value`` as (samples,) int64 class labels in 0..classes-1."""
-    array = np.asarray(value)
+    array = as_array(name, value)
     if array.dtype.kind not in "iub":
         raise TypeError(f"{name}: expected integer class labels, got dtype {array.dtype}")
     same_length(name, array, samples)
@@ -180,7 +199,7 @@ def weights(name: str, value: ArrayLike | None, samples: int, dtype: np.dtype[An
 
 def same_length(name: str, array: Array, samples: int) -> None:
     """Raise unless ``array`` has one row per sample."""
-    if array.ndim == 0 or array.shape[0] != samples:
+    if array.shape[:1] != (samples,):
         raise ValueError(f"{name}: expected {samples} rows, one per sample, got shape {array.shape}")
 
 
@@ -190,63 +209,3 @@ def generator(seed: Seed) -> np.random.Generator:
         return np.random.default_rng(seed)
     except (TypeError, ValueError) as error:
         raise type(error)(f"seed: expected a non-negative integer, a Generator or None, got {seed!r}") from error
-
-
-def epoch_key(shuffle: bool, rng: np.random.Generator) -> int | None:
-    """The key of the next epoch's order, for the backend's ``order``."""
-    return int(rng.integers(2**64, dtype=np.uint64)) if shuffle else None
-
-
-def epoch_rows(first: int, count: int, samples: int, key: int | Array | None) -> Array:
-    """The row numbers at positions first..first+count of an epoch's order, (count,) int64."""
-    rows = np.empty(min(count, samples - first), np.int64)
-    backend().order(rows, first, samples, key)
-    return rows
-
-
-def batches(
-    X: ArrayLike,
-    y: ArrayLike,
-    batch_size: int,
-    shuffle: bool = True,
-    seed: Seed = None,
-    sample_weight: ArrayLike | None = None,
-) -> Iterator[tuple[Array, ...]]:
-    """Deal one epoch of (X, y) out in batches, in the order that ``Sequential.fit`` takes with the same seed.
-
-    Parameters
-    ----------
-    X, y : array_like
-        Features and targets with one row per sample; their dtypes are kept.
-    batch_size : int
-        Rows per batch; the last batch has what is left.
-    shuffle : bool
-        Whether to draw a new order.
-    seed : int, numpy.random.Generator or None
-        An integer gives the same order each time. Pass one generator to every epoch to get a new order each time and
-        the orders of ``fit(seed=...)`` with that seed.
-    sample_weight : array_like or None
-        One weight per sample, to be dealt with them.
-
-    Yields
-    ------
-    xb, yb : ndarray
-        Copies of the rows of one batch; with sample_weight ``xb, yb, wb``.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If the lengths differ, there are no samples, or batch_size is not a positive integer; at the call.
-    """
-    X, y = np.asarray(X), np.asarray(y)
-    positive_int("batch_size", batch_size)
-    if X.ndim == 0 or X.shape[0] == 0:
-        raise ValueError(f"X: expected at least one sample, got shape {X.shape}")
-    same_length("y", y, X.shape[0])
-    columns = [X, y]
-    if sample_weight is not None:
-        columns.append(np.asarray(sample_weight))
-        same_length("sample_weight", columns[2], X.shape[0])
-    key, samples = epoch_key(shuffle, generator(seed)), X.shape[0]
-    dealt = (epoch_rows(first, batch_size, samples, key) for first in range(0, samples, batch_size))
-    return (tuple(column[rows] for column in columns) for rows in dealt)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+_SIDELINES = "lr", "samples_per_second"  # figures that are not what is learned
+
 
 class History:
     """What ``fit`` returns.
@@ -13,7 +15,7 @@ class History:
     ----------
     history : dict of str to list of float
         For every epoch: ``loss`` and, for classification, ``accuracy``, averaged over the epoch's batches as they were
-        trained; ``val_loss`` and ``val_accuracy`` after it; ``lr`` at its end; ``samples_per_second``.
+        trained; ``val_loss``, ``val_accuracy`` and metrics after it; ``lr`` at its end; ``samples_per_second``.
     """
 
     def __init__(self) -> None:
@@ -25,7 +27,7 @@ class History:
             self.history.setdefault(name, []).append(value)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draw loss and accuracy over the epochs, of training and validation; needs matplotlib.
+        """Draw loss, accuracy and metrics over the epochs, of training and validation; needs matplotlib.
 
         Parameters
         ----------
@@ -44,7 +46,7 @@ class History:
         RuntimeError
             If there was no epoch.
         """
-        names = [name for name in ("loss", "accuracy") if name in self.history]
+        names = list(dict.fromkeys(name.removeprefix("val_") for name in self.history if name not in _SIDELINES))
         if not names:
             raise RuntimeError("plot: there is nothing to draw before the first epoch")
         picture = new_picture(5 * len(names), 4)
@@ -80,14 +82,13 @@ def _title(epoch: int, epochs: int) -> str:
 
 
 def _figures(logs: dict[str, float]) -> dict[str, str]:
-    names = ("loss", "accuracy", "val_loss", "val_accuracy")
-    return {name: f"{logs[name]:.4f}" for name in names if name in logs}
+    return {name: f"{value:.4f}" for name, value in logs.items() if name not in _SIDELINES}
 
 
 class Bars:
     """A bar per epoch, by tqdm, which draws them in notebooks too."""
 
-    def __init__(self, epochs: int, samples: int) -> None:
+    def __init__(self, epochs: int, samples: int | None) -> None:
         try:
             from tqdm.auto import tqdm
         except ImportError as error:
@@ -106,6 +107,7 @@ class Bars:
         self._bar.update(samples)
 
     def end(self, logs: dict[str, float]) -> None:
-        """Leave the bar with the epoch's figures."""
+        """Leave the bar with the epoch's figures; an epoch of data that is read tells how many samples there are."""
+        self._samples = self._bar.n
         self._bar.set_postfix(_figures(logs))
         self._bar.close()

@@ -18,6 +18,7 @@ from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import ELEMENTWISE_LOSSES
 from fastbp.data import (
     Array,
+    as_array,
     cast,
     choice,
     features,
@@ -46,7 +47,7 @@ class Loss:
     def __call__(
         self, pred: ArrayLike, target: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> tuple[float, Array]:
-        array = np.asarray(pred)
+        array = as_array("pred", pred)
         dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float32)
         if array.ndim != 2:
             raise ValueError(f"pred: expected shape (samples, outputs), got {array.shape}")
@@ -65,6 +66,10 @@ class Loss:
     def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None] | None:
         """The kernel's name, its parameter and class weights, for the engine; None where the engine has no kernel."""
         return None
+
+    def mass(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
+        """What ``compute`` divides by to get the mean over these samples: how many there are, or their weight."""
+        return len(target) if sample_weight is None else float(sample_weight.sum(dtype=np.float64))
 
     #: Whether predictions are right or wrong, so that ``correct`` can count them.
     classifies = False
@@ -131,6 +136,12 @@ class CrossEntropy(Loss):
             dlogits, pred, target, weight, sample_weight, self.label_smoothing, get_num_threads()
         )
         return loss, dlogits
+
+    def mass(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
+        weight = self._weight(pred.shape[1], pred.dtype)
+        if weight is None:
+            return super().mass(pred, target, sample_weight)
+        return super().mass(pred, target, weight[target] * (1 if sample_weight is None else sample_weight))
 
     def correct(self, pred: Array, target: Array) -> int:
         return int(np.count_nonzero(pred.argmax(axis=1) == target))
@@ -233,7 +244,7 @@ class _Custom(Loss):
         self.function = function
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
-        array = np.asarray(target)
+        array = as_array(name, target)
         same_length(name, array, samples)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")

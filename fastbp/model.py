@@ -175,7 +175,10 @@ class Model:
 
     def predict(self, x: ArrayLike) -> Array:
         """The outputs (N, O) for any number of rows (N, I), as in inference: the logits, for a classifier."""
-        x = self._features("x", x)
+        return self._predict(self._features("x", x))
+
+    def _predict(self, x: Array) -> Array:
+        """The outputs for an array that was checked."""
         if x.shape[0] <= _CHUNK:
             return self._forward(x, False)
         return np.concatenate([self._forward(x[i : i + _CHUNK], False) for i in range(0, x.shape[0], _CHUNK)])

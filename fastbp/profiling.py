@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fastbp.optim import Optimizer
     from fastbp.training import Sequential
 
-Result = tuple[float, int]
+Result = tuple[float, int, int]  # the last is the number of samples
 Epoch = Callable[["Sequential", "Optimizer"], Result]  # trains any copy of the pair on the same batches
 
 _KINDS = {plan.DENSE: "Dense", plan.ACTIVATION: "Activation", plan.DROPOUT: "Dropout"}
@@ -64,9 +64,9 @@ class Table:
         self.seconds = 0.0
         self.others: dict[str, Table] = {}
         self._spent = np.zeros(3 + 3 * len(model._ops))
-        self._epochs: list[tuple[Epoch, int]] = []  # to do again, and their samples
+        self._epochs: list[Epoch] = []  # to do again
 
-    def _train(self, epoch: Epoch, samples: int) -> Result:
+    def _train(self, epoch: Epoch) -> Result:
         """Run an epoch and add its times; one that is interrupted does not count."""
         network, spent = self.model._network(), np.zeros_like(self._spent)
         start = time.perf_counter()
@@ -77,18 +77,18 @@ class Table:
             network.watch(None)
         self.seconds += time.perf_counter() - start
         self.threads = max(self.threads, network.threads)
-        self.steps += -(-samples // self.batch_size)
-        self.samples += samples
+        self.steps += -(-result[2] // self.batch_size)
+        self.samples += result[2]
         self._spent += spent
-        self._epochs.append((epoch, samples))
+        self._epochs.append(epoch)
         self.others.clear()  # they have not done this one
         return result
 
     def _compare(self, name: str) -> None:
         """Do it all again on the active backend, with copies."""
         other = Table(*copy.deepcopy((self.model, self.optimizer)), self.batch_size)
-        for epoch, samples in self._epochs:
-            other._train(epoch, samples)
+        for epoch in self._epochs:
+            other._train(epoch)
         self.others[name] = other
 
     def _work(self, op: np.void, first: bool) -> list[tuple[int, int]]:
@@ -170,11 +170,11 @@ class Profile:
     def tables(self) -> list[Table]:
         return list(self._tables.values())
 
-    def train(self, epoch: Epoch, model: Sequential, optimizer: Optimizer, samples: int, batch_size: int) -> Result:
+    def train(self, epoch: Epoch, model: Sequential, optimizer: Optimizer, batch_size: int) -> Result:
         """Run an epoch of ``fit`` and keep its times, the model, the optimizer and the data."""
         key = id(model), id(optimizer), batch_size, backend_name(), get_num_threads()
         table = self._tables.get(key) or Table(model, optimizer, batch_size)
-        result = table._train(epoch, samples)
+        result = table._train(epoch)
         self._tables[key] = table
         return result
 

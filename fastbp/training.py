@@ -7,24 +7,35 @@ others the core takes the same steps. Everything else here deals out batches, co
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fastbp import losses, profiling
 from fastbp.callbacks import Callback, begin, listed
 from fastbp.core import get_num_threads
-from fastbp.data import Array, Samples, choice, epoch_key, epoch_rows, generator, positive_int, taken, weights
+from fastbp.data import Array, Samples, choice, generator, positive_int, taken, weights
 from fastbp.history import Bars, History, line
 from fastbp.losses import Loss, LossFunction
+from fastbp.metrics import Metric, Metrics, resolve
 from fastbp.model import Model
 from fastbp.optim import Optimizer
+from fastbp.sampling import BUFFER, NAMES, Names, Part, Stream, epoch_key, opened, parts
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from fastbp.data import Seed
+    from fastbp.sampling import SlicedByRows, Source
+
+    ValidationData = tuple[Any, ...] | list[Any] | Callable[[], Iterable[tuple[Any, ...]]] | None
 
 LossLike = str | Loss | LossFunction
+Data = Samples | Stream
+
+EVALUATED = 16384  # samples of data that is read are evaluated at a time
 
 _STEPS = 4096  # that the engine takes at a time: an epoch's learning rates need not all be in memory
 
@@ -54,35 +65,33 @@ class Sequential(Model):
     epochs = 0
 
     def _check_batch(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None,
-        criterion: Loss,
-        names: tuple[str, str, str] = ("xb", "yb", "sample_weight"),
+        self, X: Any, y: Any, sample_weight: Any, criterion: Loss, names: Names = ("xb", "yb", "sample_weight")
     ) -> Samples:
         X = self._features(names[0], X)
         target = criterion.check(names[1], y, X.shape[0], self.outputs, self.dtype)
         return X, target, weights(names[2], sample_weight, X.shape[0], self.dtype)
 
-    def _check_data(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        sample_weight: ArrayLike | None,
-        criterion: Loss,
-        names: tuple[str, str, str] = ("X", "y", "sample_weight"),
-    ) -> Samples:
-        data = self._check_batch(X, y, sample_weight, criterion, names)
-        if data[2] is not None and not data[2].any():  # as a single batch may do
-            raise ValueError(f"{names[2]}: expected a positive weight among them, got zeros only")
-        return data
+    def _open(self, data: tuple[Any, Any, Any], criterion: Loss, buffer_size: int, names: Names = NAMES) -> Data:
+        """X, y and weights to train or to evaluate with, checked; what does not fit into memory is when it is read."""
 
-    def _check_validation(self, data: object, criterion: Loss) -> Samples:
+        def check(chunk: tuple[Any, Any, Any], names: Names) -> Samples:
+            return self._check_batch(*chunk, criterion, names)
+
+        checked = opened(data, check, buffer_size, names)
+        if not isinstance(checked, Stream) and checked[2] is not None and not checked[2].any():  # as a batch may do
+            raise ValueError(f"{names[2]}: expected a positive weight among them, got zeros only")
+        return checked
+
+    def _open_validation(self, data: Any, criterion: Loss) -> Data:
+        if callable(data):
+            data = data, None
         if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
-            raise TypeError("validation_data: expected (Xv, yv) or (Xv, yv, sample_weight)")
+            raise TypeError(
+                "validation_data: expected (Xv, yv), (Xv, yv, sample_weight) or a function that gives chunks, got "
+                f"{type(data).__name__}"
+            )
         names = "validation_data[0]", "validation_data[1]", "validation_data[2]"
-        return self._check_data(data[0], data[1], data[2] if len(data) == 3 else None, criterion, names)
+        return self._open((data[0], data[1], data[2] if len(data) == 3 else None), criterion, EVALUATED, names)
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -140,51 +149,72 @@ class Sequential(Model):
         return self._steps_in_core(batch, recipe, optimizer, None, 0, 1, len(batch[0]))[0] / len(batch[0])
 
     def evaluate(
-        self, X: ArrayLike, y: ArrayLike, loss: LossLike, sample_weight: ArrayLike | None = None
+        self,
+        X: Source,
+        y: ArrayLike | SlicedByRows | None,
+        loss: LossLike,
+        sample_weight: ArrayLike | SlicedByRows | None = None,
+        metrics: Metrics = (),
     ) -> dict[str, float]:
-        """The loss, and for classification the accuracy, of the predictions for X (N, I).
+        """The loss, for classification the accuracy, and the metrics, of the predictions for X (N, I).
 
-        sample_weight (N,) weighs the loss; the accuracy is the share of the samples that are right.
+        The data is given as for ``fit``. sample_weight (N,) weighs the loss; the accuracy is the share of the samples
+        that are right, and metrics, as in ``fit``, count every sample alike.
         """
-        criterion = losses.resolve(loss)
-        return self._evaluate(self._check_data(X, y, sample_weight, criterion), criterion)
+        criterion, measures = losses.resolve(loss), resolve(metrics)
+        return self._evaluate(self._open((X, y, sample_weight), criterion, EVALUATED), criterion, measures)
 
-    def _evaluate(self, data: Samples, criterion: Loss) -> dict[str, float]:
-        X, y, weight = data
-        pred = self.predict(X)
-        logs = {"loss": float(criterion.compute(pred, y, weight)[0])}
-        return logs | {"accuracy": criterion.correct(pred, y) / len(X)} if criterion.classifies else logs
+    def _evaluate(self, data: Data, criterion: Loss, measures: Mapping[str, Metric]) -> dict[str, float]:
+        loss, mass, right, samples = 0.0, 0.0, 0, 0
+        outputs: list[tuple[Array, Array]] = []
+        with closing(parts(data, None, 1)) as all_of_it:
+            for (X, y, weight), _, size in all_of_it:
+                pred = self._predict(X)
+                of_part = criterion.mass(pred, y, weight)
+                mass, samples = mass + of_part, samples + size
+                loss += (float(criterion.compute(pred, y, weight)[0]) - loss) * (of_part / mass if mass else 0.0)
+                right += criterion.correct(pred, y) if criterion.classifies else 0
+                if measures:
+                    outputs.append((pred, y))
+        logs = {"loss": loss} | ({"accuracy": right / samples} if criterion.classifies else {})
+        if measures:
+            pred, y = (np.concatenate(columns) for columns in zip(*outputs, strict=True))
+        return logs | {name: float(measure(pred, y)) for name, measure in measures.items()}
 
     def fit(
         self,
-        X: ArrayLike,
-        y: ArrayLike,
+        X: Source,
+        y: ArrayLike | SlicedByRows | None,
         loss: LossLike,
         optimizer: Optimizer,
         epochs: int = 1,
         batch_size: int = 32,
-        validation_data: tuple[ArrayLike, ...] | None = None,
+        validation_data: ValidationData = None,
         callbacks: Iterable[Callback] = (),
         verbose: int | str = 1,
         shuffle: bool = True,
         seed: Seed = None,
-        sample_weight: ArrayLike | None = None,
+        sample_weight: ArrayLike | SlicedByRows | None = None,
+        metrics: Metrics = (),
+        buffer_size: int = BUFFER,
     ) -> History:
         """Train: for every epoch, for every batch, forward, loss, backward, update.
 
         Parameters
         ----------
-        X : array_like (N, I)
-            Used without a copy if it is a C-contiguous array of the model's dtype.
+        X : array_like (N, I), what is read by slices of rows, or what gives chunks
+            Used without a copy if it lies in memory as a C-contiguous array of the model's dtype. ``np.memmap`` and,
+            for example, HDF5 data sets are read in blocks of rows. A function that returns an iterable of chunks
+            ``(X, y)`` or ``(X, y, sample_weight)`` is called in every epoch, in a thread of its own that reads ahead.
         y : array_like
-            (N,) integer labels for cross-entropy, (N, O) or, with one output, (N,) elsewhere.
+            (N,) integer labels for cross-entropy, (N, O) or, with one output, (N,) elsewhere; None with chunks.
         loss : str, Loss or callable
             ``"cross_entropy"``, ``fb.MSE()``, or a callable ``(pred, target) -> (loss, dpred)``.
         optimizer : Optimizer
             Made for this model's parameters; calling ``fit`` again goes on with its state.
         epochs, batch_size : int
             At least 1. The last batch of an epoch has what is left.
-        validation_data : (Xv, yv), (Xv, yv, sample_weight) or None
+        validation_data : (Xv, yv), (Xv, yv, sample_weight), a function that gives chunks, or None
             Evaluated after every epoch.
         callbacks : sequence of Callback
             Called after every epoch.
@@ -196,6 +226,13 @@ class Sequential(Model):
             Of the orders, as in ``fb.batches``; None goes on with the model's own generator.
         sample_weight : array_like (N,) or None
             Non-negative. A batch's loss is the mean weighted with these; the accuracy counts every sample alike.
+        metrics : sequence of str, or mapping from name to callable
+            Names in ``fb.metrics`` or callables ``(pred, target) -> float``, of the predictions for validation_data
+            after every epoch: ``history["val_auc"]``.
+        buffer_size : int
+            For data that is read: how many samples are shuffled together, which need three times their memory. Blocks
+            of neighbouring rows are drawn at random, a sixteenth of it each; chunks come in their own order. An array
+            that is no larger is shuffled as a whole.
 
         Returns
         -------
@@ -204,19 +241,23 @@ class Sequential(Model):
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit; nothing has changed then.
+            If an argument does not fit; nothing has changed then. Of data that is read each chunk is checked when it
+            comes; one that does not fit ends ``fit`` after the steps before it.
         """
-        criterion = losses.resolve(loss)
+        criterion, measures = losses.resolve(loss), resolve(metrics)
         self._check_optimizer(optimizer)
         epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
-        data = self._check_data(X, y, sample_weight, criterion)
-        validation = None if validation_data is None else self._check_validation(validation_data, criterion)
+        data = self._open((X, y, sample_weight), criterion, positive_int("buffer_size", buffer_size))
+        validation = None if validation_data is None else self._open_validation(validation_data, criterion)
+        if measures and validation is None:
+            raise ValueError("metrics: expected validation_data to compute them from, got None")
         callbacks, verbose = listed(callbacks), choice("verbose", verbose, (0, 1, "bar"))
-        bars = Bars(epochs, len(data[0])) if verbose == "bar" else None
+        bars = Bars(epochs, None if isinstance(data, Stream) else len(data[0])) if verbose == "bar" else None
         rng = self._orders = self._rng if seed is None else generator(seed)
 
         figures = ["loss", "accuracy"] if criterion.classifies else ["loss"]
-        figures += [f"val_{name}" for name in figures if validation is not None] + ["lr", "samples_per_second"]
+        figures += [f"val_{name}" for name in dict.fromkeys([*figures, *measures]) if validation is not None]
+        figures += ["lr", "samples_per_second"]
         history = History()
         begin(callbacks, self, optimizer, figures)
         for epoch in range(epochs):
@@ -224,7 +265,8 @@ class Sequential(Model):
                 bars.begin(epoch)
             logs = self._train_epoch(data, criterion, optimizer, epoch_key(shuffle, rng), batch_size, bars)
             if validation is not None:
-                logs |= {f"val_{name}": value for name, value in self._evaluate(validation, criterion).items()}
+                of_validation = self._evaluate(validation, criterion, measures)
+                logs |= {f"val_{name}": value for name, value in of_validation.items()}
             logs["lr"] = optimizer.lr
             history.append(logs)
             self.epochs += 1
@@ -241,54 +283,54 @@ class Sequential(Model):
         return history
 
     def _train_epoch(
-        self,
-        data: Samples,
-        criterion: Loss,
-        optimizer: Optimizer,
-        key: int | Array | None,
-        batch_size: int,
-        bars: Bars | None,
+        self, data: Data, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int, bars: Bars | None
     ) -> dict[str, float]:
         """One pass over the data in the order of key, batch after batch; the epoch's figures."""
-        start, samples = time.perf_counter(), len(data[0])
-        recipe = criterion.recipe(self.outputs, self.dtype)
-        if recipe is None:
-            total, correct = self._steps_in_python(data, criterion, optimizer, key, batch_size, bars), 0
-        elif profile := profiling.active():
-            total, correct = profile.train(
-                lambda model, optimizer: model._epoch_in_core(data, recipe, optimizer, key, batch_size, None),
+        start = time.perf_counter()
+        profile = profiling.active()
+        if profile and criterion.recipe(self.outputs, self.dtype) is not None:
+            total, correct, samples = profile.train(
+                lambda model, optimizer: model._steps(data, criterion, optimizer, key, batch_size, None),
                 self,
                 optimizer,
-                samples,
                 batch_size,
             )
             if bars is not None:  # at once: what is timed here, and again by compare, is the engine alone
                 bars.advance(samples, total)
         else:
-            total, correct = self._epoch_in_core(data, recipe, optimizer, key, batch_size, bars)
+            total, correct, samples = self._steps(data, criterion, optimizer, key, batch_size, bars)
         logs = {"loss": total / samples}
         if criterion.classifies:
             logs["accuracy"] = correct / samples
         logs["samples_per_second"] = samples / (time.perf_counter() - start)
         return logs
 
-    def _epoch_in_core(
-        self,
-        data: Samples,
-        recipe: Any,
-        optimizer: Optimizer,
-        key: int | Array | None,
-        batch_size: int,
-        bars: Bars | None,
+    def _steps(
+        self, data: Data, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int, bars: Bars | None
+    ) -> tuple[float, int, int]:
+        """An epoch's steps: the loss summed over the samples, how many were right, and how many there were."""
+        total, correct, samples = 0.0, 0, 0
+        recipe = criterion.recipe(self.outputs, self.dtype)
+        with closing(parts(data, key, batch_size)) as all_of_it:
+            for part in all_of_it:
+                if recipe is None:
+                    loss, right = self._part_in_python(part, criterion, optimizer, batch_size, bars), 0
+                else:
+                    loss, right = self._part_in_core(part, recipe, optimizer, batch_size, bars)
+                total, correct, samples = total + loss, correct + right, samples + part.size
+        return total, correct, samples
+
+    def _part_in_core(
+        self, part: Part, recipe: Any, optimizer: Optimizer, batch_size: int, bars: Bars | None
     ) -> tuple[float, int]:
-        """The epoch in the compiled engine: the loss summed over the samples, and how many were right."""
-        total, correct, first, samples, most = 0.0, 0, 0, len(data[0]), _STEPS if bars is None else 1
-        while first < samples:
-            steps, start = min(most, -(-(samples - first) // batch_size)), time.perf_counter()
-            loss, right = self._steps_in_core(data, recipe, optimizer, key, first, steps, batch_size)
+        """A part of an epoch in the compiled engine: the loss summed over the samples, and how many were right."""
+        total, correct, first, most = 0.0, 0, 0, _STEPS if bars is None else 1
+        while first < part.size:
+            steps, start = min(most, -(-(part.size - first) // batch_size)), time.perf_counter()
+            loss, right = self._steps_in_core(part.data, recipe, optimizer, part.key, first, steps, batch_size)
             total, correct = total + loss, correct + right
             if bars is not None:  # as many steps at a time as let the bar move ten times a second
-                bars.advance(min(steps * batch_size, samples - first), loss)
+                bars.advance(min(steps * batch_size, part.size - first), loss)
                 most = max(1, min(_STEPS, 2 * most, int(0.1 * steps / (time.perf_counter() - start))))
             first += steps * batch_size
         return total, correct
@@ -317,20 +359,13 @@ class Sequential(Model):
             optimizer.steps += progress[2]
         return progress[0], progress[1]
 
-    def _steps_in_python(
-        self,
-        data: Samples,
-        criterion: Loss,
-        optimizer: Optimizer,
-        key: int | Array | None,
-        batch_size: int,
-        bars: Bars | None,
+    def _part_in_python(
+        self, part: Part, criterion: Loss, optimizer: Optimizer, batch_size: int, bars: Bars | None
     ) -> float:
-        """The epoch for a loss that is a Python callable: the loss summed over the samples."""
-        total, samples = 0.0, len(data[0])
-        for first in range(0, samples, batch_size):
-            rows = epoch_rows(first, batch_size, samples, key)
-            loss = self._train_step(taken(data, rows), criterion, optimizer) * len(rows)
+        """A part of an epoch for a loss that is a Python callable: the loss summed over the samples."""
+        total = 0.0
+        for rows in part.batches(batch_size):
+            loss = self._train_step(taken(part.data, rows), criterion, optimizer) * len(rows)
             total += loss
             if bars is not None:
                 bars.advance(len(rows), loss)

@@ -61,7 +61,7 @@ CASES = [
     (dict(callbacks=None), TypeError, "callbacks: expected a list of callbacks, got None"),
     (dict(callbacks=[fb.EarlyStopping(monitor="val_loss")]), ValueError, "monitor: expected one of loss, .*'val_loss'"),
     (dict(optimizer="sgd"), TypeError, "optimizer: expected an Optimizer"),
-    (dict(validation_data=X), TypeError, r"validation_data: expected \(Xv, yv\) or"),
+    (dict(validation_data=X), TypeError, r"validation_data: expected \(Xv, yv\), "),
     (dict(validation_data=(X, Y, -np.ones(20))), ValueError, r"validation_data\[2\]: expected non-negative weights"),
     (dict(sample_weight=np.ones(19)), ValueError, r"sample_weight: expected shape \(20,\), got \(19,\)"),
     (dict(sample_weight=np.ones((20, 1))), ValueError, r"sample_weight: expected shape \(20,\), got \(20, 1\)"),

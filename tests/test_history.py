@@ -97,7 +97,9 @@ def test_plot(tmp_path, classifies):
     [("tqdm.auto", lambda: fit(verbose="bar"), "progress"), ("matplotlib", lambda: fit(verbose=0)[1].plot(), "plot"),
      ("sklearn.base", lambda: __import__("fastbp.sklearn"), "sklearn"),
      ("onnx", lambda: __import__("fastbp.onnx"), "onnx"),
-     ("safetensors", lambda: __import__("fastbp.safetensors"), "safetensors")],
+     ("safetensors", lambda: __import__("fastbp.safetensors"), "safetensors"),
+     ("tensorboard.summary", lambda: fb.TensorBoard("runs"), "tensorboard"),
+     ("sklearn.metrics", lambda: fb.metrics.mae([[1.0]], [1.0]), "sklearn")],
 )  # fmt: skip
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, package, act, extra):
     monkeypatch.setitem(sys.modules, package, None)

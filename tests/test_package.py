@@ -26,11 +26,11 @@ FLOORS = [
     ["core"],
     ["data", "history"],
     ["profiling"],
-    ["files", "parameters", "schedules"],
+    ["files", "metrics", "parameters", "sampling", "schedules"],
     ["layers", "losses", "optim"],
     ["model", "callbacks"],
     ["training"],
-    ["checkpoint", "checks", "ops", "datasets", "benchmark", "onnx", "safetensors", "sklearn"],
+    ["checkpoint", "checks", "ops", "datasets", "benchmark", "onnx", "safetensors", "sklearn", "tensorboard"],
     [""],
     ["__main__"],
 ]

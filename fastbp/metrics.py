@@ -1,0 +1,113 @@
+"""Metrics: scikit-learn's, of what a network gives. For ``evaluate`` and ``fit``, by name or as they are.
+
+Each takes ``(pred, target)``: predictions (N, O) as ``predict`` returns them, so the logits of a classifier, and the
+targets that the loss had, labels (N,) for more than one class, else (N, O) or, with one output, (N,). Labels are
+decided by the greatest logit, those of a binary loss by its sign. They need scikit-learn: ``pip install
+fastbp[sklearn]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastbp.data import Array, as_array, choice
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+Metric = Callable[[Any, Any], float]
+Metrics = Iterable[str] | Mapping[str, Metric]
+
+
+def _sklearn() -> Any:
+    try:
+        import sklearn.metrics
+    except ImportError as error:
+        raise ImportError("metrics: they need scikit-learn; install it with: pip install fastbp[sklearn]") from error
+    return sklearn.metrics
+
+
+def _arrays(pred: ArrayLike, target: ArrayLike) -> tuple[Array, Array]:
+    """Predictions (N, O) and targets, of which one column is (N,)."""
+    pred, target = as_array("pred", pred), as_array("target", target)
+    if pred.ndim != 2 or len(pred) != len(target):
+        raise ValueError(f"pred: expected shape (N, O) with N of {len(target)} targets, got {pred.shape}")
+    return pred, target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
+
+
+def _decided(pred: ArrayLike, target: ArrayLike) -> tuple[Array, Array, str]:
+    """Targets and predictions as labels, and scikit-learn's word for how to average over them."""
+    pred, target = _arrays(pred, target)
+    if target.ndim == 2:
+        return target > 0.5, pred > 0, "macro"
+    if pred.shape[1] == 1:
+        return target > 0.5, pred[:, 0] > 0, "binary"
+    return target, pred.argmax(axis=1), "macro"
+
+
+def accuracy(pred: ArrayLike, target: ArrayLike) -> float:
+    """The share of samples that are right, with every label where there are several."""
+    labels, decided, _ = _decided(pred, target)
+    return float(_sklearn().accuracy_score(labels, decided))
+
+
+def top_k_accuracy(pred: ArrayLike, target: ArrayLike, k: int = 5) -> float:
+    """The share of samples whose class is among the k greatest logits."""
+    pred, target = _arrays(pred, target)
+    return float(_sklearn().top_k_accuracy_score(target, pred, k=k, labels=np.arange(pred.shape[1])))
+
+
+def f1(pred: ArrayLike, target: ArrayLike) -> float:
+    """The harmonic mean of precision and recall, 0 where there are neither; the mean over classes or labels."""
+    labels, decided, average = _decided(pred, target)
+    return float(_sklearn().f1_score(labels, decided, average=average, zero_division=0.0))
+
+
+def auc(pred: ArrayLike, target: ArrayLike) -> float:
+    """The area under the ROC curve: the mean over labels, or over classes, each against all others."""
+    pred, target = _arrays(pred, target)
+    if target.ndim == 2 or pred.shape[1] == 1:
+        return float(_sklearn().roc_auc_score(target > 0.5, pred))
+    p = np.exp(pred - pred.max(axis=1, keepdims=True), dtype=np.float64)
+    p /= p.sum(axis=1, keepdims=True)
+    return float(_sklearn().roc_auc_score(target, p, multi_class="ovr", labels=np.arange(pred.shape[1])))
+
+
+def mae(pred: ArrayLike, target: ArrayLike) -> float:
+    """The mean absolute error."""
+    pred, target = _arrays(pred, target)
+    return float(_sklearn().mean_absolute_error(target, pred))
+
+
+def rmse(pred: ArrayLike, target: ArrayLike) -> float:
+    """The root of the mean squared error; the mean over the outputs."""
+    pred, target = _arrays(pred, target)
+    return float(_sklearn().root_mean_squared_error(target, pred))
+
+
+def r2(pred: ArrayLike, target: ArrayLike) -> float:
+    """The coefficient of determination; the mean over the outputs."""
+    pred, target = _arrays(pred, target)
+    return float(_sklearn().r2_score(target, pred))
+
+
+METRICS: dict[str, Metric] = {
+    function.__name__: function for function in (accuracy, top_k_accuracy, f1, auc, mae, rmse, r2)
+}
+
+
+def resolve(metrics: Metrics) -> Mapping[str, Metric]:
+    """The functions that names stand for."""
+    if isinstance(metrics, str) or not isinstance(metrics, Iterable):
+        raise TypeError(f"metrics: expected a list of names or a dict of callables, got {metrics!r}")
+    if not isinstance(metrics, Mapping):
+        metrics = {name: METRICS[choice("metrics", name, METRICS)] for name in metrics}
+        if metrics:
+            _sklearn()
+    for name, metric in metrics.items():
+        if not callable(metric):
+            raise TypeError(f"metrics[{name!r}]: expected a callable (pred, target) -> float, got {metric!r}")
+    return metrics

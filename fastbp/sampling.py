@@ -1,0 +1,275 @@
+"""How an epoch deals out its samples: their order, the batches, and data of which only a part fits into memory.
+
+Arrays are one part of an epoch, the whole of it. Data that comes in chunks is many: as many chunks as fill a buffer are
+one part, whose samples are shuffled together, and a thread makes the next part while the core trains on this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from fastbp.core import backend
+from fastbp.data import Array, Samples, as_array, generator, positive_int, same_length, taken
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import Protocol
+
+    from numpy.typing import ArrayLike
+
+    from fastbp.data import Seed
+
+    class SlicedByRows(Protocol):
+        """A memory map, an HDF5 data set and whatever else gives rows when it is sliced."""
+
+        @property
+        def shape(self) -> tuple[int, ...]: ...
+        @property
+        def dtype(self) -> Any: ...
+        def __getitem__(self, rows: slice, /) -> Any: ...
+
+    #: Features, or what gives chunks (X, y) or (X, y, sample_weight) anew whenever it is called or iterated.
+    Source = ArrayLike | SlicedByRows | Callable[[], Iterable[tuple[Any, ...]]] | Iterable[tuple[Any, ...]]
+
+T = TypeVar("T")
+
+Names = tuple[str, str, str]
+NAMES = "X", "y", "sample_weight"
+Chunk = tuple[Any, Any, Any]  # what the user gave for them, some rows of it
+
+BUFFER = 65536  # samples
+BLOCKS = 16  # of neighbouring rows, that are drawn for a buffer
+
+
+def epoch_key(shuffle: bool, rng: np.random.Generator) -> int | None:
+    """The key of the next epoch's order, for the backend's ``order``."""
+    return int(rng.integers(2**64, dtype=np.uint64)) if shuffle else None
+
+
+def epoch_rows(first: int, count: int, samples: int, key: int | Array | None) -> Array:
+    """The row numbers at positions first..first+count of an epoch's order, (count,) int64."""
+    rows = np.empty(min(count, samples - first), np.int64)
+    backend().order(rows, first, samples, key)
+    return rows
+
+
+class Part(NamedTuple):
+    """Samples in memory, of which an epoch takes the first ``size`` in the order of ``key``."""
+
+    data: Samples
+    key: int | Array | None
+    size: int
+
+    def batches(self, batch_size: int) -> Iterator[Array]:
+        """The row numbers of its batches."""
+        for first in range(0, self.size, batch_size):
+            yield epoch_rows(first, batch_size, len(self.data[0]), self.key)
+
+
+class Stream:
+    """Data that is read chunk by chunk, anew in every epoch.
+
+    read(key) gives an epoch's chunks, in an order that follows from key where it can choose one; check(i, chunk) makes
+    samples of chunk number i or raises.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[int | None], Iterator[Chunk]],
+        check: Callable[[int, Chunk], Samples],
+        buffer_size: int,
+    ) -> None:
+        self._name, self._read, self._check, self._buffer_size = name, read, check, buffer_size
+
+    def parts(self, key: int | None, batch_size: int) -> Generator[Part]:
+        """An epoch in parts of whole batches: what a buffer has left, less than a batch, opens the next one."""
+        held: list[Samples] = []
+        weighted = None
+        for i, chunk in enumerate(self._read(key)):
+            if len(chunk[0]) == 0:
+                continue
+            held.append(self._check(i, chunk))
+            if weighted not in (None, chunk[2] is not None):
+                raise ValueError(f"{self._name}: expected sample weights in every chunk or in none, chunk {i} differs")
+            weighted = chunk[2] is not None
+            count = sum(len(X) for X, _, _ in held)
+            if count < max(self._buffer_size, batch_size):
+                continue
+            data, whole = _joined(held), count - count % batch_size
+            yield Part(data, key, whole)
+            rest = epoch_rows(whole, batch_size, count, key)
+            held = [taken(data, rest)] if len(rest) else []
+            key = None if key is None else (key + 1) % 2**64
+        if weighted is None:
+            raise ValueError(f"{self._name}: expected at least one sample, got chunks without any, or none")
+        if held:
+            data = _joined(held)
+            yield Part(data, key, len(data[0]))
+
+
+def _joined(pieces: list[Samples]) -> Samples:
+    if len(pieces) == 1:
+        return pieces[0]
+    X, y, weight = zip(*pieces, strict=True)
+    return np.concatenate(X), np.concatenate(y), None if weight[0] is None else np.concatenate(weight)
+
+
+def in_memory(value: object) -> bool:
+    """Whether this is an array or becomes one; a memory map and, for example, an HDF5 data set is read by slices."""
+    if isinstance(value, np.ndarray):
+        return not isinstance(value, np.memmap)
+    known = ("__dlpack__", "__array_interface__", "to_numpy")
+    lazy = all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
+    return not lazy or any(hasattr(value, name) for name in known)
+
+
+def blocks(data: Chunk, rows: int, names: Names) -> Callable[[int | None], Iterator[Chunk]]:
+    """What reads arrays in blocks of neighbouring rows, which have another order in every epoch."""
+    samples, columns = data[0].shape[0], [data[0]]
+    for name, column in zip(names[1:], data[1:], strict=True):
+        if column is not None:
+            column = as_array(name, column) if in_memory(column) else column
+            same_length(name, column, samples)
+        columns.append(column)
+
+    def read(key: int | None) -> Iterator[Chunk]:
+        count = -(-samples // rows)
+        for block in epoch_rows(0, count, count, key).tolist():
+            part = slice(block * rows, min(samples, (block + 1) * rows))
+            X, y, weight = (None if column is None else column[part] for column in columns)
+            yield X, y, weight
+
+    return read
+
+
+def chunks(name: str, source: Any) -> Callable[[int | None], Iterator[Chunk]]:
+    """What reads the chunks (X, y) or (X, y, sample_weight) that a function, or an iterable, gives in every epoch."""
+    if hasattr(source, "__array__") or not (callable(source) or isinstance(source, Iterable)):
+        raise TypeError(f"y: expected targets, got None; only a function that gives chunks, as {name}, brings its own")
+    if isinstance(source, Iterator):
+        raise TypeError(
+            f"{name}: expected a function that gives the chunks of every epoch, got a {type(source).__name__}, which "
+            "can be read once; pass the function that makes it"
+        )
+
+    def read(key: int | None) -> Iterator[Chunk]:
+        for i, chunk in enumerate(source() if callable(source) else source):
+            if not isinstance(chunk, (tuple, list)) or len(chunk) not in (2, 3):
+                raise TypeError(
+                    f"{name}: expected chunks (X, y) or (X, y, sample_weight), got {type(chunk).__name__} as chunk {i}"
+                )
+            yield chunk[0], chunk[1], chunk[2] if len(chunk) == 3 else None
+
+    return read
+
+
+def opened(
+    data: Chunk, check: Callable[[Chunk, Names], Samples], buffer_size: int, names: Names = NAMES
+) -> Samples | Stream:
+    """The user's X, y and weights: arrays are checked at once, all else when it is read."""
+
+    def check_chunk(i: int, chunk: Chunk) -> Samples:
+        X, y, weight = (f"{name} of chunk {i}" for name in names)
+        return check(chunk, (X, y, weight))
+
+    X, y, weight = data
+    if y is None:
+        if weight is not None:
+            raise TypeError(f"{names[2]}: expected None, as chunks bring their own, got {type(weight).__name__}")
+        return Stream(names[0], chunks(names[0], X), check_chunk, buffer_size)
+    if in_memory(X) or X.shape[0] <= buffer_size:
+        X, y, weight = (column if in_memory(column) else column[: column.shape[0]] for column in data)
+        return check((X, y, weight), names)
+    return Stream(names[0], blocks(data, max(1, buffer_size // BLOCKS), names), check_chunk, buffer_size)
+
+
+def parts(data: Samples | Stream, key: int | None, batch_size: int) -> Generator[Part]:
+    """The parts of an epoch; close it to end the thread that reads ahead."""
+    if isinstance(data, Stream):
+        yield from _ahead(data.parts(key, batch_size))
+    else:
+        yield Part(data, key, len(data[0]))
+
+
+def _ahead(items: Generator[T]) -> Generator[T]:
+    """The items; a thread makes the next one while the caller works with this one."""
+    import contextvars  # with the executor's a good part of the time that the package takes to import
+    from concurrent.futures import ThreadPoolExecutor
+
+    context = contextvars.copy_context()  # in which the backend was chosen
+
+    def following() -> T | None:
+        return context.run(next, items, None)
+
+    with closing(items), ThreadPoolExecutor(1, "fastbp-reader") as thread:
+        ahead = thread.submit(following)
+        while (item := ahead.result()) is not None:
+            ahead = thread.submit(following)
+            yield item
+
+
+def batches(
+    X: Source,
+    y: ArrayLike | SlicedByRows | None,
+    batch_size: int,
+    shuffle: bool = True,
+    seed: Seed = None,
+    sample_weight: ArrayLike | None = None,
+    buffer_size: int = BUFFER,
+) -> Iterator[tuple[Array, ...]]:
+    """Deal one epoch of (X, y) out in batches, in the order that ``Sequential.fit`` takes with the same seed.
+
+    Parameters
+    ----------
+    X, y : array_like
+        Features and targets with one row per sample; their dtypes are kept. Data that does not fit into memory is given
+        as for ``Sequential.fit``.
+    batch_size : int
+        Rows per batch; the last batch has what is left.
+    shuffle : bool
+        Whether to draw a new order.
+    seed : int, numpy.random.Generator or None
+        An integer gives the same order each time. Pass one generator to every epoch to get a new order each time and
+        the orders of ``fit(seed=...)`` with that seed.
+    sample_weight : array_like or None
+        One weight per sample, to be dealt with them.
+    buffer_size : int
+        As for ``Sequential.fit``.
+
+    Yields
+    ------
+    xb, yb : ndarray
+        Copies of the rows of one batch; with sample weights ``xb, yb, wb``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the lengths differ, there are no samples, or batch_size is not a positive integer; at the call, or for chunks
+        when they are read.
+    """
+    positive_int("batch_size", batch_size)
+    data = opened((X, y, sample_weight), _checked, positive_int("buffer_size", buffer_size))
+    key = epoch_key(shuffle, generator(seed))
+    return (
+        tuple(column for column in taken(part.data, rows) if column is not None)
+        for part in parts(data, key, batch_size)
+        for rows in part.batches(batch_size)
+    )
+
+
+def _checked(data: Chunk, names: Names) -> Samples:
+    """Any arrays of one length."""
+    X, y = as_array(names[0], data[0]), as_array(names[1], data[1])
+    if X.shape[:1] in ((), (0,)):
+        raise ValueError(f"{names[0]}: expected at least one sample, got shape {X.shape}")
+    same_length(names[1], y, len(X))
+    if data[2] is None:
+        return X, y, None
+    weight = as_array(names[2], data[2])
+    same_length(names[2], weight, len(X))
+    return X, y, weight

@@ -1,0 +1,145 @@
+"""Metrics of logits and targets, against their definitions; and in evaluate, fit and the callbacks that watch them."""
+
+import functools
+
+import numpy as np
+import pytest
+
+import fastbp as fb
+
+pytest.importorskip("sklearn")
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.standard_normal((200, 4))
+LABELS = (LOGITS + RNG.standard_normal((200, 4))).argmax(axis=1)
+SCORES = LOGITS[:, :1]
+BINARY = (SCORES[:, 0] + RNG.standard_normal(200) > 0).astype(float)
+MANY = (LOGITS + RNG.standard_normal((200, 4)) > 0).astype(float)
+
+
+def f1(truth, decided):
+    return 2 * (truth & decided).sum() / (truth.sum() + decided.sum())
+
+
+def auc(truth, score):
+    """The share of pairs, one of each kind, that the score puts in order (Hanley & McNeil 1982)."""
+    return (score[truth][:, None] > score[~truth]).mean()
+
+
+def softmax(logits):
+    p = np.exp(logits)
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def each(measure, score):
+    return np.mean([measure(c == LABELS, score[:, c]) for c in range(4)])
+
+
+def labels_of(measure, score):
+    return np.mean([measure(MANY[:, j] > 0.5, score[:, j]) for j in range(4)])
+
+
+ERROR = LOGITS - MANY
+EXPECTED = [
+    ("accuracy", LOGITS, LABELS, (LOGITS.argmax(axis=1) == LABELS).mean()),
+    ("accuracy", SCORES, BINARY, ((SCORES[:, 0] > 0) == BINARY).mean()),
+    ("accuracy", SCORES, BINARY[:, None], ((SCORES[:, 0] > 0) == BINARY).mean()),
+    ("accuracy", LOGITS, MANY, ((LOGITS > 0) == MANY).all(axis=1).mean()),
+    ("f1", LOGITS, LABELS, each(f1, LOGITS.max(axis=1, keepdims=True) == LOGITS)),
+    ("f1", SCORES, BINARY, f1(BINARY > 0.5, SCORES[:, 0] > 0)),
+    ("f1", LOGITS, MANY, labels_of(f1, LOGITS > 0)),
+    ("auc", LOGITS, LABELS, each(auc, softmax(LOGITS))),
+    ("auc", SCORES, BINARY, auc(BINARY > 0.5, SCORES[:, 0])),
+    ("auc", LOGITS, MANY, labels_of(auc, LOGITS)),
+    ("mae", LOGITS, MANY, np.abs(ERROR).mean()),
+    ("rmse", LOGITS, MANY, np.sqrt((ERROR**2).mean(axis=0)).mean()),
+    ("r2", LOGITS, MANY, np.mean(1 - (ERROR**2).sum(axis=0) / ((MANY - MANY.mean(axis=0)) ** 2).sum(axis=0))),
+    ("mae", SCORES, BINARY, np.abs(SCORES[:, 0] - BINARY).mean()),
+]
+
+
+@pytest.mark.parametrize(("name", "pred", "target", "expected"), EXPECTED)
+def test_definitions(name, pred, target, expected):
+    value = getattr(fb.metrics, name)(pred, target)
+    assert type(value) is float
+    assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_top_k():
+    ranks = (LOGITS[np.arange(200), LABELS][:, None] < LOGITS).sum(axis=1)
+    for k in (1, 2, 3):
+        assert fb.metrics.top_k_accuracy(LOGITS, LABELS, k) == pytest.approx((ranks < k).mean())
+
+
+def test_in_evaluate_and_fit(any_backend):
+    X = LOGITS.astype(np.float32)
+    model = fb.Sequential([fb.Dense(4, 8, activation="relu"), fb.Dense(8, 4)], seed=0)
+    optimizer = fb.Adam(model.parameters(), lr=0.01)
+    metrics = {"top2": functools.partial(fb.metrics.top_k_accuracy, k=2), "auc": fb.metrics.auc}
+    stop = fb.EarlyStopping(patience=2, monitor="val_auc")
+    history = model.fit(
+        X,
+        LABELS,
+        "cross_entropy",
+        optimizer,
+        epochs=15,
+        validation_data=(X, LABELS),
+        metrics=metrics,
+        callbacks=[stop],
+        verbose=0,
+    ).history
+    assert list(history) == [
+        "loss", "accuracy", "samples_per_second", "val_loss", "val_accuracy", "val_top2", "val_auc", "lr"
+    ]  # fmt: skip
+    assert stop.best == max(history["val_auc"]) > history["val_auc"][0]
+    result = model.evaluate(X, LABELS, "cross_entropy", metrics=["auc", "f1", "accuracy"])
+    assert list(result) == ["loss", "accuracy", "auc", "f1"]
+    pred = model.predict(X)  # the best epoch's
+    assert result["auc"] == fb.metrics.auc(pred, LABELS) == stop.best
+    assert result["accuracy"] == (pred.argmax(axis=1) == LABELS).mean()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "error", "message"),
+    [
+        (["acuracy"], ValueError, "metrics: unknown value 'acuracy'; did you mean 'accuracy'"),
+        ("auc", TypeError, "metrics: expected a list of names or a dict of callables, got 'auc'"),
+        ({"auc": "auc"}, TypeError, r"metrics\['auc'\]: expected a callable \(pred, target\) -> float, got 'auc'"),
+        ([fb.metrics.auc], ValueError, "metrics: unknown value <function auc"),
+        (["auc"], ValueError, "metrics: expected validation_data"),
+    ],
+)
+def test_bad_metrics(metrics, error, message):
+    model = fb.Sequential([fb.Dense(4, 4)], seed=0)
+    optimizer = fb.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(error, match=message):
+        model.fit(LOGITS, LABELS, "cross_entropy", optimizer, metrics=metrics)
+    assert optimizer.steps == 0
+
+
+def test_bad_arrays():
+    with pytest.raises(ValueError, match=r"pred: expected shape \(N, O\) with N of 3 targets, got \(3,\)"):
+        fb.metrics.mae([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+
+
+def test_tensorboard_shows_every_figure(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = fb.Sequential([fb.Dense(4, 4)], seed=0)
+    optimizer, board = fb.SGD(model.parameters(), lr=0.1), fb.TensorBoard(tmp_path / "runs")
+    settings = dict(validation_data=(LOGITS, LABELS), metrics=["f1"], callbacks=[board], verbose=0)
+    curves = [model.fit(LOGITS, LABELS, "cross_entropy", optimizer, epochs=n, **settings).history for n in (3, 2)]
+    shown = {}
+    for run in ("train", "validation"):
+        events = EventAccumulator(str(tmp_path / "runs" / run))
+        events.Reload()
+        for name in events.Tags()["tensors"]:
+            key = f"val_{name}" if run == "validation" else name
+            shown[key] = [(e.step, e.tensor_proto.float_val[0]) for e in events.Tensors(name)]
+            assert events.SummaryMetadata(name).plugin_data.plugin_name == "scalars"
+    assert shown.keys() == curves[0].keys()
+    for name, points in shown.items():
+        steps, values = zip(*points, strict=True)
+        assert steps == (1, 2, 3, 4, 5)
+        assert values == pytest.approx([*curves[0][name], *curves[1][name]], rel=1e-6)
