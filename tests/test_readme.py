@@ -10,7 +10,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_every_block_runs(tmp_path, monkeypatch):
-    for package in ("sklearn", "onnx", "safetensors", "tqdm", "matplotlib"):
+    for package in ("sklearn", "onnx", "safetensors", "tqdm", "matplotlib", "pyarrow", "tensorboard"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "__main__"}
