@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -204,6 +204,14 @@ def epoch_rows(first: int, count: int, samples: int, key: int | Array | None) ->
     return rows
 
 
+@overload
+def batches(
+    X: ArrayLike, y: ArrayLike, batch_size: int, shuffle: bool = ..., seed: Seed = ..., sample_weight: None = ...
+) -> Iterator[tuple[Array, Array]]: ...
+@overload
+def batches(
+    X: ArrayLike, y: ArrayLike, batch_size: int, shuffle: bool = ..., seed: Seed = ..., *, sample_weight: ArrayLike
+) -> Iterator[tuple[Array, Array, Array]]: ...
 def batches(
     X: ArrayLike,
     y: ArrayLike,

@@ -163,7 +163,7 @@ class Sequential(Model):
         optimizer: Optimizer,
         epochs: int = 1,
         batch_size: int = 32,
-        validation_data: tuple[ArrayLike, ...] | None = None,
+        validation_data: tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike | None] | None = None,
         callbacks: Iterable[Callback] = (),
         verbose: int | str = 1,
         shuffle: bool = True,
