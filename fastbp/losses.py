@@ -10,7 +10,7 @@ gradient 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
@@ -34,7 +34,9 @@ from fastbp.data import (
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-LossFunction = Callable[..., tuple[float, Array]]  # of (pred, target), and sample_weight where there are any
+_Result = tuple[SupportsFloat, Array]  # the loss and its gradient
+# Of (pred, target), and of sample_weight where there are any.
+LossFunction = Callable[[Array, Array], _Result] | Callable[[Array, Array, Array], _Result]
 
 
 class Loss:
@@ -241,7 +243,7 @@ class _Custom(Loss):
     """
 
     def __init__(self, function: LossFunction) -> None:
-        self.function = function
+        self.function: Callable[..., _Result] = function
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         array = as_array(name, target)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -213,13 +213,38 @@ def _ahead(items: Generator[T]) -> Generator[T]:
             yield item
 
 
+@overload
+def batches(
+    X: ArrayLike | SlicedByRows,
+    y: ArrayLike | SlicedByRows,
+    batch_size: int,
+    shuffle: bool = ...,
+    seed: Seed = ...,
+    sample_weight: None = ...,
+    buffer_size: int = ...,
+) -> Iterator[tuple[Array, Array]]: ...
+@overload
+def batches(
+    X: ArrayLike | SlicedByRows,
+    y: ArrayLike | SlicedByRows,
+    batch_size: int,
+    shuffle: bool = ...,
+    seed: Seed = ...,
+    *,
+    sample_weight: ArrayLike | SlicedByRows,
+    buffer_size: int = ...,
+) -> Iterator[tuple[Array, Array, Array]]: ...
+@overload
+def batches(
+    X: Source, y: None, batch_size: int, shuffle: bool = ..., seed: Seed = ..., *, buffer_size: int = ...
+) -> Iterator[tuple[Array, ...]]: ...
 def batches(
     X: Source,
     y: ArrayLike | SlicedByRows | None,
     batch_size: int,
     shuffle: bool = True,
     seed: Seed = None,
-    sample_weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | SlicedByRows | None = None,
     buffer_size: int = BUFFER,
 ) -> Iterator[tuple[Array, ...]]:
     """Deal one epoch of (X, y) out in batches, in the order that ``Sequential.fit`` takes with the same seed.

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -51,6 +51,7 @@ from fastbp.training import Sequential
 
 _ACTIVATIONS: dict[str, str | None] = {"identity": None, "logistic": "sigmoid"}
 _ACTIVATIONS |= {name: name for name in ACTIVATIONS if name}
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 _SPARSE_BLOCK = 1 << 22  # entries of a sparse X that are made dense at a time
 
 
@@ -590,6 +591,12 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
         return tags
 
 
+def _stochastic(method: _Method) -> _Method:
+    """The method, which an estimator has with a stochastic solver alone."""
+    there: _Method = available_if(_MLP._check_solver)(method)
+    return there
+
+
 def _dense(model: Sequential) -> list[Dense]:
     return [layer for layer in model.layers if isinstance(layer, Dense)]
 
@@ -691,7 +698,7 @@ class MLPClassifier(ClassifierMixin, _MLP):  # type: ignore[misc]
     ) -> None:
         self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
 
-    @available_if(_MLP._check_solver)  # type: ignore[untyped-decorator]
+    @_stochastic
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None, eval_set: Any = None) -> Self:
         """One epoch over X and y.
 
@@ -851,7 +858,7 @@ class MLPRegressor(RegressorMixin, _MLP):  # type: ignore[misc]
     ) -> None:
         self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
 
-    @available_if(_MLP._check_solver)  # type: ignore[untyped-decorator]
+    @_stochastic
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, eval_set: Any = None) -> Self:
         """One epoch over X and y; the arguments are those of ``fit``."""
         return self._partial_fit(X, y, sample_weight, eval_set)

@@ -190,6 +190,8 @@ def test_the_sdist_builds_from_itself(tmp_path):
     target = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--target", target, archive]
     subprocess.run(pip, check=True, capture_output=True)
+    types = [path.relative_to(SOURCE) for path in SOURCE.rglob("*") if path.suffix in (".pyi", ".typed")]
+    assert [path for path in types if not (target / "fastbp" / path).exists()] == []
     code = "import fastbp as fb; print(fb.__file__); fb.show_config(); print(fb.datasets.load_digits()[0].shape)"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(target)}, capture_output=True,

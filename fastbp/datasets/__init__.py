@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastbp.data import Array
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
-def load_digits() -> tuple[Array, Array]:
+def load_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """1,797 handwritten digits of 8 x 8 pixels.
 
     Returns

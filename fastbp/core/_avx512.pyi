@@ -1,0 +1,1 @@
+from fastbp.core._generic import *  # one source, other flags
