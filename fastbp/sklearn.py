@@ -8,6 +8,7 @@ own, callbacks.
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -82,17 +83,22 @@ class _Data(NamedTuple):
             yield (X.toarray(), target, weight), None
 
 
-def _runs(weight: Array | None, samples: int, batch_size: int) -> Iterator[tuple[int, int, float]]:
-    """First position, number of steps and a batch's weight: batches that weigh alike are one run of the engine."""
-    if weight is not None:
-        for first in range(0, samples, batch_size):
-            yield first, 1, float(weight[first : first + batch_size].sum(dtype=np.float64))
-        return
-    whole = samples - samples % batch_size
-    if whole:
-        yield 0, whole // batch_size, batch_size
-    if whole < samples:
-        yield whole, 1, samples - whole
+@functools.cache  # they are the same in every epoch
+def _sizes(samples: int, batch_size: int) -> Array:
+    """How many samples every batch has (steps,)."""
+    return np.minimum(batch_size, samples - np.arange(0, samples, batch_size)).astype(np.float64)
+
+
+@functools.lru_cache
+def _equal_penalties(alpha: float, samples: int, batch_size: int) -> Array:
+    """The penalty of every batch (steps,) where all samples weigh alike."""
+    return np.asarray(alpha / _sizes(samples, batch_size))
+
+
+def _penalties(alpha: float, weight: Array, batch_size: int) -> Array:
+    """The penalty of every batch (steps,) where samples have weights; none where all of them are zero."""
+    masses = np.add.reduceat(weight, np.arange(0, len(weight), batch_size), dtype=np.float64)
+    return np.divide(alpha, masses, out=np.zeros_like(masses), where=masses > 0)
 
 
 @contextmanager
@@ -514,14 +520,19 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
             weight, count = samples[2], len(samples[1] if order is None else order)
             if weight is not None and order is not None:
                 weight = weight[order]
-            for first, steps, mass in _runs(weight, count, batch_size):
-                penalty = self.alpha / mass if mass else 0
-                optimizer.weight_decay = penalty / objective.gradient
-                loss = self._model._steps_in_core(samples, recipe, optimizer, order, first, steps, batch_size)[0]
-                before, squares = squares, self._squares()
-                trained = min(steps * batch_size, count - first)
-                # the weights' squares change little in a run: the mean of both ends stands for every step
-                total += objective.report * loss + trained * (objective.constant + penalty * (before + squares) / 4)
+            if weight is None:
+                penalties = _equal_penalties(self.alpha, count, batch_size)
+            else:
+                penalties = _penalties(self.alpha, weight, batch_size)
+            decays = penalties / objective.gradient if self.alpha else None
+            optimizer.weight_decay = float(self.alpha > 0)  # that there is some; how much is another in every step
+            loss, _ = self._model._steps_in_core(
+                samples, recipe, optimizer, order, 0, len(penalties), batch_size, decays
+            )
+            before, squares = squares, self._squares()
+            # the weights' squares change little meanwhile: the mean of both ends stands for every step
+            penalty = float(_sizes(count, batch_size) @ penalties) * (before + squares) / 4
+            total += objective.report * loss + count * objective.constant + penalty
         return total / len(rows)
 
     def _squares(self) -> float:

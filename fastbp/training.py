@@ -344,15 +344,31 @@ class Sequential(Model):
         first: int,
         steps: int,
         batch_size: int,
+        decays: Array | None = None,
     ) -> tuple[float, int]:
-        """Steps from position first of an epoch's order: the loss summed over the samples, and how many were right."""
+        """Steps from position first of an epoch's order: the loss summed over the samples, and how many were right.
+
+        decays (steps,) are weight decays in place of the optimizer's one.
+        """
         network, self._ready = self._network(), None
         progress: list[Any] = [0.0, 0, 0]
         update, lrs = optimizer.recipe(), optimizer.rates(steps)
         clip_norm, threads = optimizer.clip_norm or 0.0, get_num_threads()
         try:
             network.train(
-                progress, *data, key, first, steps, batch_size, recipe, update, lrs, clip_norm, self._step + 1, threads
+                progress,
+                *data,
+                key,
+                first,
+                steps,
+                batch_size,
+                recipe,
+                update,
+                lrs,
+                decays,
+                clip_norm,
+                self._step + 1,
+                threads,
             )
         finally:  # an interrupt ends the epoch after a whole step
             self._step += progress[2]

@@ -153,6 +153,7 @@ class Network:
         loss: _LossRecipe[_Real],
         update: _UpdateRecipe[_Real],
         lrs: NDArray[np.float64] | float,
+        decays: NDArray[np.float64] | None,
         clip_norm: float,
         step: int,
         threads: int,

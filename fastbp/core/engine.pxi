@@ -53,6 +53,7 @@ cdef struct Epoch:
     Update *update
     const double *lrs      # of every step, or NULL where all have
     double lr
+    const double *decays   # the weight decay of every step, or NULL where all have that of the update
     double clip_norm       # 0 for none
     const void *grads
     long parameters        # entries of grads
@@ -354,6 +355,8 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
         lap(&net, me, 0, IN_LOSS)
         backward_rows(&net, me, begin, end, _)
         if me.number == 0:
+            if e.decays != NULL:
+                e.update.weight_decay = e.decays[s]
             begin_update(e.update, e.lrs[s] if e.lrs != NULL else e.lr)
         meet(me)
         lap(&net, me, 0, IN_WAITING)

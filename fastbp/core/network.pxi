@@ -238,12 +238,12 @@ cdef class Network:
         e.grads, e.parameters = self.grads, self.parameters
 
     def train(self, progress, X, y, sample_weight, key, long first, long steps, long batch_size, loss, update, lrs,
-              double clip_norm, uint64_t step, int threads):
+              decays, double clip_norm, uint64_t step, int threads):
         """Steps of one epoch over X (n, I) and y, from position `first` of its order, batch_size rows at a time.
 
         sample_weight (n,) may be None, key is the order's, as for ``order``, loss ``(name, parameter, class weight)``,
-        update ``(rule, state vectors, settings)``, lrs (steps,) float64 or, for all steps, a float, clip_norm 0
-        for none; step numbers the first step, for dropout. progress, a list, becomes the loss summed over the samples,
+        update ``(rule, state vectors, settings)``, lrs (steps,) float64 or, for all steps, a float, decays (steps,)
+        float64 or, for the weight decay of the settings, None, clip_norm 0 for none; step numbers the first step, for dropout. progress, a list, becomes the loss summed over the samples,
         how many were right, and the steps done, after an interrupt too.
         """
         cdef Criterion criterion
@@ -264,6 +264,7 @@ cdef class Network:
             e.lr = lrs
         else:
             e.lrs = <const double *> address(lrs)
+        e.decays = <const double *> address(decays) if decays is not None else NULL
         e.loss = e.right = e.done = 0
         self.enter()
         try:

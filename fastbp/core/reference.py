@@ -641,6 +641,7 @@ class Network:
         loss: tuple[str, float, Array | None],
         update_recipe: tuple[str, tuple[Array | None, ...], dict[str, Any]],
         lrs: Array | float,
+        decays: Array | None,
         clip_norm: float,
         step: int,
         threads: int,
@@ -648,9 +649,10 @@ class Network:
         """Steps of one epoch over X (n, I) and y, from position ``first`` of its order, batch_size rows at a time.
 
         sample_weight (n,) may be None, key is the order's, as for ``order``, loss ``(name, parameter, class weight)``,
-        update_recipe ``(rule, state vectors, settings)``, lrs (steps,) float64 or, for all steps, a float, clip_norm 0
-        for none; step numbers the first step, for dropout. progress, a list, becomes the loss summed over the samples,
-        how many were right, and the steps done, after an interrupt too.
+        update_recipe ``(rule, state vectors, settings)``, lrs (steps,) float64 or, for all steps, a float, decays
+        (steps,) float64 or, for the weight decay of the settings, None, clip_norm 0 for none; step numbers the first
+        step, for dropout. progress, a list, becomes the loss summed over the samples, how many were right, and the
+        steps done, after an interrupt too.
         """
         name, parameter, weight = loss
         rule, state, settings = update_recipe
@@ -678,6 +680,8 @@ class Network:
             if clip_norm > 0:
                 scale = min(1.0, clip_norm / (math.sqrt(squared_norm(self.grads, threads)) + 1e-6))
             moment = {"step": settings["step"] + t} if "step" in settings else {}
+            if decays is not None:
+                moment["weight_decay"] = float(decays[t])
             update(
                 self.values,
                 self.grads,
