@@ -5,6 +5,7 @@ from fastbp.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
 from fastbp.checkpoint import Checkpoint
 from fastbp.checks import check_gradients
 from fastbp.core import get_num_threads, set_num_threads, show_config, use_backend
+from fastbp.divergence import DivergenceError
 from fastbp.files import FileFormatError
 from fastbp.history import History
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Embedding, LayerNorm, TabularInput
@@ -33,6 +34,7 @@ __all__ = [
     "Checkpoint",
     "CrossEntropy",
     "Dense",
+    "DivergenceError",
     "Dropout",
     "EarlyStopping",
     "Embedding",

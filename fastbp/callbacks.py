@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastbp.data import Array, positive_int, real_number
 from fastbp.schedules import Constant
@@ -24,11 +24,16 @@ class Callback:
         The optimizer in use; None with scikit-learn's lbfgs.
     figures : list of str
         The names of the figures that every epoch will have.
+    callbacks : list of Callback
+        All of them.
     """
 
     model: Sequential
     optimizer: Optimizer | None
     figures: list[str]
+    callbacks: list[Callback]
+    #: Whether it is called after the others.
+    last = False
 
     def on_train_begin(self) -> None:
         """Before the first epoch."""
@@ -39,16 +44,23 @@ class Callback:
     def on_train_end(self) -> None:
         """After the last epoch."""
 
+    def state(self) -> dict[str, Any]:
+        """What a ``Checkpoint`` keeps of this callback: numbers, strings, None and arrays, by name."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state``; called after ``on_train_begin`` in a ``fit`` that resumes."""
+
 
 def listed(callbacks: Iterable[Callback]) -> list[Callback]:
-    """``callbacks`` as a list, if they are callbacks."""
+    """``callbacks`` as a list, if they are callbacks, in the order in which they are called."""
     if not isinstance(callbacks, Iterable):
         raise TypeError(f"callbacks: expected a list of callbacks, got {callbacks!r}")
     callbacks = list(callbacks)
     for i, callback in enumerate(callbacks):
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks[{i}]: expected a Callback, got {callback!r}")
-    return callbacks
+    return sorted(callbacks, key=lambda callback: callback.last)
 
 
 def begin(callbacks: list[Callback], model: Sequential, optimizer: Optimizer | None, figures: list[str]) -> None:
@@ -56,6 +68,7 @@ def begin(callbacks: list[Callback], model: Sequential, optimizer: Optimizer | N
     model.stop_training = False
     for callback in callbacks:
         callback.model, callback.optimizer, callback.figures = model, optimizer, figures
+        callback.callbacks = callbacks
         callback.on_train_begin()
 
 
@@ -94,6 +107,12 @@ class Monitor(Callback):
             raise ValueError(f"monitor: expected one of {', '.join(self.figures)}, got {self._name!r}")
         self.best, self.best_epoch = float("nan"), -1
 
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.best, self.best_epoch = float(state["best"]), int(state["best_epoch"])
+
     def improves(self, epoch: int, logs: dict[str, float]) -> bool:
         """Whether this epoch is the best so far; NaN never is."""
         value = logs[self._name]
@@ -102,6 +121,22 @@ class Monitor(Callback):
             self.best, self.best_epoch = value, epoch
             return True
         return False
+
+
+class Best:
+    """The weights of a model, running statistics included, where a figure was least."""
+
+    def __init__(self, model: Sequential) -> None:
+        self._model, self._least, self._weights = model, float("inf"), model.snapshot()
+
+    def see(self, figure: float) -> None:
+        """Keep the weights of now if this is the least figure so far."""
+        if figure < self._least:
+            self._least, self._weights = figure, self._model.snapshot()
+
+    def restore(self) -> None:
+        """Go back to them; to those of the beginning if no figure was finite."""
+        self._model.restore(self._weights)
 
 
 class EarlyStopping(Monitor):
@@ -139,6 +174,14 @@ class EarlyStopping(Monitor):
     def on_train_end(self) -> None:
         if self._weights is not None:
             self.model.restore(self._weights)
+
+    def state(self) -> dict[str, Any]:
+        values, stats = self._weights or (None, None)
+        return super().state() | {"values": values, "stats": stats}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._weights = None if state["values"] is None else (state["values"], state["stats"])
 
 
 class ReduceLROnPlateau(Monitor):
@@ -187,3 +230,10 @@ class ReduceLROnPlateau(Monitor):
             self._since = epoch
             lr = self.optimizer.lr
             self.optimizer.schedule = Constant(min(lr, max(lr * self.factor, self.min_lr)))
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"since": self._since}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._since = int(state["since"])

@@ -21,6 +21,10 @@ class History:
     def __init__(self) -> None:
         self.history: dict[str, list[float]] = {}
 
+    def __len__(self) -> int:
+        """The number of epochs."""
+        return len(self.history.get("loss", ()))
+
     def append(self, logs: dict[str, float]) -> None:
         """Add one epoch's figures."""
         for name, value in logs.items():

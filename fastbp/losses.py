@@ -257,7 +257,10 @@ class _Custom(Loss):
         result = self.function(pred, target, *weighted)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"loss: expected the callable to return (loss, dpred), got {type(result).__name__}")
-        return float(result[0]), shaped("dpred", result[1], pred.shape, pred.dtype)
+        loss = float(result[0])
+        if not np.isfinite(loss):  # training ends with it: the gradient is of no use
+            return loss, np.zeros_like(pred)
+        return loss, shaped("dpred", result[1], pred.shape, pred.dtype)
 
 
 LOSSES: dict[str, type[Loss]] = {

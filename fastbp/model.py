@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
@@ -66,6 +66,7 @@ class Model:
     def _lower(self, widths: list[int]) -> Array:
         """The plan: one op per layer, but an activation after a plain dense layer becomes part of it."""
         ops: list[Any] = []
+        self._layer_of_op: list[int] = []
         keys = self._rng.integers(0, 2**63, size=len(self.layers), dtype=np.uint64)
         stats = 0
         for i, layer in enumerate(self.layers):
@@ -92,6 +93,7 @@ class Model:
             if layer.kind == plan.DENSE and ops and ops[-1]["kind"] in (plan.DENSE, plan.ACTIVATION):
                 op["prior"] = ops[-1]["activation"]
             ops.append(op)
+            self._layer_of_op.append(i)
         return np.array(ops, dtype=plan.OP)
 
     def _network(self) -> Any:
@@ -182,6 +184,17 @@ class Model:
         if x.shape[0] <= _CHUNK:
             return self._forward(x, False)
         return np.concatenate([self._forward(x[i : i + _CHUNK], False) for i in range(0, x.shape[0], _CHUNK)])
+
+    def _outputs_in_training(self, x: Array, step: int) -> Iterator[tuple[int, Array]]:
+        """For every op the number of its layer and its outputs in that training step; changes nothing."""
+        from fastbp.core import reference  # an error has the time
+
+        network = reference.Network(
+            self._ops, self._parameters.values, self._parameters.grads, self._stats.copy(), self._tables
+        )
+        with np.errstate(all="ignore"):
+            network.forward(np.empty((len(x), self.outputs), self.dtype), x, step, True, 1)
+        return zip(self._layer_of_op, network._inputs[1:], strict=True)
 
     def parameters(self) -> Parameters:
         """The parameters, for an optimizer."""

@@ -14,6 +14,7 @@ from fastbp import schedules
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import aligned
 from fastbp.data import Array, real_number, shaped
+from fastbp.divergence import DivergenceError, in_gradient
 from fastbp.parameters import Parameters
 
 
@@ -32,6 +33,8 @@ class Optimizer:
         Scale the whole gradient down to this Euclidean norm where it is longer (Pascanu et al. 2013).
     decay_bias : bool
         Whether weight decay acts on biases and the parameters of normalisations too.
+    clip_value : float or None
+        Bring every entry of the gradient into [-clip_value, clip_value] where it lies; not together with clip_norm.
 
     Attributes
     ----------
@@ -57,6 +60,7 @@ class Optimizer:
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         decay_bias: bool = True,
+        clip_value: float | None = None,
     ) -> None:
         if not isinstance(params, Parameters):
             raise TypeError(f"params: expected model.parameters(), got {type(params).__name__}")
@@ -64,6 +68,9 @@ class Optimizer:
         self.schedule = schedules.resolve(lr)
         self.weight_decay = real_number("weight_decay", weight_decay, 0)
         self.clip_norm = None if clip_norm is None else real_number("clip_norm", clip_norm, 0, open_low=True)
+        self.clip_value = None if clip_value is None else real_number("clip_value", clip_value, 0, open_low=True)
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise ValueError("clip_value: expected None together with clip_norm")
         self.decay_bias = bool(decay_bias)
         self.steps = 0
         self._state: dict[str, Array] = {}
@@ -80,11 +87,19 @@ class Optimizer:
         return self._state[name]
 
     def step(self) -> None:
-        """Update the parameters from their gradients."""
+        """Update the parameters from their gradients.
+
+        Raises
+        ------
+        DivergenceError
+            With clip_norm, if the gradient is not finite; nothing is updated then.
+        """
         threads, lr = get_num_threads(), self.lr
         scale = 1.0
         if self.clip_norm is not None:
             norm = math.sqrt(backend().squared_norm(self.params.grads, threads))
+            if not math.isfinite(norm):
+                raise DivergenceError("gradient", norm, in_gradient(self.params), self.steps + 1, lr)
             scale = min(1.0, self.clip_norm / (norm + 1e-6))
         backend().update(self.params.values, self.params.grads, self.recipe(), lr, scale, threads)
         self.steps += 1
@@ -125,9 +140,11 @@ class Optimizer:
         for name, array in arrays.items():
             self._slot(name)[:] = array
 
-    def _decay(self) -> dict[str, Any]:
-        """The settings of weight decay, in a ``recipe``."""
+    def _common(self) -> dict[str, Any]:
+        """The settings of weight decay and of clipping by value, in a ``recipe``."""
         settings: dict[str, Any] = {"weight_decay": self.weight_decay}
+        if self.clip_value is not None:
+            settings["clip_value"] = self.clip_value
         return settings if self.decay_bias or not self.weight_decay else settings | {"undecayed": self.params.vectors}
 
     def _used(self) -> set[str]:
@@ -146,7 +163,7 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm, decay_bias
+    params, lr, weight_decay, clip_norm, decay_bias, clip_value
         See ``Optimizer``.
     momentum : float
         In [0, 1).
@@ -165,8 +182,9 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         decay_bias: bool = True,
+        clip_value: float | None = None,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm, decay_bias)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
         self.momentum = real_number("momentum", momentum, 0, 1)
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0:
@@ -174,7 +192,7 @@ class SGD(Optimizer):
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
         state = (self._slot("velocity") if self.momentum else None,)
-        return "sgd", state, {"momentum": self.momentum, "nesterov": self.nesterov, **self._decay()}
+        return "sgd", state, {"momentum": self.momentum, "nesterov": self.nesterov, **self._common()}
 
 
 class Adam(Optimizer):
@@ -182,7 +200,7 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm, decay_bias
+    params, lr, weight_decay, clip_norm, decay_bias, clip_value
         See ``Optimizer``.
     betas : (float, float)
         Decay of the gradient's and the squared gradient's running means, in [0, 1).
@@ -202,8 +220,9 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         decay_bias: bool = True,
+        clip_value: float | None = None,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm, decay_bias)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"betas: expected a pair of numbers, got {betas!r}")
         self.betas = (real_number("betas[0]", betas[0], 0, 1), real_number("betas[1]", betas[1], 0, 1))
@@ -216,7 +235,7 @@ class Adam(Optimizer):
             "eps": self.eps,
             "decoupled": self._decoupled,
             "step": self.steps + 1,
-            **self._decay(),
+            **self._common(),
         }
         return "adam", (self._slot("m"), self._slot("v")), settings
 
@@ -235,8 +254,9 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
         clip_norm: float | None = None,
         decay_bias: bool = True,
+        clip_value: float | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, clip_norm, decay_bias)
+        super().__init__(params, lr, betas, eps, weight_decay, clip_norm, decay_bias, clip_value)
 
 
 class RMSprop(Optimizer):
@@ -244,7 +264,7 @@ class RMSprop(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm, decay_bias
+    params, lr, weight_decay, clip_norm, decay_bias, clip_value
         See ``Optimizer``.
     alpha : float
         Decay of the running mean of squares, in [0, 1).
@@ -266,15 +286,16 @@ class RMSprop(Optimizer):
         momentum: float = 0.0,
         clip_norm: float | None = None,
         decay_bias: bool = True,
+        clip_value: float | None = None,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm, decay_bias)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
         self.alpha = real_number("alpha", alpha, 0, 1)
         self.eps = self._eps(eps)
         self.momentum = real_number("momentum", momentum, 0, 1)
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
         state = (self._slot("square"), self._slot("velocity") if self.momentum else None)
-        return "rmsprop", state, {"alpha": self.alpha, "eps": self.eps, "momentum": self.momentum, **self._decay()}
+        return "rmsprop", state, {"alpha": self.alpha, "eps": self.eps, "momentum": self.momentum, **self._common()}
 
 
 class Adagrad(Optimizer):
@@ -282,7 +303,7 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm, decay_bias
+    params, lr, weight_decay, clip_norm, decay_bias, clip_value
         See ``Optimizer``.
     eps : float
         Added to the root.
@@ -298,9 +319,10 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         clip_norm: float | None = None,
         decay_bias: bool = True,
+        clip_value: float | None = None,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm, decay_bias)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
         self.eps = self._eps(eps)
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        return "adagrad", (self._slot("total"),), {"eps": self.eps, **self._decay()}
+        return "adagrad", (self._slot("total"),), {"eps": self.eps, **self._common()}

@@ -59,3 +59,9 @@ class TensorBoard(Callback):
         for writer in self._writers.values():
             writer.close()
         self._writers = {}
+
+    def state(self) -> dict[str, Any]:
+        return {"epochs": self._epochs}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._epochs = int(state["epochs"])

@@ -6,23 +6,26 @@ others the core takes the same steps. Everything else here deals out batches, co
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastbp import losses, profiling
-from fastbp.callbacks import Callback, begin, listed
-from fastbp.core import get_num_threads
+from fastbp import files, losses, profiling, state
+from fastbp.callbacks import Best, Callback, begin, listed
+from fastbp.core import backend, get_num_threads
 from fastbp.data import Array, Samples, choice, generator, positive_int, taken, weights
+from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
 from fastbp.history import Bars, History, line
 from fastbp.losses import Loss, LossFunction
 from fastbp.metrics import Metric, Metrics, resolve
 from fastbp.model import Model
 from fastbp.optim import Optimizer
-from fastbp.sampling import BUFFER, NAMES, Names, Part, Stream, epoch_key, opened, parts
+from fastbp.sampling import BUFFER, NAMES, Names, Part, Stream, epoch_key, epoch_rows, opened, parts
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -63,6 +66,8 @@ class Sequential(Model):
     stop_training = False
     #: How many epochs ``fit`` has trained this model for.
     epochs = 0
+    #: What the last ``fit`` returned or, after an interrupt or an error, its finished epochs.
+    history: History | None = None
 
     def _check_batch(
         self, X: Any, y: Any, sample_weight: Any, criterion: Loss, names: Names = ("xb", "yb", "sample_weight")
@@ -106,11 +111,13 @@ class Sequential(Model):
         pred = self._forward(xb, True)
         try:
             loss, dpred = criterion.compute(pred, yb, weight)
-        except BaseException:  # of the user's
+            if not math.isfinite(loss):
+                raise self._divergence(loss, xb, self._step, optimizer, optimizer.lr)
+            self._backward(dpred)
+            optimizer.step()
+        except BaseException:  # the user's, or divergence
             self._stats[:], self._step = before
             raise
-        self._backward(dpred)
-        optimizer.step()
         return loss
 
     def train_on_batch(
@@ -197,6 +204,8 @@ class Sequential(Model):
         sample_weight: ArrayLike | SlicedByRows | None = None,
         metrics: Metrics = (),
         buffer_size: int = BUFFER,
+        on_divergence: str = "raise",
+        resume: files.Path | None = None,
     ) -> History:
         """Train: for every epoch, for every batch, forward, loss, backward, update.
 
@@ -233,6 +242,13 @@ class Sequential(Model):
             For data that is read: how many samples are shuffled together, which need three times their memory. Blocks
             of neighbouring rows are drawn at random, a sixteenth of it each; chunks come in their own order. An array
             that is no larger is shuffled as a whole.
+        on_divergence : {"raise", "stop", "restore"}
+            What happens when the loss, the gradient or the parameters are not finite any more: an error, or a warning
+            and the end of the training, with the weights of the last step or with the best ones, by validation loss or,
+            without it, by loss. The optimizer stays as it is.
+        resume : str, path or None
+            The file of a ``Checkpoint`` of the same run: it goes on after the epochs done, which ``epochs`` includes,
+            as if it had never stopped, with that file's learning rate. From the beginning if there is no such file.
 
         Returns
         -------
@@ -243,6 +259,10 @@ class Sequential(Model):
         TypeError, ValueError
             If an argument does not fit; nothing has changed then. Of data that is read each chunk is checked when it
             comes; one that does not fit ends ``fit`` after the steps before it.
+        DivergenceError
+            If training diverges; the step that shows it is not taken.
+        FileFormatError, OSError
+            If the file to resume from is damaged, or cannot be read.
         """
         criterion, measures = losses.resolve(loss), resolve(metrics)
         self._check_optimizer(optimizer)
@@ -252,33 +272,49 @@ class Sequential(Model):
         if measures and validation is None:
             raise ValueError("metrics: expected validation_data to compute them from, got None")
         callbacks, verbose = listed(callbacks), choice("verbose", verbose, (0, 1, "bar"))
+        choice("on_divergence", on_divergence, ("raise", "stop", "restore"))
         bars = Bars(epochs, None if isinstance(data, Stream) else len(data[0])) if verbose == "bar" else None
         rng = self._orders = self._rng if seed is None else generator(seed)
+        saved = None if resume is None else state.load_of(resume, Sequential, self, optimizer, callbacks)
 
         figures = ["loss", "accuracy"] if criterion.classifies else ["loss"]
         figures += [f"val_{name}" for name in dict.fromkeys([*figures, *measures]) if validation is not None]
         figures += ["lr", "samples_per_second"]
-        history = History()
+        self.history = history = History()
         begin(callbacks, self, optimizer, figures)
-        for epoch in range(epochs):
+        if saved is not None:
+            state.restore(saved, self, optimizer, callbacks)
+        best = Best(self) if on_divergence == "restore" else None
+        for epoch in range(len(history), epochs):
+            if self.stop_training:
+                break
             if bars is not None:
                 bars.begin(epoch)
-            logs = self._train_epoch(data, criterion, optimizer, epoch_key(shuffle, rng), batch_size, bars)
+            try:
+                logs = self._train_epoch(data, criterion, optimizer, epoch_key(shuffle, rng), batch_size, bars)
+            except DivergenceError as error:
+                error.epoch = epoch + 1
+                if on_divergence == "raise":
+                    raise
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+                if best is not None:
+                    best.restore()
+                break
             if validation is not None:
                 of_validation = self._evaluate(validation, criterion, measures)
                 logs |= {f"val_{name}": value for name, value in of_validation.items()}
             logs["lr"] = optimizer.lr
             history.append(logs)
             self.epochs += 1
+            if best is not None:
+                best.see(logs.get("val_loss", logs["loss"]))
             if bars is not None:
                 bars.end(logs)
             elif verbose:
                 print(line(epoch, epochs, logs), flush=True)
             for callback in callbacks:
                 callback.on_epoch_end(epoch, logs)
-            if self.stop_training:
-                break
-        for callback in callbacks:
+        for callback in reversed(callbacks):  # a checkpoint before the best weights are restored
             callback.on_train_end()
         return history
 
@@ -299,6 +335,9 @@ class Sequential(Model):
                 bars.advance(samples, total)
         else:
             total, correct, samples = self._steps(data, criterion, optimizer, key, batch_size, bars)
+        if not backend().all_finite(self._parameters.values):  # since the last step, which no loss has seen
+            where = in_parameters(self._parameters) or ""
+            raise DivergenceError("parameters", math.nan, where, optimizer.steps, optimizer.lr)
         logs = {"loss": total / samples}
         if criterion.classifies:
             logs["accuracy"] = correct / samples
@@ -373,7 +412,19 @@ class Sequential(Model):
         finally:  # an interrupt ends the epoch after a whole step
             self._step += progress[2]
             optimizer.steps += progress[2]
-        return progress[0], progress[1]
+        loss, right, done = progress
+        if done < steps:
+            rows = epoch_rows(first + done * batch_size, batch_size, len(data[0]), key)
+            lr = lrs if isinstance(lrs, float) else float(lrs[done])
+            raise self._divergence(loss, data[0][rows], self._step + 1, optimizer, lr)
+        return loss, right
+
+    def _divergence(self, loss: float, x: Array, step: int, optimizer: Optimizer, lr: float) -> DivergenceError:
+        """The error for a training step on the rows of x that was not taken, for its loss or its gradient."""
+        if math.isfinite(loss):  # only clip_norm looks at the whole gradient before it is used
+            norm = math.sqrt(backend().squared_norm(optimizer.params.grads, 1))
+            return DivergenceError("gradient", norm, in_gradient(optimizer.params), optimizer.steps + 1, lr)
+        return DivergenceError("loss", loss, in_model(self, x, step), optimizer.steps + 1, lr)
 
     def _part_in_python(
         self, part: Part, criterion: Loss, optimizer: Optimizer, batch_size: int, bars: Bars | None

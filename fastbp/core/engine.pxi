@@ -295,19 +295,26 @@ cdef void gradients_share(Net *net, Share *me, const real *_) noexcept nogil:
     weights_share(<Epoch *> NULL, <Gathering *> NULL, net, me, True, False, True, True, 1, _)
 
 
-cdef void descend(Epoch *e, Gathering *g, Net *net, Share *me, bint last, const real *_) noexcept nogil:
-    """Gradients and update. The last step's gradients stay in memory, and clipping needs all of them first."""
-    cdef double scale = 1
+cdef bint descend(Epoch *e, Gathering *g, Net *net, Share *me, bint last, const real *_) noexcept nogil:
+    """Gradients and update. The last step's gradients stay in memory, and clipping needs all of them first.
+
+    False where these turn out not to be finite; nothing is updated then.
+    """
+    cdef double scale = 1, square
     if e.clip_norm > 0:
         weights_share(e, g, net, me, True, False, True, True, 1, _)
         meet(me)
         squared_norm_share(e.norms, <const real *> e.grads, e.parameters, me)
         meet(me)
-        scale = min(1.0, e.clip_norm / (sqrt(total(e.norms, CHUNKS)) + 1e-6))
+        square = total(e.norms, CHUNKS)
+        if not is_finite(square):
+            return False
+        scale = min(1.0, e.clip_norm / (sqrt(square) + 1e-6))
         weights_share(e, g, net, me, False, True, True, last, scale, _)
     else:
         weights_share(e, g, net, me, True, True, last, last, 1, _)
     track_statistics(net, me, _)
+    return True
 
 
 cdef inline bint interrupted() noexcept nogil:
@@ -332,7 +339,8 @@ cdef void poll(Net *net, Share *me, double operations) noexcept nogil:
 
 
 cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
-    """One thread's part of e.steps steps."""
+    """One thread's part of e.steps steps, or of those before the loss is no finite number any more."""
+    cdef double loss
     cdef Net net = e.net  # a copy: its batch is this thread's step, while others may still be at the one before
     cdef Gathering g = begin_gathering(e, &net, me, _)
     cdef long s, begin, end, i
@@ -360,17 +368,20 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
             begin_update(e.update, e.lrs[s] if e.lrs != NULL else e.lr)
         meet(me)
         lap(&net, me, 0, IN_WAITING)
-        if is_raised(net.stop):  # by thread 0, before the meeting; nothing has changed in this step
+        loss = total(e.losses, ceil_div(net.batch, chunk_rows(net.batch)))
+        # by thread 0, before the meeting; or by the loss, which is the same to all: nothing has changed in this step
+        if is_raised(net.stop) or not is_finite(loss) or not descend(e, &g, &net, me, s + 1 == e.steps, _):
+            if me.number == 0 and not is_raised(net.stop):
+                e.loss += loss
             break
-        descend(e, &g, &net, me, s + 1 == e.steps, _)
         if me.number == 0:
-            e.loss += total(e.losses, ceil_div(net.batch, chunk_rows(net.batch))) * net.batch
+            e.loss += loss * net.batch
             for i in range(me.team):
                 e.right += e.correct[i]
             e.update.step += 1
             e.done += 1
-            poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)
         meet(me)
+        poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)  # now: all have looked at this step's flag
         lap(&net, me, 0, IN_WAITING)
     unpack_weights(&net, me, _)
     reorder_states(e, &net, me, True, _)

@@ -243,8 +243,10 @@ cdef class Network:
 
         sample_weight (n,) may be None, key is the order's, as for ``order``, loss ``(name, parameter, class weight)``,
         update ``(rule, state vectors, settings)``, lrs (steps,) float64 or, for all steps, a float, decays (steps,)
-        float64 or, for the weight decay of the settings, None, clip_norm 0 for none; step numbers the first step, for dropout. progress, a list, becomes the loss summed over the samples,
-        how many were right, and the steps done, after an interrupt too.
+        float64 or, for the weight decay of the settings, None, clip_norm 0 for none; step numbers the first step, for
+        dropout. progress, a list, becomes the loss summed over the samples, how many were right, and the steps done,
+        after an interrupt too; and where a loss, which is then added as it is, or a gradient that is clipped by its
+        norm is not finite: such a step is not taken, nor any after it.
         """
         cdef Criterion criterion
         cdef Update u
@@ -253,7 +255,7 @@ cdef class Network:
         cdef int stop = 0
         fill_criterion(&criterion, loss)
         fill_update(&u, update)
-        u.idle = self.net.table_count > 0 and idle_without_gradient(update[0], update[2])
+        u.idle = self.net.table_count > 0 and u.clip_value == 0 and idle_without_gradient(update[0], update[2])
         begin_shuffle(&e.order, len(X), key)
         e.features, e.targets, e.target_bytes = address(X), <char *> address(y), y.nbytes // len(y)
         e.sample_weight = address(sample_weight) if sample_weight is not None else NULL
@@ -312,7 +314,7 @@ cdef fill_update(Update *u, update):
     u.alpha, u.eps = settings.get("alpha", 0.0), settings.get("eps", 0.0)
     u.decoupled, u.step = settings.get("decoupled", False), settings.get("step", 1)
     u.eps_hat = settings.get("eps_hat", False)
-    u.weight_decay = settings["weight_decay"]
+    u.weight_decay, u.clip_value = settings["weight_decay"], settings.get("clip_value", 0.0)
     undecayed = settings.get("undecayed")
     u.undecayed, u.undecayed_count = NULL, 0
     if undecayed is not None:

@@ -452,10 +452,17 @@ def update(
     grad_scale: float,
     threads: int,
 ) -> None:
-    """One step of the rule that an optimizer's ``(rule, state vectors, settings)`` names, over flat vectors (n,)."""
+    """One step of the rule that an optimizer's ``(rule, state vectors, settings)`` names, over flat vectors (n,).
+
+    grad changes where the settings clip it by value.
+    """
     rule, state, settings = recipe
+    most = settings.get("clip_value", 0.0)
+    if most > 0:
+        np.clip(grad, -most, most, out=grad)
     rules: dict[str, Any] = {"sgd": _sgd, "adam": _adam, "rmsprop": _rmsprop, "adagrad": _adagrad}
-    settings = dict(settings, lr=lr, grad_scale=grad_scale)
+    settings = {name: value for name, value in settings.items() if name != "clip_value"}
+    settings |= {"lr": lr, "grad_scale": grad_scale}
     begin = 0
     for low, high in [*settings.pop("undecayed", ()), (param.size, param.size)]:  # pairs (k, 2): where nothing decays
         for part, change in ((slice(begin, low), {}), (slice(low, high), {"weight_decay": 0.0})):
@@ -652,7 +659,8 @@ class Network:
         update_recipe ``(rule, state vectors, settings)``, lrs (steps,) float64 or, for all steps, a float, decays
         (steps,) float64 or, for the weight decay of the settings, None, clip_norm 0 for none; step numbers the first
         step, for dropout. progress, a list, becomes the loss summed over the samples, how many were right, and the
-        steps done, after an interrupt too.
+        steps done, after an interrupt too; and where a loss, which is then added as it is, or a gradient that is
+        clipped by its norm is not finite: such a step is not taken, nor any after it.
         """
         name, parameter, weight = loss
         rule, state, settings = update_recipe
@@ -665,6 +673,7 @@ class Network:
             xb, yb, wb = X[rows], y[rows], None if sample_weight is None else sample_weight[rows]
             pred = np.empty((len(rows), int(self.ops[-1]["outputs"])), X.dtype)
             dpred = np.empty_like(pred)
+            stats = self.stats.copy()
             self._lap(_IN_GATHER)
             self.forward(pred, xb, step + t, True, threads)
             if name == "cross_entropy":
@@ -675,10 +684,15 @@ class Network:
                 binary = name == "binary_cross_entropy"
                 right = int(np.count_nonzero(((pred > 0) == (yb > 0.5)).all(axis=1))) if binary else 0
             self._lap(_IN_LOSS)
-            self.backward(None, dpred, threads)
-            scale = 1.0
-            if clip_norm > 0:
-                scale = min(1.0, clip_norm / (math.sqrt(squared_norm(self.grads, threads)) + 1e-6))
+            norm = 0.0
+            if math.isfinite(value):
+                self.backward(None, dpred, threads)
+                norm = math.sqrt(squared_norm(self.grads, threads)) if clip_norm > 0 else 0.0
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                self.stats[:] = stats
+                progress[0] += value
+                return
+            scale = min(1.0, clip_norm / (norm + 1e-6)) if clip_norm > 0 else 1.0
             moment = {"step": settings["step"] + t} if "step" in settings else {}
             if decays is not None:
                 moment["weight_decay"] = float(decays[t])

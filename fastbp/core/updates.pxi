@@ -9,6 +9,7 @@ cdef enum Rule:  # the codes of fastbp.core.plan.RULES
 cdef struct Update:
     int rule
     double lr, momentum, beta1, beta2, alpha, eps, weight_decay
+    double clip_value  # that no entry of a gradient exceeds; 0 for any
     bint nesterov, decoupled
     bint idle     # whether a gradient of zero changes nothing
     bint eps_hat  # Adam's eps is added before the bias correction (Kingma & Ba 2015, end of section 2)
@@ -92,10 +93,18 @@ cdef inline void adagrad_run(real *param, real *total, const real *grad, real lr
         param[i] -= lr * g / (sqrt_(s) + eps)
 
 
+cdef inline void clip_run(real *grad, real most, long n) noexcept nogil:
+    """Every entry into [-most, most]; NaN stays."""
+    cdef long i
+    for i in range(n):
+        grad[i] = -most if grad[i] < -most else most if grad[i] > most else grad[i]
+
+
 cdef void update_rows(const Update *u, real *param, long param_row, long offset, long state_row, const real *grad,
                       long grad_row, double grad_scale, bint decays, long rows, long n) noexcept nogil:
     """Update a (rows, n) part of the parameters; every array has its own distance between two rows.
 
+    The gradient changes where it is clipped by value.
     offset says where in the flat buffers, and so in the state vectors, the part begins; decays, whether weight decay
     acts on it.
     """
@@ -108,6 +117,8 @@ cdef void update_rows(const Update *u, real *param, long param_row, long offset,
     if param_row == n and grad_row == n and (state_row == n or first == NULL):
         rows, n = 1, rows * n
     for r in range(rows):
+        if u.clip_value > 0:  # where it lies, as in PyTorch
+            clip_run(<real *> grad, <real> u.clip_value, n)
         if u.rule == SGD:
             sgd_run(param, first, grad, rate, momentum, u.nesterov, l2, scale, n)
         elif u.rule == ADAM:
@@ -152,6 +163,10 @@ cdef inline double total(const double *partial, long count) noexcept nogil:
     for i in range(count):
         result += partial[i]
     return result
+
+
+cdef inline bint is_finite(double x) noexcept nogil:
+    return x - x == 0
 
 
 cdef bint all_finite_chunk(const real *x, long n) noexcept nogil:

@@ -1,0 +1,72 @@
+"""Divergence: training whose numbers are not finite any more, and where in the network that shows first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastbp.data import Array
+from fastbp.parameters import Parameters
+
+if TYPE_CHECKING:  # for the type alone: models lie above
+    from fastbp.model import Model
+
+
+class DivergenceError(ArithmeticError):
+    """Training has diverged: the loss, the gradient or the parameters are not finite any more.
+
+    A step whose loss is not finite is not taken: the model is as the step before left it.
+
+    Attributes
+    ----------
+    what, value : str, float
+        ``loss``, ``gradient`` or ``parameters``, and what it became.
+    layer : str
+        Where the numbers are not finite first: ``layers[2].weight``, ``layers[0].dbias``, ``layers[1]`` for its
+        outputs, or ``the loss`` itself, of finite outputs.
+    epoch : int or None
+        Of ``fit``, counted from 1.
+    step : int
+        The optimizer's, counted from 1.
+    lr : float
+        The learning rate of that step.
+    """
+
+    def __init__(self, what: str, value: float, layer: str, step: int, lr: float) -> None:
+        super().__init__(what, value, layer, step, lr)  # for pickle
+        self.what, self.value, self.layer, self.step, self.lr = what, value, layer, step, lr
+        self.epoch: int | None = None
+
+    def __str__(self) -> str:
+        when = f"step {self.step}" if self.epoch is None else f"epoch {self.epoch}, step {self.step}"
+        return (
+            f"training has diverged: the {self.what} became {self.value} at {when} with a learning rate of "
+            f"{self.lr:g}, first in {self.layer}; try a smaller one, clip_norm, or features scaled to unit variance"
+        )
+
+
+def in_gradient(parameters: Parameters) -> str:
+    """The first gradient, in the order of backpropagation, that is not finite."""
+    for name in reversed(parameters.shapes):
+        if not np.isfinite(parameters.grad(name)).all():
+            layer, tensor = name.split(".")
+            return f"layers[{layer}].d{tensor}"
+    return "the norm of the gradient"  # whose square is beyond float64
+
+
+def in_parameters(parameters: Parameters) -> str | None:
+    """The first parameter that is not finite."""
+    for name in parameters.shapes:
+        if not np.isfinite(parameters.value(name)).all():
+            layer, tensor = name.split(".")
+            return f"layers[{layer}].{tensor}"
+    return None
+
+
+def in_model(model: Model, x: Array, step: int) -> str:
+    """The first parameter, or else the first layer's outputs for x (B, I) in that training step, that is not finite."""
+    for number, y in model._outputs_in_training(x, step):
+        if not np.isfinite(y).all():
+            return in_parameters(model.parameters()) or f"layers[{number}]"
+    return "the loss"
