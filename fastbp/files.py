@@ -35,9 +35,22 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_directory(os.path.dirname(os.path.abspath(os.fsdecode(path))))
+    except OSError as error:  # a full disk names no file, a rename two
+        raise OSError(error.errno, error.strerror, os.fsdecode(path)) from error
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _sync_directory(path: str) -> None:
+    """Make a rename last through a power cut; only POSIX systems open directories."""
+    if os.name == "posix":
+        directory = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 def write(path: Path, header: dict[str, Any], arrays: dict[str, Array]) -> None:
