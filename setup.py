@@ -39,6 +39,7 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": False,
     "embedsignature": True,
+    "freethreading_compatible": True,  # a model's gate is atomic, and there is no scratch but in models and callers
 }
 
 

@@ -98,11 +98,13 @@ class Model:
 
     def _network(self) -> Any:
         name = backend_name()
-        if name not in self._networks:
-            self._networks[name] = backend().Network(
+        network = self._networks.get(name)
+        if network is None:
+            network = backend().Network(
                 self._ops, self._parameters.values, self._parameters.grads, self._stats, self._tables
             )
-        return self._networks[name]
+            network = self._networks.setdefault(name, network)  # another thread may have been first
+        return network
 
     def _features(self, name: str, x: ArrayLike) -> Array:
         """``x`` as the model's input."""

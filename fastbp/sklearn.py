@@ -43,8 +43,9 @@ except ImportError as error:
 
 from fastbp import losses, schedules
 from fastbp.callbacks import Callback, begin, listed
-from fastbp.core import MAX_THREADS, get_num_threads, set_num_threads
+from fastbp.core import get_num_threads, set_num_threads
 from fastbp.core.plan import ACTIVATIONS
+from fastbp.core.threads import MAX_THREADS
 from fastbp.data import Array, Samples, choice, real_number, shaped, taken
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Layer
 from fastbp.optim import SGD, Adam, Optimizer

@@ -22,7 +22,7 @@ SOURCE = ROOT / "fastbp"
 FLOORS = [
     ["core.plan"],
     ["core.reference"],
-    ["core._cpu"],
+    ["core._cpu", "core.threads"],
     ["core"],
     ["data", "history"],
     ["profiling"],

@@ -17,6 +17,8 @@ from types import ModuleType
 
 import numpy as np
 
+from fastbp.core.threads import MAX_THREADS, Threads
+
 try:
     import fastbp.core._cpu as _cpu
 except ImportError as error:
@@ -105,20 +107,12 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def _default_threads() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return min(int(asked), cores) if asked.isdigit() and int(asked) > 0 else cores
-
-
-MAX_THREADS = 1024
-_num_threads = _default_threads()
+_threads = Threads(getattr(_picked[1], "openmp_threads", None))
 
 
 def _after_fork() -> None:
     # GNU's OpenMP keeps the parent's idle team in mind, which a forked child does not have: it would wait forever
-    global _num_threads
-    _num_threads = 1
+    _threads.number = 1
 
 
 if hasattr(os, "register_at_fork"):
@@ -138,15 +132,18 @@ def set_num_threads(n: int) -> None:
     ValueError
         If n is anything else.
     """
-    global _num_threads
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= MAX_THREADS:
         raise ValueError(f"n: expected an integer from 1 to {MAX_THREADS}, got {n!r}")
-    _num_threads = int(n)
+    _threads.number = int(n)
 
 
 def get_num_threads() -> int:
-    """How many threads the kernels may use: as many as this process may run on, or OMP_NUM_THREADS; 1 after a fork."""
-    return _num_threads
+    """How many threads the kernels may use.
+
+    At first as many as the process has CPUs, by affinity and by the quota of its control group (cgroup), or
+    OMP_NUM_THREADS if that is less; 1 after a fork. ``threadpoolctl`` sees and limits them as OpenMP's.
+    """
+    return _threads()
 
 
 def show_config() -> None:

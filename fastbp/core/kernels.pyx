@@ -22,9 +22,13 @@ cdef extern from "team.h" nogil:
         int number, team
     ctypedef void (*Task)(void *work, Share *me) noexcept nogil
     void run_team(Task task, void *work, int team)
+    int most_threads()
     void meet(Share *me)
     void raise_flag(int *flag)
     bint is_raised(const int *flag)
+    int enter_shared(int *inside)
+    bint enter_alone(int *inside)
+    void leave(int *inside)
 
 include "panels.pxi"
 include "activations.pxi"
@@ -42,6 +46,11 @@ include "doors.pxi"
 
 def openmp():
     return HAVE_OPENMP
+
+
+def openmp_threads():
+    """How many threads OpenMP would start from here; it may have been told by others."""
+    return most_threads()
 
 
 def target():

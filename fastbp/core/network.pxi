@@ -57,14 +57,16 @@ cdef class Network:
     cdef long longest_row    # of a weight
     cdef int thread_capacity
     cdef readonly int threads  # that the last epoch was worth
-    cdef bint busy           # only read and written with the GIL
+    cdef int inside          # threads that read the model, or -1 for one that changes it
+    cdef int occupied        # whether a thread that predicts is in this workspace: -1, else 0
+    cdef list spares         # networks whose workspaces serve other threads that predict at the same time
 
     def __init__(self, ops, values, grads, stats, tables):
         cdef const Op[::1] records = ops
         cdef const Table[::1] of_tables = tables
         cdef int i
-        self.owned = (values, grads, stats, tables)
-        self.memory = {}
+        self.owned = (ops, values, grads, stats, tables)
+        self.memory, self.spares = {}, []
         self.single = values.dtype.itemsize == 4
         self.values, self.grads, self.parameters = address(values), address(grads), values.size
         self.net.count = <int> records.shape[0]
@@ -111,11 +113,11 @@ cdef class Network:
             return ceil_div(panels_size(rows, n, <float *> NULL) * sizeof(float), 64) * 64
         return ceil_div(panels_size(rows, n, <double *> NULL) * sizeof(double), 64) * 64
 
-    cdef enter(self):
-        """Take the workspace for one pass, which runs without the GIL; leave with ``self.busy = False``."""
-        if self.busy:
+    cdef int enter(self) except -1:
+        """Take the model for one pass that changes it; leave with ``leave(&self.inside)``."""
+        if not enter_alone(&self.inside):
             raise RuntimeError("the model is at work in another thread; give every thread a model of its own")
-        self.busy = True
+        return 0
 
     cdef begin_batch(self, long batch):
         """Make room for the activations of a batch; it is kept from step to step."""
@@ -165,18 +167,47 @@ cdef class Network:
         return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), work * self.net.batch / least))
 
     def forward(self, y, x, uint64_t step, bint training, int threads):
-        """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks."""
-        cdef Pass work
-        self.enter()
+        """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks.
+
+        Out of training any number of threads may be here, which share the cores and have workspaces of their own.
+        """
+        cdef Network spare
+        cdef int readers
+        if training:
+            self.enter()
+            try:
+                self.run_forward(y, x, step, True, threads)
+            finally:
+                leave(&self.inside)
+            return
+        readers = enter_shared(&self.inside)
+        if readers == 0:
+            raise RuntimeError("the model is in training in another thread; predict before or after, or with a copy")
         try:
-            self.begin_batch(x.shape[0])
-            self.net.step, self.net.training = step, training
-            work.net, work.y, work.x = self.net, address(y), address(x)
-            threads = self.team(self.work, OPERATIONS_PER_THREAD_AND_CALL, threads)
-            with nogil:
-                run_team(<Task> forward_share[float] if self.single else <Task> forward_share[double], &work, threads)
+            threads = max(1, threads // readers)
+            if enter_alone(&self.occupied):
+                try:
+                    self.run_forward(y, x, step, False, threads)
+                finally:
+                    leave(&self.occupied)
+                return
+            try:
+                spare = self.spares.pop()
+            except IndexError:
+                spare = Network(*self.owned)
+            spare.run_forward(y, x, step, False, threads)
+            self.spares.append(spare)
         finally:
-            self.busy = False
+            leave(&self.inside)
+
+    cdef run_forward(self, y, x, uint64_t step, bint training, int threads):
+        cdef Pass work
+        self.begin_batch(x.shape[0])
+        self.net.step, self.net.training = step, training
+        work.net, work.y, work.x = self.net, address(y), address(x)
+        threads = self.team(self.work, OPERATIONS_PER_THREAD_AND_CALL, threads)
+        with nogil:
+            run_team(<Task> forward_share[float] if self.single else <Task> forward_share[double], &work, threads)
 
     def backward(self, dx, dy, int threads):
         """Fill grads from dy (B, O), the gradient of the last forward's y, and dx (B, I) if it is not None."""
@@ -190,7 +221,7 @@ cdef class Network:
                 run_team(<Task> backward_share[float] if self.single else <Task> backward_share[double], &work,
                          threads)
         finally:
-            self.busy = False
+            leave(&self.inside)
 
     def watch(self, spent):
         """Add up where the time goes: seconds in gather, loss and waiting, then forward, dx and dweight of each layer.
@@ -287,7 +318,7 @@ cdef class Network:
                 raise_signal()
         finally:
             self.share_layers(1)
-            self.busy = False
+            leave(&self.inside)
             progress[:] = [e.loss, e.right, e.done]
 
 

@@ -76,9 +76,40 @@ static void meet(Share *me)
             YIELD();
 }
 
+static inline int most_threads(void)
+{
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
 /* A flag that one thread raises and the others look at. */
 static inline void raise_flag(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELEASE); }
 static inline int is_raised(const int *flag) { return flag && __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
+
+/* Who is in a model: so many that only read it, or -1 for one that changes it. Nobody waits here. */
+static inline int enter_shared(int *inside)
+{
+    int readers = __atomic_load_n(inside, __ATOMIC_ACQUIRE);
+    while (readers >= 0)
+        if (__atomic_compare_exchange_n(inside, &readers, readers + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            return readers + 1;
+    return 0;
+}
+static inline int enter_alone(int *inside)
+{
+    int nobody = 0;
+    return __atomic_compare_exchange_n(inside, &nobody, -1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+static inline void leave(int *inside)
+{
+    if (__atomic_load_n(inside, __ATOMIC_ACQUIRE) < 0)
+        __atomic_store_n(inside, 0, __ATOMIC_RELEASE);
+    else
+        __atomic_sub_fetch(inside, 1, __ATOMIC_ACQ_REL);
+}
 
 static void run_share(Task task, void *work, int number, int team, long *arrived)
 {

@@ -1,0 +1,53 @@
+"""How many threads may work: what the process is given, what the user sets, and what threadpoolctl allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+MAX_THREADS = 1024
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The CPU quotas, in CPUs, of this process's control groups and of those around them."""
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        inner = Path(group.lstrip("/"))
+        for place in (inner, *inner.parents):  # a container may see its group as the root
+            with suppress(OSError, ValueError):  # not there, or "max": no quota
+                if not controllers:  # version 2
+                    quota, period = (root / "sys/fs/cgroup" / place / "cpu.max").read_text().split()
+                    yield int(quota) / int(period)
+                elif "cpu" in controllers.split(","):  # version 1, where -1 is none
+                    folder = root / "sys/fs/cgroup/cpu" / place
+                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                    if int(quota) > 0:
+                        yield int(quota) / int(period)
+
+
+def default_threads(root: Path = Path("/")) -> int:
+    """As many as this process may run at once: its CPUs, the quota of its control group, and OMP_NUM_THREADS.
+
+    A fraction of a CPU is no thread: a team of which one waits for its next slice waits as a whole.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        cpus = min([cpus, *(max(1, int(quota)) for quota in _quotas(root))])
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return min(int(asked), cpus) if asked.isdigit() and int(asked) > 0 else cpus
+
+
+class Threads:
+    """The number that was set, below what OpenMP was told at run time, by threadpoolctl for example."""
+
+    def __init__(self, openmp_threads: Callable[[], int] | None) -> None:
+        self.number = default_threads()
+        self._openmp_threads = openmp_threads
+        self._at_first = openmp_threads() if openmp_threads else 0
+
+    def __call__(self) -> int:
+        """How many threads may work now."""
+        limit = self._openmp_threads() if self._openmp_threads else 0
+        return min(self.number, limit) if limit < self._at_first else self.number

@@ -1,0 +1,185 @@
+"""Python threads: models of their own, one model, many that predict; and how many threads of the core there are."""
+
+import contextvars
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import fastbp as fb
+from fastbp.core.threads import default_threads
+
+X = np.random.default_rng(0).standard_normal((2000, 30)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64)
+
+
+def run(*tasks):
+    """Each task in a thread of its own, on the backend of this one; what they raised, in their order."""
+    errors: list = [None] * len(tasks)
+    barrier = threading.Barrier(len(tasks))
+
+    def work(i):
+        barrier.wait()
+        try:
+            tasks[i]()
+        except Exception as error:
+            errors[i] = error
+
+    threads = [threading.Thread(target=contextvars.copy_context().run, args=(work, i)) for i in range(len(tasks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+def network(seed):
+    return fb.Sequential([fb.Dense(30, 70, activation="gelu"), fb.BatchNorm(70), fb.Dense(70, 2)], seed=seed)
+
+
+def train(model):
+    optimizer = fb.Adam(model.parameters(), lr=0.01)
+    model.fit(X, Y, "cross_entropy", optimizer, epochs=5, batch_size=50, seed=0, verbose=0)
+    return model.parameters().values.tobytes() + model.predict(X).tobytes()
+
+
+def test_two_threads_train_two_models_as_one_would(any_backend):
+    alone, together = [train(network(seed)) for seed in (0, 1)], {}
+    tasks = [lambda seed=seed: together.setdefault(seed, train(network(seed))) for seed in (0, 1)]
+    assert run(*tasks) == [None, None]
+    assert [together[seed] for seed in (0, 1)] == alone
+
+
+def test_two_threads_in_one_model_are_an_error_for_one_of_them(compiled):
+    """One trains on, with the bits that it has alone; the other is told, wherever it comes in."""
+    expected = train(network(0))
+    for _ in range(20):
+        model, results = network(0), []
+        errors = run(*[lambda model=model, results=results: results.append(train(model))] * 2)
+        told = [str(error) for error in errors if error]
+        assert all("another thread" in message for message in told)
+        if len(told) == 1:  # else one began when the other had ended
+            assert results == [expected]
+
+
+def test_training_and_predicting_at_once_is_an_error(compiled):
+    model, expected, told = network(0), [], []
+    optimizer, ended = fb.SGD(model.parameters(), lr=0.01), threading.Event()
+
+    def fit():
+        try:
+            model.fit(X, Y, "cross_entropy", optimizer, epochs=20, verbose=0)
+        finally:
+            ended.set()
+
+    def predict():
+        while not ended.is_set():
+            try:
+                model.predict(X[:500])
+            except RuntimeError as error:
+                told.append(str(error))
+
+    expected = run(fit, predict)
+    assert told or isinstance(expected[0], RuntimeError)
+    assert all("another thread" in message for message in [*told, *(str(e) for e in expected if e)])
+    assert np.isfinite(model.predict(X)).all()
+
+
+def test_eight_threads_predict_on_one_model(any_backend):
+    model = network(0)
+    train(model)
+    expected = [model.predict(X[: 100 * i]).tobytes() for i in range(1, 9)]
+    wrong = []
+
+    def hammer(i):
+        for _ in range(30):
+            if model.predict(X[: 100 * i]).tobytes() != expected[i - 1]:
+                wrong.append(i)
+
+    assert run(*[lambda i=i: hammer(i) for i in range(1, 9)]) == [None] * 8
+    assert wrong == []
+    assert train(network(0)) == train(network(0))
+
+
+def test_kernels_have_no_scratch_in_common(compiled):
+    """Every door of fb.ops, with other numbers in every thread."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((4, 60, 80)).astype("f4"), rng.standard_normal((4, 80, 50)).astype("f4")
+    labels = rng.integers(0, 50, (4, 60))
+
+    def once(i):
+        c, dc = np.empty((60, 50), "f4"), np.empty((60, 50), "f4")
+        fb.ops.matmul(c, a[i], b[i])
+        y, da, db = np.empty_like(c), np.empty_like(a[i]), np.empty_like(b[i])
+        fb.ops.dense_forward(y, None, a[i], b[i], c[0], "tanh")
+        loss = fb.ops.cross_entropy(dc, y, labels[i])
+        fb.ops.dense_backward(db, None, da, dc, a[i], None, b[i])
+        fb.ops.adam_update(db.reshape(-1), *np.zeros((2, db.size), "f4"), db.reshape(-1).copy(), lr=0.1, step=1)
+        return loss, c.tobytes() + da.tobytes() + db.tobytes()
+
+    expected, wrong = [once(i) for i in range(4)], []
+    tasks = [lambda i=i: [wrong.append(i) for _ in range(100) if once(i) != expected[i]] for i in range(4)]
+    assert run(*tasks) == [None] * 4
+    assert wrong == []
+
+
+COUNT = "import fastbp as fb; print(fb.get_num_threads())"
+
+
+def count(*command, **environment):
+    """The number of threads that a new process begins with."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | environment
+    result = subprocess.run([*command, sys.executable, "-c", COUNT], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout)
+
+
+@pytest.mark.skipif(not shutil.which("taskset"), reason="taskset is util-linux's")
+def test_a_process_begins_with_its_cpus():
+    cpus = sorted(os.sched_getaffinity(0))
+    assert count() <= len(cpus)
+    assert count("taskset", "-c", str(cpus[0])) == 1
+    assert count(OMP_NUM_THREADS="1") == 1
+    assert count(OMP_NUM_THREADS="many") == count()
+
+
+GROUPS = [
+    ({"0::/": {}}, None),
+    ({"0::/app": {"app/cpu.max": "max 100000"}}, None),
+    ({"0::/app": {"app/cpu.max": "200000 100000"}}, 2),
+    ({"0::/app": {"app/cpu.max": "250000 100000"}}, 2),
+    ({"0::/app": {"app/cpu.max": "50000 100000"}}, 1),
+    ({"0::/": {"cpu.max": "100000 100000"}}, 1),
+    ({"0::/outer/inner": {"outer/cpu.max": "300000 100000", "outer/inner/cpu.max": "max 100000"}}, 3),
+    ({"0::/elsewhere": {"cpu.max": "200000 100000"}}, 2),
+    ({"4:cpu,cpuacct:/job": {"cpu/job/cpu.cfs_quota_us": "150000", "cpu/job/cpu.cfs_period_us": "50000"}}, 3),
+    ({"4:cpu,cpuacct:/job": {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "50000"}}, None),
+    ({"3:memory:/job": {"cpu/job/cpu.cfs_quota_us": "50000", "cpu/job/cpu.cfs_period_us": "50000"}}, None),
+    ({"nonsense": {}}, None),
+]
+
+
+@pytest.mark.parametrize(("groups", "expected"), GROUPS)
+def test_the_quota_of_a_control_group(groups, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(16), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for path, text in [("proc/self/cgroup", "\n".join(groups)), *groups.popitem()[1].items()]:
+        file = tmp_path / (path if path.startswith("proc") else f"sys/fs/cgroup/{path}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    assert default_threads(tmp_path) == (expected or 16)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+    assert default_threads(tmp_path) == min(2, expected or 16)
+
+
+def test_threadpoolctl_sees_and_limits_it():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    assert "openmp" in {library["user_api"] for library in threadpoolctl.threadpool_info()}
+    fb.set_num_threads(7)
+    with threadpoolctl.threadpool_limits(limits=1, user_api="openmp"):
+        assert fb.get_num_threads() == (1 if len(os.sched_getaffinity(0)) > 1 else 7)
+    assert fb.get_num_threads() == 7
