@@ -6,13 +6,6 @@
 # through memory. A line that one core writes and another reads costs as much as a hundred operations, so every thread
 # has a batch of its own in panels, of which it gathers what its rows and its blocks of the first weight need.
 
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    const int TIME_UTC
-    int timespec_get(timespec *now, int base)
-
 cdef extern from "Python.h":
     int check_signals "PyErr_CheckSignals" () noexcept  # leaves its exception for the caller of the epoch
 
@@ -60,6 +53,11 @@ cdef struct Epoch:
     void *blocks           # for every thread, a block of gradients, or some rows of the longest state
     long block_size        # in entries
     bint state_in_blocks   # whether the optimizer's state of weights in panels is in the order of their blocks
+    # whether this team is the right one, see Crowd in network.pxi
+    double began, lost     # when it began, and the seconds that thread 0 has lost
+    double tolerance       # how many a thread may lose before the question is asked
+    double deadline        # when the team is disbanded in any case, or 0
+    int disturbed, disband
     # what the threads tell each other
     double losses[CHUNKS]
     double norms[CHUNKS]
@@ -67,12 +65,7 @@ cdef struct Epoch:
     # what the caller is told
     double loss            # summed over samples
     long right, done
-
-
-cdef inline double now() noexcept nogil:
-    cdef timespec t
-    timespec_get(&t, TIME_UTC)
-    return t.tv_sec + 1e-9 * t.tv_nsec
+    bint diverged
 
 
 cdef Gathering begin_gathering(Epoch *e, Net *net, Share *me, const real *_) noexcept nogil:
@@ -338,14 +331,26 @@ cdef void poll(Net *net, Share *me, double operations) noexcept nogil:
                 raise_flag(net.stop)
 
 
+cdef void question_team(Epoch *e, Net *net, Share *me, double *tolerance) noexcept nogil:
+    """Whether a thread has lost half of its time, or that of the team is over; thread 0 disbands it then."""
+    if me.lost > tolerance[0]:
+        tolerance[0] = 2 * me.lost
+        if me.lost > 0.5 * (now() - e.began):
+            raise_flag(&e.disturbed)
+    if me.number == 0 and (is_raised(&e.disturbed) or 0 < e.deadline < net.polled):
+        raise_flag(&e.disband)
+
+
 cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
     """One thread's part of e.steps steps, or of those before the loss is no finite number any more."""
-    cdef double loss
+    cdef double loss, tolerance = e.tolerance
     cdef Net net = e.net  # a copy: its batch is this thread's step, while others may still be at the one before
     cdef Gathering g = begin_gathering(e, &net, me, _)
     cdef long s, begin, end, i
     if me.number > 0:
         net.x = <real *> e.inputs + (me.number - 1) * e.inputs_size
+    else:
+        me.lost = e.lost
     net.last = now()
     reorder_states(e, &net, me, False, _)
     clear_tables(&net, me, _)
@@ -370,9 +375,12 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
         lap(&net, me, 0, IN_WAITING)
         loss = total(e.losses, ceil_div(net.batch, chunk_rows(net.batch)))
         # by thread 0, before the meeting; or by the loss, which is the same to all: nothing has changed in this step
-        if is_raised(net.stop) or not is_finite(loss) or not descend(e, &g, &net, me, s + 1 == e.steps, _):
-            if me.number == 0 and not is_raised(net.stop):
+        if is_raised(net.stop) or is_raised(&e.disband):
+            break
+        if not is_finite(loss) or not descend(e, &g, &net, me, s + 1 == e.steps, _):
+            if me.number == 0:
                 e.loss += loss
+                e.diverged = True
             break
         if me.number == 0:
             e.loss += loss * net.batch
@@ -381,8 +389,11 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
             e.update.step += 1
             e.done += 1
         meet(me)
-        poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)  # now: all have looked at this step's flag
+        poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)  # now: all have looked at this step's flags
+        question_team(e, &net, me, &tolerance)
         lap(&net, me, 0, IN_WAITING)
+    if me.number == 0:
+        e.lost = me.lost
     unpack_weights(&net, me, _)
     reorder_states(e, &net, me, True, _)
     lap(&net, me, 0, IN_WAITING)

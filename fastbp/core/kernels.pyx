@@ -20,8 +20,10 @@ cdef extern from "team.h" nogil:
     const bint HAVE_OPENMP
     ctypedef struct Share:
         int number, team
+        double lost
     ctypedef void (*Task)(void *work, Share *me) noexcept nogil
     void run_team(Task task, void *work, int team)
+    double now "clock_now"()
     int most_threads()
     void meet(Share *me)
     void raise_flag(int *flag)

@@ -12,6 +12,46 @@ cdef struct Pass:  # a forward or backward pass over arrays of the caller, row b
     void *dx
 
 
+cdef double LEAST_LOSS = 0.01, LEAST_TRIAL = 0.1, MOST_TRIAL = 2  # seconds
+
+# Whether somebody else wants the cores: a thread that is not on its core keeps all others waiting, step by step. A team
+# that has lost half of its time is disbanded and a single thread goes on for a while, then the team again; or the team
+# at once, and in peace for as long, if alone is no faster. Every time the while is twice as long. No bit depends on it.
+cdef struct Crowd:
+    bint alone           # whether a single thread is to work
+    double until         # when that ends, or the peace of the team
+    double trial         # for how long, the next time
+    double speed         # steps per second of the team that was disbanded
+    double lost, spent   # of the team, in seconds, since it was judged
+
+
+cdef void begin_watch(Crowd *crowd, Epoch *e, bint alone) noexcept:
+    """Tell the team when to ask whether it is the right one."""
+    cdef double time = now()
+    e.disturbed, e.disband, e.deadline = 0, 0, crowd.until if alone else 0
+    e.began, e.lost, e.tolerance = time - crowd.spent, crowd.lost, LEAST_LOSS
+    if alone or time < crowd.until:
+        e.began, e.lost, e.tolerance = time, 0, 1e300
+
+
+cdef void judge(Crowd *crowd, Epoch *e, bint alone, long steps) noexcept:
+    """Who is to work next, after so many steps by a team or alone."""
+    cdef double time = now(), speed = steps / (time - e.began + 1e-9)
+    if alone and time < crowd.until:
+        return
+    if not alone:
+        crowd.lost, crowd.spent = e.lost, time - e.began
+        if e.disband or (crowd.lost > LEAST_LOSS and crowd.lost > 0.5 * crowd.spent):
+            crowd.trial = max(LEAST_TRIAL, crowd.trial)
+            crowd.alone, crowd.until, crowd.speed = True, time + crowd.trial, speed
+        elif crowd.spent > LEAST_TRIAL:
+            crowd.trial = crowd.lost = crowd.spent = 0
+        return
+    crowd.until = time + crowd.trial if speed < crowd.speed else 0
+    crowd.trial = min(MOST_TRIAL, 2 * crowd.trial)
+    crowd.alone, crowd.lost, crowd.spent = False, 0, 0
+
+
 cdef void forward_share(Pass *p, Share *me, const real *_) noexcept nogil:
     cdef Net *net = &p.net
     cdef long begin = first_row(net.batch, me.number, me.team), end = first_row(net.batch, me.number + 1, me.team)
@@ -57,6 +97,7 @@ cdef class Network:
     cdef long longest_row    # of a weight
     cdef int thread_capacity
     cdef readonly int threads  # that the last epoch was worth
+    cdef Crowd crowd
     cdef int inside          # threads that read the model, or -1 for one that changes it
     cdef int occupied        # whether a thread that predicts is in this workspace: -1, else 0
     cdef list spares         # networks whose workspaces serve other threads that predict at the same time
@@ -268,6 +309,30 @@ cdef class Network:
         e.blocks = address(self.memory["blocks"])
         e.grads, e.parameters = self.grads, self.parameters
 
+    cdef void run_steps(self, Epoch *e, int threads, int *stop) noexcept:
+        """The steps of an epoch by a team or, where somebody else wants the cores, some of them alone."""
+        cdef long steps = e.steps, first = e.first, before
+        cdef const double *lrs = e.lrs
+        cdef const double *decays = e.decays
+        cdef uint64_t step = self.net.step
+        cdef bint alone
+        while True:
+            alone, before = threads > 1 and self.crowd.alone, e.done
+            begin_watch(&self.crowd, e, alone)
+            self.share_layers(1 if alone else threads)
+            e.net = self.net
+            e.net.step, e.net.stop, e.net.polled, e.net.unpolled = step + e.done, stop, now(), 0
+            with nogil:
+                run_team(<Task> train_share[float] if self.single else <Task> train_share[double], e,
+                         1 if alone else threads)
+            if threads > 1:
+                judge(&self.crowd, e, alone, e.done - before)
+            if e.done == steps or e.diverged or stop[0]:
+                return
+            e.first, e.steps = first + e.done * e.batch_size, steps - e.done
+            e.lrs = lrs + e.done if lrs != NULL else NULL
+            e.decays = decays + e.done if decays != NULL else NULL
+
     def train(self, progress, X, y, sample_weight, key, long first, long steps, long batch_size, loss, update, lrs,
               decays, double clip_norm, uint64_t step, int threads):
         """Steps of one epoch over X (n, I) and y, from position `first` of its order, batch_size rows at a time.
@@ -299,6 +364,7 @@ cdef class Network:
             e.lrs = <const double *> address(lrs)
         e.decays = <const double *> address(decays) if decays is not None else NULL
         e.loss = e.right = e.done = 0
+        e.diverged = False
         self.enter()
         try:
             self.begin_batch(min(batch_size, e.order.samples - first))
@@ -309,11 +375,7 @@ cdef class Network:
                 per_sample += OPERATIONS_PER_LOOK_UP * self.entries / self.net.batch
             self.threads = threads = self.team(per_sample, OPERATIONS_PER_THREAD_AND_STEP, threads)
             self.begin_epoch(&e, threads)
-            self.share_layers(threads)
-            e.net = self.net
-            e.net.stop, e.net.polled, e.net.unpolled = &stop, now(), 0
-            with nogil:
-                run_team(<Task> train_share[float] if self.single else <Task> train_share[double], &e, threads)
+            self.run_steps(&e, threads, &stop)
             if stop:
                 raise_signal()
         finally:

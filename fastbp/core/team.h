@@ -6,6 +6,7 @@
 #ifndef FASTBP_TEAM_H
 #define FASTBP_TEAM_H
 
+#include <time.h>
 #ifdef _OPENMP
 #include <omp.h>
 #define HAVE_OPENMP 1
@@ -53,10 +54,18 @@ static inline unsigned long flush_denormals(void) { return 0; }
 static inline void restore_denormals(unsigned long before) { (void)before; }
 #endif
 
+static inline double clock_now(void)
+{
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
 typedef struct {
     int number, team; /* this thread, of how many */
     long round;       /* how often this thread has met the others */
     long *arrived;    /* shared: arrivals since the team started */
+    double lost;      /* seconds that it has offered its core to others, waiting for the team */
 } Share;
 
 typedef void (*Task)(void *work, Share *me);
@@ -69,11 +78,13 @@ static void meet(Share *me)
     if (me->team == 1) return;
     const long all = ++me->round * me->team;
     __atomic_add_fetch(me->arrived, 1, __ATOMIC_ACQ_REL);
-    for (long spins = 0; __atomic_load_n(me->arrived, __ATOMIC_ACQUIRE) < all; spins++)
-        if (spins < SPINS)
-            RELAX();
-        else
-            YIELD();
+    for (long spins = 0; spins < SPINS; spins++) {
+        if (__atomic_load_n(me->arrived, __ATOMIC_ACQUIRE) >= all) return;
+        RELAX();
+    }
+    const double since = clock_now();
+    while (__atomic_load_n(me->arrived, __ATOMIC_ACQUIRE) < all) YIELD();
+    me->lost += clock_now() - since;
 }
 
 static inline int most_threads(void)
@@ -113,7 +124,7 @@ static inline void leave(int *inside)
 
 static void run_share(Task task, void *work, int number, int team, long *arrived)
 {
-    Share me = {number, team, 0, arrived};
+    Share me = {number, team, 0, arrived, 0};
     const unsigned long before = flush_denormals();
     task(work, &me);
     restore_denormals(before);
