@@ -127,6 +127,30 @@ def test_kernels_have_no_scratch_in_common(compiled):
     assert wrong == []
 
 
+def test_a_disturbed_team_keeps_the_bits(compiled):
+    """Busy processes take the cores away, so that the team is disbanded and called together in the middle of epochs."""
+    expected = train(network(0))
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        model = network(0)
+        optimizer = fb.Adam(model.parameters(), lr=0.01)
+        for epochs in (5, 100, 5):
+            model.fit(X, Y, "cross_entropy", optimizer, epochs, batch_size=50, seed=0, verbose=0)
+        twin = network(0)
+        fb.set_num_threads(1)
+        optimizer = fb.Adam(twin.parameters(), lr=0.01)
+        for epochs in (5, 100, 5):
+            twin.fit(X, Y, "cross_entropy", optimizer, epochs, batch_size=50, seed=0, verbose=0)
+        fb.set_num_threads(3)
+        assert train(network(0)) == expected
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert model.parameters().values.tobytes() == twin.parameters().values.tobytes()
+    assert model.history.history["loss"] == twin.history.history["loss"]
+
+
 COUNT = "import fastbp as fb; print(fb.get_num_threads())"
 
 
