@@ -57,15 +57,18 @@ class Checkpoint(Monitor):
     def on_train_begin(self) -> None:
         super().on_train_begin()
         state.check_holdable(self.model, self.optimizer)
-        self._written = -1
+        self._written = self._steps = -1
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        improved = self.improves(epoch, logs)
+        assert self.optimizer is not None
+        improved, self._steps = self.improves(epoch, logs), self.optimizer.steps
         if improved if self.best_only else (epoch + 1) % self.every == 0 or self.model.stop_training:
             self._write()
 
     def on_train_end(self) -> None:
-        if not self.best_only and self._written != self.model.epochs:
+        assert self.optimizer is not None
+        whole = self.optimizer.steps == self._steps  # not in the middle of an epoch that has diverged
+        if whole and not self.best_only and self._written != self.model.epochs:
             self._write()
 
     def _write(self) -> None:

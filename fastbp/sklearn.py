@@ -179,16 +179,19 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
-        with _threads(self.n_threads):
-            if self.solver == "lbfgs":
-                self._fit_lbfgs(data, callbacks)
-            else:
-                self._fit_stochastic(data, held_out, callbacks, incremental)
-        if not np.isfinite(self._model.parameters().values).all():
+        try:
+            with _threads(self.n_threads):
+                if self.solver == "lbfgs":
+                    self._fit_lbfgs(data, callbacks)
+                else:
+                    self._fit_stochastic(data, held_out, callbacks, incremental)
+            if not np.isfinite(self._model.parameters().values).all():
+                raise ArithmeticError("the parameters are not finite")
+        except ArithmeticError as error:  # a DivergenceError says where; the message is scikit-learn's
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
-                "preprocessed."
-            )
+                f"preprocessed: {error}"
+            ) from error
         return self
 
     # --- doors --------------------------------------------------------------------------------------------------------

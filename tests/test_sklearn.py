@@ -312,3 +312,11 @@ def test_an_unconverged_fit_warns_and_verbose_prints(capsys):
     out = capsys.readouterr().out
     assert "Iteration 2, loss = " in out
     assert "Training loss did not improve more than tol=0.100000 for 10 consecutive epochs. Stopping." in out
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_divergence_is_scikit_learns_error(solver):
+    """scikit-learn clips its loss; here the step that diverges is named as well."""
+    X = np.random.default_rng(0).standard_normal((50, 3)) * 1e200
+    with pytest.raises(ValueError, match=r"Solver produced non-finite parameter weights.*: training has diverged: the"):
+        MLPRegressor(solver=solver, learning_rate_init=1e100, random_state=0).fit(X, X[:, 0])

@@ -220,6 +220,15 @@ def fit_and_files(X: FloatArray, y: NDArray[np.int64], folder: Path) -> None:
     history.plot(folder / "history.png")
     model.fit(X, y, fb.CrossEntropy(), optimizer, validation_data=(X, y), verbose="bar")
 
+    keep = fb.Checkpoint(folder / "long.npz", every=2)
+    model.fit(X, y, "cross_entropy", optimizer, 3, callbacks=[keep], on_divergence="restore", resume=keep.path)
+    assert_type(model.history, fb.History | None)
+    try:
+        model.fit(X, y, "cross_entropy", fb.SGD(model.parameters(), lr=1e38, clip_value=1e30), epochs=3, verbose=0)
+    except fb.DivergenceError as error:
+        assert_type((error.what, error.layer, error.epoch, error.step), tuple[str, str, int | None, int])
+    model.restore(model.snapshot())
+
     model.save(folder / "model.npz")
     assert_type(fb.load(str(folder / "model.npz")), fb.Sequential)
     assert_type(fb.Sequential.load(folder / "model.npz"), fb.Sequential)
