@@ -89,27 +89,34 @@ class Stream:
     def parts(self, key: int | None, batch_size: int) -> Generator[Part]:
         """An epoch in parts of whole batches: what a buffer has left, less than a batch, opens the next one."""
         held: list[Samples] = []
-        weighted = None
+        count, weighted = 0, None
         for i, chunk in enumerate(self._read(key)):
-            if len(chunk[0]) == 0:
+            if _is_empty(chunk[0]):
                 continue
             held.append(self._check(i, chunk))
             if weighted not in (None, chunk[2] is not None):
                 raise ValueError(f"{self._name}: expected sample weights in every chunk or in none, chunk {i} differs")
             weighted = chunk[2] is not None
-            count = sum(len(X) for X, _, _ in held)
+            count += len(held[-1][0])
             if count < max(self._buffer_size, batch_size):
                 continue
             data, whole = _joined(held), count - count % batch_size
             yield Part(data, key, whole)
             rest = epoch_rows(whole, batch_size, count, key)
-            held = [taken(data, rest)] if len(rest) else []
+            held, count = [taken(data, rest)] if len(rest) else [], len(rest)
             key = None if key is None else (key + 1) % 2**64
         if weighted is None:
             raise ValueError(f"{self._name}: expected at least one sample, got chunks without any, or none")
         if held:
             data = _joined(held)
             yield Part(data, key, len(data[0]))
+
+
+def _is_empty(X: Any) -> bool:
+    try:
+        return len(X) == 0
+    except TypeError:  # no array at all, as the check will say
+        return False
 
 
 def _joined(pieces: list[Samples]) -> Samples:

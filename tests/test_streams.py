@@ -219,6 +219,7 @@ BAD = [
     (dict(X=no_chunks, y=None), ValueError, "X: expected at least one sample, got chunks without any, or none"),
     (dict(X=lambda: [(X[:0], Y[:0])], y=None), ValueError, "X: expected at least one sample"),
     (dict(X=lambda: [X], y=None), TypeError, r"X: expected chunks \(X, y\) .* got ndarray as chunk 0"),
+    (dict(X=lambda: [(3, Y)], y=None), ValueError, r"X of chunk 0: expected shape \(samples, 6\), got \(\)"),
     (dict(X=lambda: [(X,)], y=None), TypeError, r"X: expected chunks \(X, y\) .* got tuple as chunk 0"),
     (dict(X=lambda: [(X, Y[:-1])], y=None), ValueError, "y of chunk 0: expected 1000 rows"),
     (dict(X=lambda: [(X, Y, -WEIGHT)], y=None), ValueError, "sample_weight of chunk 0: expected non-negative weights"),
