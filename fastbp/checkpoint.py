@@ -8,6 +8,7 @@ import numpy as np
 
 from fastbp import files, optim, schedules
 from fastbp.callbacks import Monitor
+from fastbp.data import positive_int
 from fastbp.training import Sequential
 
 
@@ -107,8 +108,11 @@ def _resumed(
 ) -> tuple[Sequential, optim.Optimizer, int]:
     saved = header["checkpoint"]
     model = Sequential._build(header["layers"], header["dtype"], arrays)
-    model._ops["key"][:] = state.pop("keys")
-    model._step, model.epochs = int(saved["step"]), int(saved["epoch"])
+    keys, own = state.pop("keys"), model._ops["key"]
+    if keys.shape != own.shape or keys.dtype.kind != "u":
+        raise ValueError(f"keys: expected {own.shape} unsigned integers, got {keys.dtype} of {keys.shape}")
+    own[:] = keys
+    model._step, model.epochs = (positive_int(name, saved[name], low=0) for name in ("step", "epoch"))
     model._rng.bit_generator.state = saved["orders"]
     kind, settings = saved["schedule"]
     schedule = _of_kind(schedules, schedules.Schedule, kind)(**settings)
@@ -121,6 +125,6 @@ def _resumed(
 def _of_kind(module: Any, base: type, name: str) -> Any:
     """The class of that name; nothing else in the module can be called by a file."""
     found = getattr(module, name)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(found, type) and issubclass(found, base)) or found is base:
         raise ValueError(f"{name!r} is no {base.__name__}")
     return found
