@@ -16,7 +16,7 @@ import numpy as np
 from fastbp import losses, profiling
 from fastbp.callbacks import Callback, begin, listed
 from fastbp.core import get_num_threads
-from fastbp.data import Array, Samples, choice, generator, positive_int, taken, weights
+from fastbp.data import Array, Samples, choice, generator, positive_int, room, taken, weights
 from fastbp.history import Bars, History, line
 from fastbp.losses import Loss, LossFunction
 from fastbp.metrics import Metric, Metrics, resolve
@@ -350,6 +350,7 @@ class Sequential(Model):
 
         decays (steps,) are weight decays in place of the optimizer's one.
         """
+        room("batch_size", min(batch_size, len(data[0])) * self._row_bytes)
         network, self._ready = self._network(), None
         progress: list[Any] = [0.0, 0, 0]
         update, lrs = optimizer.recipe(), optimizer.rates(steps)
