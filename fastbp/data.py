@@ -7,6 +7,8 @@ was expected and what came, and is raised before anything has changed.
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +29,7 @@ if TYPE_CHECKING:  # numpy.random and numpy.typing are a good part of the time t
 def choice(name: str, value: object, valid: Iterable[str | int | None]) -> Any:
     """``value`` if it is one of ``valid``, else a ValueError that offers the nearest names."""
     options = list(valid)
-    if value in options:
+    if isinstance(value, (str, int, float, type(None))) and value in options:  # an array would be compared by entries
         return value
     import difflib  # an error has the time
 
@@ -36,27 +38,50 @@ def choice(name: str, value: object, valid: Iterable[str | int | None]) -> Any:
     raise ValueError(f"{name}: unknown value {value!r}; {hint}")
 
 
-def positive_int(name: str, value: object, low: int = 1) -> int:
-    """``value`` as an int of at least 1, or 0 if ``low`` is."""
+LARGEST = 2**62  # of all sizes and counts: the core's 64 bits have room for one and a few more
+
+
+def positive_int(name: str, value: object, low: int = 1, high: int = LARGEST) -> int:
+    """``value`` as an int of at least 1, or 0 if ``low`` is, and at most ``high``."""
     kind = "positive" if low else "non-negative"
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected a {kind} integer, got {value!r}")
     if value < low:
         raise ValueError(f"{name}: expected a {kind} integer, got {value}")
+    if value > high:
+        raise ValueError(f"{name}: expected an integer of at most {high}, got {value}")
     return int(value)
 
 
+#: Bytes that this machine has, as far as it says so.
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+
+
+def room(name: str, size: int) -> None:
+    """Raise if so many bytes are more than there can be: Linux may promise them, and end the process that uses them."""
+    if size > MEMORY:
+        raise ValueError(f"{name}: expected what fits into the {MEMORY:,} bytes of this machine, got {size:,} bytes")
+
+
 def real_number(name: str, value: object, low: float, high: float = float("inf"), open_low: bool = False) -> float:
-    """``value`` as a float in [low, high), or (low, high) if ``open_low``; an infinite bound is excluded."""
+    """``value`` as a finite float in [low, high), or (low, high) if ``open_low``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (low <= value < high and value <= sys.float_info.max) or (open_low and value == low):
+    try:
+        number = float(value)  # first: what is above a bound in another type may be rounded to it
+    except OverflowError:
+        number = math.inf
+    if not (low <= number < high and math.isfinite(number)) or (open_low and number == low):
         raise ValueError(f"{name}: expected a number in {'(' if open_low else '['}{low}, {high}), got {value}")
-    return float(value)
+    return number
 
 
 def as_array(name: str, value: Any) -> Array:
     """``value`` as an array, over the same memory where its layout allows."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray) and not value.dtype.names and np.ma.is_masked(value):
+        raise ValueError(f"{name}: expected numbers, got a masked array with masked entries")
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
@@ -78,17 +103,15 @@ def cast(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
     if type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous and value.flags.aligned:
         return value  # at once: a step of a small network takes less time than the questions below
     array = as_array(name, value)
-    if np.ma.is_masked(value):
-        raise ValueError(f"{name}: expected numbers, got a masked array with masked entries")
-    if array.dtype.kind not in "buif":
-        if array.dtype.kind != "O":
-            raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}")
-        try:
-            array = array.astype(dtype)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name}: expected numbers, got an array of objects: {error}") from error
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and finite() says so
-        return np.require(array, dtype=dtype, requirements=["C", "A"])
+    if array.dtype.kind not in "buifO":
+        raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}")
+    try:
+        with np.errstate(all="ignore"):  # what does not fit becomes infinite, and finite() says so
+            return np.require(array, dtype=dtype, requirements=["C", "A"])
+    except OverflowError as error:  # of an object
+        raise ValueError(f"{name}: expected finite numbers, got an array of objects: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected numbers, got an array of objects: {error}") from error
 
 
 def finite(name: str, array: Array) -> Array:

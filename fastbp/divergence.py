@@ -46,12 +46,17 @@ class DivergenceError(ArithmeticError):
         )
 
 
+def _written(name: str, prefix: str = "") -> str:
+    """How a user writes the tensor of that name: ``layers[0].dweight``, or ``layers[0].weights[1]`` of a table."""
+    layer, tensor, *table = name.split(".")
+    return f"layers[{layer}].{prefix}{tensor}" + "".join(f"[{number}]" for number in table)
+
+
 def in_gradient(parameters: Parameters) -> str:
     """The first gradient, in the order of backpropagation, that is not finite."""
     for name in reversed(parameters.shapes):
         if not np.isfinite(parameters.grad(name)).all():
-            layer, tensor = name.split(".")
-            return f"layers[{layer}].d{tensor}"
+            return _written(name, "d")
     return "the norm of the gradient"  # whose square is beyond float64
 
 
@@ -59,8 +64,7 @@ def in_parameters(parameters: Parameters) -> str | None:
     """The first parameter that is not finite."""
     for name in parameters.shapes:
         if not np.isfinite(parameters.value(name)).all():
-            layer, tensor = name.split(".")
-            return f"layers[{layer}].{tensor}"
+            return _written(name)
     return None
 
 

@@ -361,8 +361,8 @@ class Lookup(Layer):
 
     def categories(self) -> Categories:
         """What the last columns of the input may hold."""
-        counts = [count for count, _, columns in self.tables().values() for _ in range(columns)]
-        return Categories(np.array(counts, np.int64), self.unknown == "reserve")
+        counts, _, columns = np.array(list(self.tables().values()), np.int64).T
+        return Categories(np.repeat(counts, columns), self.unknown == "reserve")
 
 
 def _categories(name: str, value: object) -> int:
@@ -515,7 +515,7 @@ class TabularInput(Lookup):
 
 def _each(name: str, values: Sequence[int], check: Callable[[str, object], int]) -> tuple[int, ...]:
     """A sequence of numbers, checked one by one."""
-    if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)):
+    if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)) or np.ndim(values) != 1:
         raise TypeError(f"{name}: expected a sequence of integers, got {values!r}")
     return tuple(check(f"{name}[{j}]", value) for j, value in enumerate(values))
 

@@ -50,7 +50,7 @@ class Loss:
         self, pred: ArrayLike, target: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> tuple[float, Array]:
         array = as_array("pred", pred)
-        dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.dtype(np.float32)
+        dtype = np.dtype(array.dtype.type if array.dtype.type in (np.float32, np.float64) else np.float32)
         if array.ndim != 2:
             raise ValueError(f"pred: expected shape (samples, outputs), got {array.shape}")
         array = features("pred", array, array.shape[1], dtype)

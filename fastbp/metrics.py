@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastbp.data import Array, as_array, choice
+from fastbp.data import Array, as_array, choice, positive_int
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -32,10 +32,21 @@ def _sklearn() -> Any:
 
 def _arrays(pred: ArrayLike, target: ArrayLike) -> tuple[Array, Array]:
     """Predictions (N, O) and targets, of which one column is (N,)."""
-    pred, target = as_array("pred", pred), as_array("target", target)
-    if pred.ndim != 2 or len(pred) != len(target):
+    pred, target = _numbers("pred", pred), _numbers("target", target)
+    if target.ndim not in (1, 2) or target.size == 0:
+        raise ValueError(f"target: expected shape (N,) or (N, O) with at least one entry, got {target.shape}")
+    if pred.ndim != 2 or len(pred) != len(target) or pred.size == 0:
         raise ValueError(f"pred: expected shape (N, O) with N of {len(target)} targets, got {pred.shape}")
     return pred, target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
+
+
+def _numbers(name: str, value: ArrayLike) -> Array:
+    array = as_array(name, value)
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+    return array
 
 
 def _decided(pred: ArrayLike, target: ArrayLike) -> tuple[Array, Array, str]:
@@ -57,6 +68,7 @@ def accuracy(pred: ArrayLike, target: ArrayLike) -> float:
 def top_k_accuracy(pred: ArrayLike, target: ArrayLike, k: int = 5) -> float:
     """The share of samples whose class is among the k greatest logits."""
     pred, target = _arrays(pred, target)
+    k = positive_int("k", k)
     return float(_sklearn().top_k_accuracy_score(target, pred, k=k, labels=np.arange(pred.shape[1])))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastbp import files
 from fastbp.core import backend, backend_name, get_num_threads, plan
-from fastbp.data import Array, Categories, cast, features, generator, shaped
+from fastbp.data import Array, Categories, cast, features, generator, room, shaped
 from fastbp.layers import LAYERS, BatchNorm, Dense, Layer, Lookup
 from fastbp.parameters import Parameters
 
@@ -30,7 +30,8 @@ class Model:
     """The layers' forward and backward pass; see ``Sequential``."""
 
     def __init__(self, layers: Sequence[Layer], dtype: str | np.dtype[Any] | type = "float32", seed: int | None = None):
-        if dtype not in ("float32", "float64", np.float32, np.float64):
+        valid = ("float32", "float64", np.float32, np.float64)
+        if not isinstance(dtype, (str, type, np.dtype)) or dtype not in valid:  # an array would compare its entries
             raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
         self.dtype = np.dtype(dtype)
         self._rng = generator(seed)
@@ -43,6 +44,8 @@ class Model:
             if layer._parameters is not None or layer in self.layers[:i]:
                 raise ValueError(f"layers[{i}]: {layer!r} is in a model already")
         self.inputs, self.outputs = widths[0], widths[-1]
+        self._row_bytes = sum(widths) * self.dtype.itemsize  # that a sample takes in a forward pass, at least
+        _affordable(self.layers, self._row_bytes, self.dtype.itemsize)
         self._parameters = Parameters(_shapes(self.layers), self.dtype)
         self._stats = plan.aligned(sum(4 * la.n for la in self.layers if isinstance(la, BatchNorm)), self.dtype)
         self._tables = np.zeros(0, plan.TABLE)
@@ -112,11 +115,13 @@ class Model:
 
     def _forward(self, x: Array, training: bool) -> Array:
         """The forward pass for an array that was checked."""
+        room("x", x.shape[0] * self._row_bytes)
         network = self._network()
         self._ready = None
         y = np.empty((x.shape[0], self.outputs), self.dtype)
-        self._step += training
-        network.forward(y, x, self._step, training, get_num_threads())
+        step = self._step + training
+        network.forward(y, x, step, training, get_num_threads())
+        self._step = step
         self._ready = (network, y.shape, x) if training else None
         return y
 
@@ -250,7 +255,7 @@ class Model:
         try:
             tensors = {name: array for name, array in arrays.items() if not name.startswith("checkpoint.")}
             return cls._build(header["layers"], header["dtype"], tensors)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise files.unreadable(path, error) from error
 
     @classmethod
@@ -324,6 +329,14 @@ def _rebuild(
 def _shapes(layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
     """The shapes of all parameters by name."""
     return {f"{i}.{name}": shape for i, layer in enumerate(layers) for name, shape in layer.shapes().items()}
+
+
+def _affordable(layers: tuple[Layer, ...], row_bytes: int, itemsize: int) -> None:
+    """Raise if there is no memory for a sample, or for the parameters and their gradients; names the layer."""
+    total = row_bytes
+    for i, layer in enumerate(layers):
+        total += 2 * sum(map(math.prod, layer.shapes().values())) * itemsize
+        room(f"layers[{i}]", total)
 
 
 def _widths(layers: tuple[Layer, ...]) -> list[int]:

@@ -1,25 +1,27 @@
 """The kernels on plain arrays, to profile one of them against its NumPy twin.
 
 Each function runs on the active backend (``fb.use_backend("numpy")`` gives the twin), takes C-contiguous float32 or
-float64 arrays, all of one dtype, and writes into the arrays it is given first. ``threads`` is what ``get_num_threads``
-says unless given.
+float64 arrays, all of one dtype, and writes into the arrays it is given first. These share no memory with each other
+and the inputs, except where a function says so. ``threads`` is what ``get_num_threads`` says unless given.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
 import numpy as np
 
 from fastbp.core import backend, get_num_threads, plan
+from fastbp.core.threads import MAX_THREADS
 from fastbp.data import Array, choice, labels, positive_int, real_number
 
 _local = threading.local()  # scratch space is kept from call to call, one per thread
 
 
 def _team(threads: int | None) -> int:
-    return get_num_threads() if threads is None else positive_int("threads", threads)
+    return get_num_threads() if threads is None else positive_int("threads", threads, high=MAX_THREADS)
 
 
 def _scratch(dtype: np.dtype[Any], m: int, n: int, k: int) -> Array:
@@ -32,7 +34,7 @@ def _scratch(dtype: np.dtype[Any], m: int, n: int, k: int) -> Array:
 
 
 def _expect(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any], contiguous: bool = True) -> None:
-    if not isinstance(array, np.ndarray):
+    if type(array) not in (np.ndarray, np.memmap):  # of a matrix NumPy computes other products
         raise TypeError(f"{name}: expected an ndarray, got {type(array).__name__}")
     if array.dtype != dtype or array.dtype not in (np.float32, np.float64):
         raise TypeError(
@@ -42,8 +44,8 @@ def _expect(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
     if contiguous and not array.flags.c_contiguous:
         raise ValueError(f"{name}: expected a C-contiguous array, got strides {array.strides}")
-    if any(stride % array.itemsize for stride in array.strides):
-        raise ValueError(f"{name}: expected strides in whole elements, got {array.strides} bytes")
+    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
+        raise ValueError(f"{name}: expected an aligned array with strides in whole elements, got {array.strides} bytes")
 
 
 def _expect_like(first: Array, **others: Array | None) -> None:
@@ -53,16 +55,44 @@ def _expect_like(first: Array, **others: Array | None) -> None:
             _expect(name, array, first.shape, first.dtype)
 
 
-def _apart(name: str, output: Array | None, *inputs: Array | None) -> None:
-    """An output of a product must not lie in its inputs, which are still read when it is written."""
-    if output is not None and any(x is not None and np.may_share_memory(output, x) for x in inputs):
-        raise ValueError(f"{name}: expected memory of its own, but it overlaps an input")
+def _outputs(*inputs: Array | None, in_place: Array | None = None, **outputs: Array | None) -> None:
+    """Outputs can be written and lie apart from the inputs, which may still be read then, and from each other.
+
+    They may be ``in_place``, all of it.
+    """
+    taken = [x for x in inputs if x is not None]
+    for name, array in outputs.items():
+        if array is None:
+            continue
+        if not array.flags.writeable:
+            raise ValueError(f"{name}: expected an array that can be written, got a read-only one")
+        others = taken if in_place is None or _address(array) == _address(in_place) else [*taken, in_place]
+        if any(np.may_share_memory(array, x) for x in others):
+            raise ValueError(f"{name}: expected memory of its own, but it overlaps another array")
+        taken.append(array)
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _two_dimensional(name: str, array: Array) -> tuple[int, int]:
-    if not isinstance(array, np.ndarray) or array.ndim != 2:
-        raise ValueError(f"{name}: expected a 2-D array, got {getattr(array, 'shape', type(array).__name__)}")
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name}: expected an ndarray, got {type(array).__name__}")
+    if array.ndim != 2:
+        raise ValueError(f"{name}: expected a 2-D array, got shape {array.shape}")
     return array.shape[0], array.shape[1]
+
+
+def _numbers(**numbers: float) -> None:
+    for name, number in numbers.items():
+        real_number(name, number, -math.inf)
+
+
+def _shares(**shares: float) -> None:
+    for name, share in shares.items():
+        real_number(name, share, 0, 1)
 
 
 def matmul(c: Array, a: Array, b: Array, threads: int | None = None) -> None:
@@ -71,7 +101,7 @@ def matmul(c: Array, a: Array, b: Array, threads: int | None = None) -> None:
     _expect("a", a, (m, k), a.dtype, contiguous=False)
     _expect("b", b, (k, n), a.dtype, contiguous=False)
     _expect("c", c, (m, n), a.dtype)
-    _apart("c", c, a, b)
+    _outputs(a, b, c=c)
     backend().matmul(c, a, b, _scratch(a.dtype, m, n, k), _team(threads))
 
 
@@ -90,9 +120,9 @@ def dense_forward(
     _expect("weight", weight, (inputs, outputs), x.dtype)
     _expect("y", y, (batch, outputs), x.dtype)
     _expect_like(y, z=z)
-    _apart("y", y, x, weight)
     if bias is not None:
         _expect("bias", bias, (outputs,), x.dtype)
+    _outputs(x, weight, bias, y=y, z=z)
     kind = plan.ACTIVATIONS[choice("activation", activation, plan.ACTIVATIONS)]
     backend().dense_forward(y, z, x, weight, bias, kind, _scratch(x.dtype, batch, outputs, inputs), _team(threads))
 
@@ -119,10 +149,9 @@ def dense_backward(
     _expect("dz", dz, (batch, outputs), x.dtype)
     _expect_like(weight, dweight=dweight)
     _expect_like(x, dx=dx, x_z=x_z)
-    _apart("dx", dx, dz, weight, x, x_z)
-    _apart("dweight", dweight, dz, x)
     if dbias is not None:
         _expect("dbias", dbias, (outputs,), x.dtype)
+    _outputs(dz, x, x_z, weight, dweight=dweight, dbias=dbias, dx=dx)
     kind = plan.ACTIVATIONS[choice("prior", prior, plan.ACTIVATIONS)]
     if kind in plan.NEEDS_INPUT and x_z is None:
         raise ValueError(f"x_z: expected the argument of {prior}, got None")
@@ -135,6 +164,7 @@ def activation_forward(y: Array, z: Array, name: str, threads: int | None = None
     _two_dimensional("z", z)
     _expect("z", z, z.shape, z.dtype)
     _expect_like(z, y=y)
+    _outputs(in_place=z, y=y)
     kind = plan.ACTIVATIONS[choice("name", name, plan.ACTIVATIONS)]
     backend().activation_forward(y, z, kind, _team(threads))
 
@@ -144,6 +174,7 @@ def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, name: s
     _two_dimensional("dz", dz)
     _expect("dz", dz, dz.shape, dz.dtype)
     _expect_like(dz, dy=dy, y=y, z=z)
+    _outputs(y, z, in_place=dy, dz=dz)
     kind = plan.ACTIVATIONS[choice("name", name, plan.ACTIVATIONS)]
     if kind in plan.NEEDS_INPUT and z is None:
         raise ValueError(f"z: expected the argument of {name}, got None")
@@ -155,6 +186,8 @@ def dropout(y: Array, x: Array, p: float, key: int, step: int, threads: int | No
     _two_dimensional("x", x)
     _expect("x", x, x.shape, x.dtype)
     _expect_like(x, y=y)
+    _outputs(x, y=y)
+    key, step = (positive_int(name, n, 0, 2**64 - 1) for name, n in (("key", key), ("step", step)))
     backend().dropout(y, x, real_number("p", p, 0, 1), key, step, _team(threads))
 
 
@@ -176,6 +209,8 @@ def batchnorm_forward(
     _norm(x, weight=weight, bias=bias)
     _expect_like(x, y=y)
     _expect("stats", stats, (4, x.shape[1]), x.dtype)
+    _outputs(x, weight, bias, y=y, stats=stats)
+    _numbers(momentum=momentum, eps=eps)
     backend().batchnorm_forward(y, stats, x, weight, bias, momentum, eps, training, _team(threads))
 
 
@@ -193,6 +228,7 @@ def batchnorm_backward(
     _norm(x, weight=weight, dweight=dweight, dbias=dbias)
     _expect_like(x, dx=dx, dy=dy)
     _expect("stats", stats, (4, x.shape[1]), x.dtype)
+    _outputs(dy, x, stats, weight, dweight=dweight, dbias=dbias, dx=dx)
     backend().batchnorm_backward(dweight, dbias, dx, dy, x, stats, weight, _team(threads))
 
 
@@ -203,6 +239,8 @@ def layernorm_forward(
     _norm(x, weight=weight, bias=bias)
     _expect_like(x, y=y)
     _expect("rows", rows, (x.shape[0], 2), x.dtype)
+    _outputs(x, weight, bias, y=y, rows=rows)
+    _numbers(eps=eps)
     backend().layernorm_forward(y, rows, x, weight, bias, eps, _team(threads))
 
 
@@ -220,6 +258,7 @@ def layernorm_backward(
     _norm(x, weight=weight, dweight=dweight, dbias=dbias)
     _expect_like(x, dx=dx, dy=dy)
     _expect("rows", rows, (x.shape[0], 2), x.dtype)
+    _outputs(dy, x, rows, weight, dweight=dweight, dbias=dbias, dx=dx)
     backend().layernorm_backward(dweight, dbias, dx, dy, x, rows, weight, _team(threads))
 
 
@@ -252,6 +291,7 @@ def cross_entropy(
     target = labels("target", target, batch, classes)
     if sample_weight is not None:
         _expect("sample_weight", sample_weight, (batch,), logits.dtype)
+    _outputs(logits, target, class_weight, sample_weight, dlogits=dlogits)
     real_number("label_smoothing", label_smoothing, 0, 1)
     loss: float = backend().cross_entropy(
         dlogits, logits, target, class_weight, sample_weight, label_smoothing, _team(threads)
@@ -273,6 +313,7 @@ def elementwise_loss(
     ``parameter`` is Huber's delta or the quantile, and needed for these two alone. With weights of the samples (B,) it
     is the weighted mean.
     """
+    choice("name", name, plan.ELEMENTWISE_LOSSES)
     if (parameter is None) is (name in ("huber", "quantile")):
         raise ValueError(
             f"parameter: expected {'a number' if parameter is None else 'none'} for {name!r}, got {parameter}"
@@ -282,8 +323,10 @@ def elementwise_loss(
     _expect_like(pred, dpred=dpred, target=target)
     if sample_weight is not None:
         _expect("sample_weight", sample_weight, (batch,), pred.dtype)
-    kind = plan.ELEMENTWISE_LOSSES[choice("name", name, plan.ELEMENTWISE_LOSSES)]
-    loss: float = backend().elementwise_loss(dpred, pred, target, sample_weight, kind, parameter or 0.0, _team(threads))
+    _outputs(pred, target, sample_weight, dpred=dpred)
+    kind = plan.ELEMENTWISE_LOSSES[name]
+    parameter = 0.0 if parameter is None else real_number("parameter", parameter, 0, open_low=True)
+    loss: float = backend().elementwise_loss(dpred, pred, target, sample_weight, kind, parameter, _team(threads))
     return loss
 
 
@@ -299,7 +342,9 @@ def sgd_update(
     threads: int | None = None,
 ) -> None:
     """One step of gradient descent over flat vectors (n,), in place; see ``fb.SGD``."""
-    _flat(param, velocity=velocity, grad=grad)
+    _flat(param, grad, velocity=velocity)
+    _shares(momentum=momentum)
+    _numbers(lr=lr, weight_decay=weight_decay, grad_scale=grad_scale)
     settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
     backend().update(param, grad, ("sgd", (velocity,), settings), lr, grad_scale, _team(threads))
 
@@ -320,7 +365,9 @@ def adam_update(
     threads: int | None = None,
 ) -> None:
     """Step number ``step``, from 1, of Adam, or AdamW if ``decoupled``, over flat vectors (n,); see ``fb.Adam``."""
-    _flat(param, m=m, v=v, grad=grad)
+    _flat(param, grad, m=m, v=v)
+    _shares(beta1=beta1, beta2=beta2)
+    _numbers(lr=lr, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale)
     positive_int("step", step)
     settings = {
         "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled, "step": step
@@ -342,7 +389,9 @@ def rmsprop_update(
     threads: int | None = None,
 ) -> None:
     """One step of RMSprop over flat vectors (n,); see ``fb.RMSprop``."""
-    _flat(param, square=square, velocity=velocity, grad=grad)
+    _flat(param, grad, square=square, velocity=velocity)
+    _shares(alpha=alpha, momentum=momentum)
+    _numbers(lr=lr, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale)
     settings = {"alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
     backend().update(param, grad, ("rmsprop", (square, velocity), settings), lr, grad_scale, _team(threads))
 
@@ -358,13 +407,17 @@ def adagrad_update(
     threads: int | None = None,
 ) -> None:
     """One step of Adagrad over flat vectors (n,); see ``fb.Adagrad``."""
-    _flat(param, total=total, grad=grad)
+    _flat(param, grad, total=total)
+    _numbers(lr=lr, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale)
     settings = {"eps": eps, "weight_decay": weight_decay}
     backend().update(param, grad, ("adagrad", (total,), settings), lr, grad_scale, _team(threads))
 
 
-def _flat(param: Array, **others: Array | None) -> None:
-    if not isinstance(param, np.ndarray) or param.ndim != 1:
-        raise ValueError(f"param: expected a 1-D array, got {getattr(param, 'shape', type(param).__name__)}")
+def _flat(param: Array, grad: Array, **state: Array | None) -> None:
+    if not isinstance(param, np.ndarray):
+        raise TypeError(f"param: expected an ndarray, got {type(param).__name__}")
+    if param.ndim != 1:
+        raise ValueError(f"param: expected a 1-D array, got shape {param.shape}")
     _expect("param", param, param.shape, param.dtype)
-    _expect_like(param, **others)
+    _expect_like(param, grad=grad, **state)
+    _outputs(grad, param=param, **state)

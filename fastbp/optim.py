@@ -13,7 +13,7 @@ import numpy as np
 from fastbp import schedules
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import aligned
-from fastbp.data import Array, real_number, shaped
+from fastbp.data import LARGEST, Array, real_number, shaped
 from fastbp.divergence import DivergenceError, in_gradient
 from fastbp.parameters import Parameters
 
@@ -129,7 +129,7 @@ class Optimizer:
         values = self.params.values
         given = {name: value for name, value in state.items() if name != "steps"}
         steps = state.get("steps")
-        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
+        if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 0 <= steps <= LARGEST:
             raise ValueError(f"state: expected a number of steps under 'steps', got {steps!r}")
         unknown = given.keys() - set(self.slots)
         if unknown or (given and given.keys() < self._used()):
@@ -153,8 +153,10 @@ class Optimizer:
 
     def _eps(self, eps: float) -> float:
         """``eps`` if it is above zero in the parameters' dtype: it is what keeps 0 / 0 away."""
-        if self.params.values.dtype.type(real_number("eps", eps, 0, open_low=True)) == 0:
-            raise ValueError(f"eps: expected a number above 0 in {self.params.values.dtype}, got {eps}")
+        with np.errstate(over="ignore"):
+            number = self.params.values.dtype.type(real_number("eps", eps, 0, open_low=True))
+        if not 0 < number < math.inf:
+            raise ValueError(f"eps: expected a finite number above 0 in {self.params.values.dtype}, got {eps}")
         return float(eps)
 
 

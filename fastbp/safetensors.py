@@ -69,7 +69,8 @@ def save(model: Model, path: files.Path) -> None:
 def load(model: Model, path: files.Path) -> None:
     """Read weights and running statistics, of this module's or PyTorch's writing, into a model of the same layers.
 
-    They are cast to the model's dtype.
+    They are cast to the model's dtype. Such files have no checksum: a weight that the disk has changed to another
+    finite number cannot be told from the one that was saved.
 
     Parameters
     ----------
@@ -105,8 +106,10 @@ def load(model: Model, path: files.Path) -> None:
                 f"{array.shape}"
             )
         try:
-            with np.errstate(over="ignore"):
+            with np.errstate(all="ignore"):
                 given[name] = finite(name, np.ascontiguousarray(array, model.dtype))
+            if name.endswith("running_var") and given[name].min() < 0:
+                raise ValueError(f"{name}: expected no negative variance, got {given[name].min()}")
         except ValueError as error:
             raise files.FileFormatError(f"path: in {where!r} {error}") from error
     for name, array in given.items():

@@ -33,7 +33,7 @@ class Step(Schedule):
         self.gamma = real_number("gamma", gamma, 0)
 
     def __call__(self, t: int) -> float:
-        return self.lr * self.gamma ** (t // self.step_size)
+        return self.lr * _power(self.gamma, t // self.step_size)
 
 
 class Exponential(Schedule):
@@ -44,7 +44,7 @@ class Exponential(Schedule):
         self.gamma = real_number("gamma", gamma, 0)
 
     def __call__(self, t: int) -> float:
-        return self.lr * self.gamma**t
+        return self.lr * _power(self.gamma, t)
 
 
 class Cosine(Schedule):
@@ -96,7 +96,15 @@ class InverseScaling(Schedule):
         self.power = real_number("power", power, 0)
 
     def __call__(self, t: int) -> float:
-        return self.lr / math.pow(t + 1, self.power)
+        return self.lr / _power(t + 1, self.power)
+
+
+def _power(base: float, exponent: float) -> float:
+    """``base**exponent``, infinite where it is too large for a float, which no learning rate may be."""
+    try:
+        return math.pow(base, exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastbp import files, optim, schedules
 from fastbp.callbacks import Callback
+from fastbp.data import positive_int
 from fastbp.optim import Optimizer
 
 if TYPE_CHECKING:  # for the type alone: training lies above
@@ -81,13 +82,16 @@ def load(path: files.Path, kind: type[Sequential]) -> Run:
 def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any], kind: type[Sequential]) -> Run:
     saved = header["checkpoint"]
     model = kind._build(header["layers"], header["dtype"], arrays)
-    model._ops["key"][:] = state.pop("keys")
-    model._step, model.epochs = int(saved["step"]), int(saved["epoch"])
+    keys, expected = state.pop("keys"), model._ops["key"]
+    if keys.shape != expected.shape or keys.dtype.kind != "u":
+        raise ValueError(f"keys: expected {expected.shape} unsigned integers, got {keys.dtype} of {keys.shape}")
+    expected[:] = keys
+    model._step, model.epochs = (positive_int(name, saved[name], low=0) for name in ("step", "epoch"))
     model._rng.bit_generator.state = saved["orders"]
     callbacks = []
     for i, (name, values) in enumerate(saved["callbacks"]):
         own = [key for key in state if key.startswith(f"{i}.")]
-        callbacks.append((str(name), dict(values) | {key.removeprefix(f"{i}."): state.pop(key) for key in own}))
+        callbacks.append((str(name), dict(values) | {key.removeprefix(f"{i}."): state.pop(key).copy() for key in own}))
     name, settings = saved["schedule"]
     schedule = _of_kind(schedules, schedules.Schedule, name)(**settings)
     name, settings = saved["optimizer"]
@@ -100,7 +104,7 @@ def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any], 
 def _of_kind(module: Any, base: type, name: str) -> Any:
     """The class of that name; nothing else in the module can be called by a file."""
     found = getattr(module, name)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(found, type) and issubclass(found, base)) or found is base:
         raise ValueError(f"{name!r} is no {base.__name__}")
     return found
 

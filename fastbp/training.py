@@ -18,7 +18,7 @@ import numpy as np
 from fastbp import files, losses, profiling, state
 from fastbp.callbacks import Best, Callback, begin, listed
 from fastbp.core import backend, get_num_threads
-from fastbp.data import Array, Samples, choice, generator, positive_int, taken, weights
+from fastbp.data import Array, Samples, choice, generator, positive_int, room, taken, weights
 from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
 from fastbp.history import Bars, History, line
 from fastbp.losses import Loss, LossFunction
@@ -389,6 +389,7 @@ class Sequential(Model):
 
         decays (steps,) are weight decays in place of the optimizer's one.
         """
+        room("batch_size", min(batch_size, len(data[0])) * self._row_bytes)
         network, self._ready = self._network(), None
         progress: list[Any] = [0.0, 0, 0]
         update, lrs = optimizer.recipe(), optimizer.rates(steps)

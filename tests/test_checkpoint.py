@@ -127,7 +127,7 @@ def test_foreign_headers(change, message, tmp_path):
 def test_nothing_in_a_file_is_executed(tmp_path):
     path = tmp_path / "run.npz"
     np.savez(path, header=np.array([print], object))
-    with pytest.raises(fb.FileFormatError, match="allow_pickle=False"):
+    with pytest.raises(fb.FileFormatError, match="no array of numbers"):
         fb.load(path)
     with zipfile.ZipFile(path, "w") as file:
         file.writestr(

@@ -73,6 +73,13 @@ def test_the_layer_is_where_it_begins(any_backend):
     assert caught.value.layer == "the loss"
 
 
+def test_a_table_is_named_too(any_backend):
+    model = fb.Sequential([fb.TabularInput(1, [3, 4], 2), fb.Dense(5, 1)], seed=0)
+    model.layers[0].weights[1][2] = np.inf
+    with pytest.raises(fb.DivergenceError, match=r"first in layers\[0\].weights\[1\]"):
+        model.fit([[0.5, 1, 2]], [1.0], "mse", fb.SGD(model.parameters(), lr=0.1), verbose=0)
+
+
 def test_a_rate_that_is_too_large(any_backend):
     """The last steps before are finite, so the step that shows it is one after; fit names its epoch."""
     model = fb.Sequential([fb.Dense(5, 2)], seed=0)

@@ -201,7 +201,7 @@ def test_optimizers(settings, message):
 
 def test_optimizers_in_float32():
     params = model_with_state()[0].parameters()
-    with pytest.raises(ValueError, match="eps: expected a number above 0 in float32, got 1e-50"):
+    with pytest.raises(ValueError, match="eps: expected a finite number above 0 in float32, got 1e-50"):
         fb.Adam(params, eps=1e-50)
     with pytest.raises(TypeError, match=r"betas: expected a pair of numbers, got 0\.9"):
         fb.Adam(params, betas=0.9)

@@ -362,7 +362,7 @@ def test_ops_say_what_is_wrong():
     with pytest.raises(ValueError, match="c: expected memory of its own"):
         ops.matmul(square, square, np.ones((3, 3), "f4"))
     packed = np.zeros((3, 4), np.dtype([("flag", "u1"), ("x", "f4")]))["x"]
-    with pytest.raises(ValueError, match="a: expected strides in whole elements"):
+    with pytest.raises(ValueError, match="a: expected an aligned array with strides in whole elements"):
         ops.matmul(np.empty((3, 2), "f4"), packed, np.zeros((4, 2), "f4"))
     with pytest.raises(ValueError, match="parameter: expected a number for 'huber'"):
         ops.elementwise_loss(y, y, y, "huber")
