@@ -106,11 +106,11 @@ class Sequential(Model):
         pred = self._forward(xb, True)
         try:
             loss, dpred = criterion.compute(pred, yb, weight)
-        except BaseException:  # of the user's
+            self._backward(dpred)
+            optimizer.step()
+        except BaseException:  # of the user's, or there is no memory
             self._stats[:], self._step = before
             raise
-        self._backward(dpred)
-        optimizer.step()
         return loss
 
     def train_on_batch(

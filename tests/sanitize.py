@@ -18,8 +18,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# Tests that a build of this kind cannot pass, each with its reason.
-APART: dict[str, list[str]] = {"address": [], "bounds": []}
+# Tests that a build of this kind cannot pass, because the sanitizer has memory of its own: it remembers what was freed,
+# and ends the process where none can be had.
+APART = {
+    "address": [
+        "tests/test_streams.py::test_a_file_five_times_the_memory",
+        "tests/test_memory.py::test_a_limited_address_space",
+        "tests/test_memory.py::test_ten_thousand_fits",
+    ],
+    "bounds": [],
+}
 
 
 def copy_source(tree):

@@ -384,6 +384,8 @@ def squared_norm(const real[::1] x, int threads):
 
 def order(int64_t[::1] rows, long first, long samples, key):
     cdef Shuffle shuffle
+    if rows.shape[0] == 0:
+        return
     begin_shuffle(&shuffle, samples, key)
     with nogil:
         shuffled(&shuffle, &rows[0], first, rows.shape[0])

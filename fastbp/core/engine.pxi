@@ -369,8 +369,9 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
                 e.right += e.correct[i]
             e.update.step += 1
             e.done += 1
-            poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)
         meet(me)
+        # not before: a thread that is late to look at the flag of this step would leave, and the others wait for it
+        poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)
         lap(&net, me, 0, IN_WAITING)
     unpack_weights(&net, me, _)
     reorder_states(e, &net, me, True, _)
