@@ -32,12 +32,29 @@ BACKENDS = {
 }
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
+# FASTBP_CHECKS=address or =bounds builds a core that stops where it leaves its memory, FASTBP_ONLY=avx2 that backend
+# alone. Builds of different kinds do not mix in one folder: tests/sanitize.py makes them in a copy.
+CHECKS = os.environ.get("FASTBP_CHECKS", "")
+CHECKING = {
+    "": [],
+    "address": [
+        "-O1",
+        "-g1",  # lines in reports; more takes the compiler twice as long
+        "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined,float-cast-overflow",
+        "-fno-sanitize-recover=all",
+    ],
+    "bounds": ["-O1"],
+}
+if CHECKS not in CHECKING:
+    raise SystemExit(f"FASTBP_CHECKS: expected address, bounds or nothing, got {CHECKS!r}")
+
 DIRECTIVES = {
     "language_level": 3,
-    "boundscheck": False,
+    "boundscheck": CHECKS == "bounds",
     "wraparound": False,
     "cdivision": True,
-    "initializedcheck": False,
+    "initializedcheck": CHECKS == "bounds",
     "embedsignature": True,
     "freethreading_compatible": True,  # a model's gate is atomic, and there is no scratch but in models and callers
 }
@@ -87,7 +104,7 @@ def cythonized(name, source, folder, flags=(), **options):
     """
     extension = Extension(f"fastbp.core.{name}", [f"fastbp/core/{source}"], **options)
     (extension,) = cythonize([extension], build_dir=f"build/cython/{folder}", compiler_directives=DIRECTIVES)
-    extension.extra_compile_args, extension.extra_link_args = list(flags), []
+    extension.extra_compile_args, extension.extra_link_args = [*flags, *CHECKING[CHECKS]], list(CHECKING[CHECKS])
     return extension
 
 
@@ -96,6 +113,8 @@ def extensions():
     parts = [str(path) for path in sorted(Path("fastbp/core").glob("*.[ph]*")) if path.suffix in (".pxi", ".h")]
     yield cythonized("_cpu", "_cpu.pyx", "cpu")
     for backend, flags in BACKENDS.get(MACHINE, {"generic": []}).items():
+        if os.environ.get("FASTBP_ONLY", backend) != backend:
+            continue
         yield cythonized(
             f"_{backend}",
             "kernels.pyx",

@@ -121,7 +121,7 @@ class Model:
         y = np.empty((x.shape[0], self.outputs), self.dtype)
         step = self._step + training
         network.forward(y, x, step, training, get_num_threads())
-        self._step = step
+        self._step = step  # a pass that found no memory is none: the next one has its masks
         self._ready = (network, y.shape, x) if training else None
         return y
 
@@ -133,8 +133,8 @@ class Model:
 
     def _backward(self, dy: Array, dx: Array | None = None) -> None:
         """The backward pass for a gradient that was checked."""
-        network, self._ready = self._pass()[0], None
-        network.backward(dx, dy, get_num_threads())
+        self._pass()[0].backward(dx, dy, get_num_threads())
+        self._ready = None  # not before: without memory for the gradients nothing has happened, and it may be repeated
 
     def forward(self, x: ArrayLike, training: bool = False) -> Array:
         """The outputs for a batch.

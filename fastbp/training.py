@@ -115,7 +115,7 @@ class Sequential(Model):
                 raise self._divergence(loss, xb, self._step, optimizer, optimizer.lr)
             self._backward(dpred)
             optimizer.step()
-        except BaseException:  # the user's, or divergence
+        except BaseException:  # the user's, or divergence, or there is no memory
             self._stats[:], self._step = before
             raise
         return loss

@@ -598,7 +598,7 @@ def test_an_interrupt_leaves_whole_steps(any_backend):
         signal.signal(signal.SIGALRM, before)
     steps = optimizer.steps
     assert 0 < steps == model._step
-    assert len(model.history) == model.epochs == steps // 10_000
+    assert (steps - 1) // 10_000 <= len(model.history) == model.epochs <= steps // 10_000  # of 10,000 steps
     if any_backend != "numpy":  # NumPy may be stopped between the lines of a step
         twin = fb.Sequential([fb.Dense(20, 64, activation="relu"), fb.Dropout(0.2), fb.Dense(64, 4)], seed=0)
         its_optimizer = fb.Adam(twin.parameters())

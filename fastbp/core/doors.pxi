@@ -48,6 +48,23 @@ cdef inline int team_for(double elements, int threads) noexcept nogil:
     return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), elements / ELEMENTS_PER_THREAD))
 
 
+# Where an array begins. An empty one has no first element, and a build that checks indices would say so.
+
+@cython.boundscheck(False)
+cdef inline real *vector(const real[::1] x) noexcept nogil:
+    return <real *> &x[0]
+
+
+@cython.boundscheck(False)
+cdef inline real *matrix(const real[:, ::1] x) noexcept nogil:
+    return <real *> &x[0, 0]
+
+
+@cython.boundscheck(False)
+cdef inline real *strided(const real[:, :] x) noexcept nogil:
+    return <real *> &x[0, 0]
+
+
 # --- products -------------------------------------------------------------------------------------------------------
 
 cdef void pack_rows(real *out, Layout layout, const real *src, long row, long column, long begin, long end,
@@ -104,12 +121,12 @@ def matmul(real[:, ::1] c, const real[:, :] a, const real[:, :] b, char[::1] scr
     cdef long size = sizeof(real)
     cdef char *free = &scratch[0]
     cdef Product p
-    p.c, p.a, p.b, p.m, p.n, p.k = &c[0, 0], &a[0, 0], &b[0, 0], c.shape[0], c.shape[1], a.shape[1]
+    p.c, p.a, p.b, p.m, p.n, p.k = matrix(c), strided(a), strided(b), c.shape[0], c.shape[1], a.shape[1]
     p.a_row, p.a_column = a.strides[0] // size, a.strides[1] // size
     p.b_row, p.b_column = b.strides[0] // size, b.strides[1] // size
-    p.c_panels = slice_of(&free, p.m, p.n, &c[0, 0])
-    p.a_panels = slice_of(&free, p.m, p.k, &c[0, 0])
-    p.b_panels = slice_of(&free, p.k, p.n, &c[0, 0])
+    p.c_panels = slice_of(&free, p.m, p.n, matrix(c))
+    p.a_panels = slice_of(&free, p.m, p.k, matrix(c))
+    p.b_panels = slice_of(&free, p.k, p.n, matrix(c))
     with nogil:
         run_team(<Task> product_share[real], &p, <int> max(1.0, min(
             <double> threads, 2.0 * p.m * p.n * p.k / OPERATIONS_PER_THREAD_AND_CALL)))
@@ -146,20 +163,20 @@ def dense_forward(real[:, ::1] y, real[:, ::1] z, const real[:, ::1] x, const re
     cdef long batch = x.shape[0], inputs = weight.shape[0], outputs = weight.shape[1]
     cdef char *free = &scratch[0]
     with nogil:
-        begin_layer(&p.net, &layer, DENSE, NULL, NULL, NULL, NULL, batch, outputs, &x[0, 0])
-        layer.op.inputs, layer.op.activation, p.net.layout = inputs, activation, in_panels(batch, &x[0, 0])
-        layer.weight = <void *> &weight[0, 0]
+        begin_layer(&p.net, &layer, DENSE, NULL, NULL, NULL, NULL, batch, outputs, matrix(x))
+        layer.op.inputs, layer.op.activation, p.net.layout = inputs, activation, in_panels(batch, matrix(x))
+        layer.weight = matrix(weight)
         if bias is not None:  # whole registers of it are read
-            layer.bias = slice_of(&free, 1, outputs, &x[0, 0])
-            memcpy(layer.bias, &bias[0], outputs * sizeof(real))
-        layer.y, p.net.x = slice_of(&free, batch, outputs, &x[0, 0]), slice_of(&free, batch, inputs, &x[0, 0])
-        layer.panels = slice_of(&free, inputs, outputs, &x[0, 0])
-        layer.z = slice_of(&free, batch, outputs, &x[0, 0]) if z is not None else NULL
-        p.x, p.y = &x[0, 0], &y[0, 0]
+            layer.bias = slice_of(&free, 1, outputs, matrix(x))
+            memcpy(layer.bias, vector(bias), outputs * sizeof(real))
+        layer.y, p.net.x = slice_of(&free, batch, outputs, matrix(x)), slice_of(&free, batch, inputs, matrix(x))
+        layer.panels = slice_of(&free, inputs, outputs, matrix(x))
+        layer.z = slice_of(&free, batch, outputs, matrix(x)) if z is not None else NULL
+        p.x, p.y = matrix(x), matrix(y)
         run_team(<Task> forward_share[real], &p, <int> max(1.0, min(
             <double> threads, 2.0 * batch * inputs * outputs / OPERATIONS_PER_THREAD_AND_CALL)))
         if z is not None:
-            copy_rows(&z[0, 0], in_rows(outputs, &x[0, 0]), <real *> layer.z, p.net.layout, 0, batch, outputs)
+            copy_rows(matrix(z), in_rows(outputs, matrix(x)), <real *> layer.z, p.net.layout, 0, batch, outputs)
 
 
 cdef void dense_backward_share(DenseBackward *d, Share *me, const real *_) noexcept nogil:
@@ -186,19 +203,19 @@ def dense_backward(real[:, ::1] dweight, real[::1] dbias, real[:, ::1] dx, const
     cdef long batch = x.shape[0], inputs = weight.shape[0], outputs = weight.shape[1]
     cdef char *free = &scratch[0]
     with nogil:
-        begin_layer(&d.net, &layers[1], DENSE, NULL, NULL, NULL, NULL, batch, outputs, &x[0, 0])
-        begin_layer(&d.net, &layers[0], ACTIVATION, NULL, NULL, NULL, NULL, batch, inputs, &x[0, 0])
-        d.net.count, d.net.layout = 2, in_panels(batch, &x[0, 0])
+        begin_layer(&d.net, &layers[1], DENSE, NULL, NULL, NULL, NULL, batch, outputs, matrix(x))
+        begin_layer(&d.net, &layers[0], ACTIVATION, NULL, NULL, NULL, NULL, batch, inputs, matrix(x))
+        d.net.count, d.net.layout = 2, in_panels(batch, matrix(x))
         layers[1].op.inputs, layers[1].op.prior = inputs, prior
-        layers[1].weight, layers[1].dweight = <void *> &weight[0, 0], &dweight[0, 0]
-        layers[1].dbias = &dbias[0] if dbias is not None else NULL
-        layers[1].dy, layers[1].transposed = (slice_of(&free, batch, outputs, &x[0, 0]),
-                                              slice_of(&free, outputs, inputs, &x[0, 0]))
-        layers[0].y, layers[0].dy = (slice_of(&free, batch, inputs, &x[0, 0]),
-                                     slice_of(&free, batch, inputs, &x[0, 0]))
-        d.net.x = slice_of(&free, batch, inputs, &x[0, 0])
-        d.x, d.dz = &x[0, 0], &dz[0, 0]
-        d.x_z, d.dx = &x_z[0, 0] if x_z is not None else NULL, &dx[0, 0] if dx is not None else NULL
+        layers[1].weight, layers[1].dweight = matrix(weight), matrix(dweight)
+        layers[1].dbias = vector(dbias) if dbias is not None else NULL
+        layers[1].dy, layers[1].transposed = (slice_of(&free, batch, outputs, matrix(x)),
+                                              slice_of(&free, outputs, inputs, matrix(x)))
+        layers[0].y, layers[0].dy = (slice_of(&free, batch, inputs, matrix(x)),
+                                     slice_of(&free, batch, inputs, matrix(x)))
+        d.net.x = slice_of(&free, batch, inputs, matrix(x))
+        d.x, d.dz = matrix(x), matrix(dz)
+        d.x_z, d.dx = matrix(x_z) if x_z is not None else NULL, matrix(dx) if dx is not None else NULL
         run_team(<Task> dense_backward_share[real], &d, <int> max(1.0, min(
             <double> threads, 4.0 * batch * inputs * outputs / OPERATIONS_PER_THREAD_AND_CALL)))
 
@@ -207,7 +224,7 @@ def activation_forward(real[:, ::1] y, const real[:, ::1] z, int kind, int threa
     cdef Net net
     cdef Layer layer
     with nogil:
-        begin_layer(&net, &layer, ACTIVATION, &y[0, 0], &z[0, 0], NULL, NULL, y.shape[0], y.shape[1], &z[0, 0])
+        begin_layer(&net, &layer, ACTIVATION, matrix(y), matrix(z), NULL, NULL, y.shape[0], y.shape[1], matrix(z))
         layer.op.activation = kind
         run_team(<Task> layer_forward_share[real], &net, team_for(<double> y.shape[0] * y.shape[1], threads))
 
@@ -217,10 +234,10 @@ def activation_backward(real[:, ::1] dz, const real[:, ::1] dy, const real[:, ::
     cdef Net net
     cdef Layer layer
     with nogil:
-        if &dz[0, 0] != &dy[0, 0]:
-            memcpy(&dz[0, 0], &dy[0, 0], dz.shape[0] * dz.shape[1] * sizeof(real))
-        begin_layer(&net, &layer, ACTIVATION, &y[0, 0], &z[0, 0] if z is not None else NULL, &dz[0, 0], NULL,
-                    dz.shape[0], dz.shape[1], &y[0, 0])
+        if matrix(dz) != matrix(dy):
+            memcpy(matrix(dz), matrix(dy), dz.shape[0] * dz.shape[1] * sizeof(real))
+        begin_layer(&net, &layer, ACTIVATION, matrix(y), matrix(z) if z is not None else NULL, matrix(dz), NULL,
+                    dz.shape[0], dz.shape[1], matrix(y))
         layer.op.activation = kind
         run_team(<Task> layer_backward_share[real], &net, team_for(<double> dz.shape[0] * dz.shape[1], threads))
 
@@ -229,7 +246,7 @@ def dropout(real[:, ::1] y, const real[:, ::1] x, double p, uint64_t key, uint64
     cdef Net net
     cdef Layer layer
     with nogil:
-        begin_layer(&net, &layer, DROPOUT, &y[0, 0], &x[0, 0], NULL, NULL, y.shape[0], y.shape[1], &x[0, 0])
+        begin_layer(&net, &layer, DROPOUT, matrix(y), matrix(x), NULL, NULL, y.shape[0], y.shape[1], matrix(x))
         layer.op.p, layer.op.key, net.step = p, key, step
         run_team(<Task> layer_forward_share[real], &net, team_for(<double> y.shape[0] * y.shape[1], threads))
 
@@ -239,8 +256,8 @@ def batchnorm_forward(real[:, ::1] y, real[:, ::1] stats, const real[:, ::1] x, 
     cdef Net net
     cdef Layer layer
     with nogil:
-        begin_layer(&net, &layer, BATCHNORM, &y[0, 0], &x[0, 0], NULL, NULL, y.shape[0], y.shape[1], &x[0, 0])
-        layer.weight, layer.bias, layer.stats = <void *> &weight[0], <void *> &bias[0], &stats[0, 0]
+        begin_layer(&net, &layer, BATCHNORM, matrix(y), matrix(x), NULL, NULL, y.shape[0], y.shape[1], matrix(x))
+        layer.weight, layer.bias, layer.stats = vector(weight), vector(bias), matrix(stats)
         layer.op.momentum, layer.op.eps, net.training = momentum, eps, training
         run_team(<Task> layer_forward_share[real], &net, team_for(<double> y.shape[0] * y.shape[1], threads))
 
@@ -250,10 +267,10 @@ def batchnorm_backward(real[::1] dweight, real[::1] dbias, real[:, ::1] dx, cons
     cdef Net net
     cdef Layer layer
     with nogil:
-        begin_layer(&net, &layer, BATCHNORM, NULL, &x[0, 0], &dy[0, 0], &dx[0, 0] if dx is not None else NULL,
-                    x.shape[0], x.shape[1], &x[0, 0])
-        layer.weight, layer.stats = <void *> &weight[0], <void *> &stats[0, 0]
-        layer.dweight, layer.dbias = &dweight[0], &dbias[0]
+        begin_layer(&net, &layer, BATCHNORM, NULL, matrix(x), matrix(dy), matrix(dx) if dx is not None else NULL,
+                    x.shape[0], x.shape[1], matrix(x))
+        layer.weight, layer.stats = vector(weight), matrix(stats)
+        layer.dweight, layer.dbias = vector(dweight), vector(dbias)
         run_team(<Task> layer_backward_share[real], &net, team_for(<double> x.shape[0] * x.shape[1], threads))
 
 
@@ -262,8 +279,8 @@ def layernorm_forward(real[:, ::1] y, real[:, ::1] rows, const real[:, ::1] x, c
     cdef Net net
     cdef Layer layer
     with nogil:
-        begin_layer(&net, &layer, LAYERNORM, &y[0, 0], &x[0, 0], NULL, NULL, y.shape[0], y.shape[1], &x[0, 0])
-        layer.weight, layer.bias, layer.moments = <void *> &weight[0], <void *> &bias[0], &rows[0, 0]
+        begin_layer(&net, &layer, LAYERNORM, matrix(y), matrix(x), NULL, NULL, y.shape[0], y.shape[1], matrix(x))
+        layer.weight, layer.bias, layer.moments = vector(weight), vector(bias), matrix(rows)
         layer.op.eps = eps
         run_team(<Task> layer_forward_share[real], &net, team_for(<double> y.shape[0] * y.shape[1], threads))
 
@@ -273,10 +290,10 @@ def layernorm_backward(real[::1] dweight, real[::1] dbias, real[:, ::1] dx, cons
     cdef Net net
     cdef Layer layer
     with nogil:
-        begin_layer(&net, &layer, LAYERNORM, NULL, &x[0, 0], &dy[0, 0], &dx[0, 0] if dx is not None else NULL,
-                    x.shape[0], x.shape[1], &x[0, 0])
-        layer.weight, layer.moments = <void *> &weight[0], <void *> &rows[0, 0]
-        layer.dweight, layer.dbias = &dweight[0], &dbias[0]
+        begin_layer(&net, &layer, LAYERNORM, NULL, matrix(x), matrix(dy), matrix(dx) if dx is not None else NULL,
+                    x.shape[0], x.shape[1], matrix(x))
+        layer.weight, layer.moments = vector(weight), matrix(rows)
+        layer.dweight, layer.dbias = vector(dweight), vector(dbias)
         run_team(<Task> layer_backward_share[real], &net, team_for(<double> x.shape[0] * x.shape[1], threads))
 
 
@@ -288,7 +305,7 @@ cdef void loss_call_share(LossCall *call, Share *me, const real *_) noexcept nog
 
 
 cdef double run_loss(LossCall *call, const real[::1] sample_weight, int threads) noexcept nogil:
-    call.sample_weight = &sample_weight[0] if sample_weight is not None else NULL
+    call.sample_weight = vector(sample_weight) if sample_weight is not None else NULL
     call.scale = loss_scale(&call.criterion, call.targets, <const real *> call.sample_weight, call.batch, call.outputs)
     run_team(<Task> loss_call_share[real], call, team_for(<double> call.batch * call.outputs, threads))
     return total(call.partial, ceil_div(call.batch, chunk_rows(call.batch)))
@@ -300,8 +317,8 @@ def cross_entropy(real[:, ::1] dlogits, const real[:, ::1] logits, const int64_t
     cdef double loss
     with nogil:
         call.criterion.kind, call.criterion.parameter = CROSS_ENTROPY, label_smoothing
-        call.criterion.weight = &class_weight[0] if class_weight is not None else NULL
-        call.dpred, call.pred, call.targets = &dlogits[0, 0], &logits[0, 0], &labels[0]
+        call.criterion.weight = vector(class_weight) if class_weight is not None else NULL
+        call.dpred, call.pred, call.targets = matrix(dlogits), matrix(logits), &labels[0]
         call.batch, call.outputs = logits.shape[0], logits.shape[1]
         loss = run_loss(&call, sample_weight, threads)
     return loss
@@ -313,7 +330,7 @@ def elementwise_loss(real[:, ::1] dpred, const real[:, ::1] pred, const real[:, 
     cdef double loss
     with nogil:
         call.criterion.kind, call.criterion.parameter, call.criterion.weight = kind, parameter, NULL
-        call.dpred, call.pred, call.targets = &dpred[0, 0], &pred[0, 0], &target[0, 0]
+        call.dpred, call.pred, call.targets = matrix(dpred), matrix(pred), matrix(target)
         call.batch, call.outputs = pred.shape[0], pred.shape[1]
         loss = run_loss(&call, sample_weight, threads)
     return loss
@@ -343,7 +360,7 @@ cdef void update_share(UpdateCall *call, Share *me, const real *_) noexcept nogi
 def update(real[::1] param, const real[::1] grad, recipe, double lr, double grad_scale, int threads):
     cdef UpdateCall call
     fill_update(&call.update, recipe)
-    call.param, call.grad, call.n, call.grad_scale = &param[0], &grad[0], param.shape[0], grad_scale
+    call.param, call.grad, call.n, call.grad_scale = vector(param), vector(grad), param.shape[0], grad_scale
     with nogil:
         begin_update(&call.update, lr)
         run_team(<Task> update_share[real], &call, team_for(call.n, threads))
@@ -356,7 +373,7 @@ cdef void norm_share(NormCall *call, Share *me, const real *_) noexcept nogil:
 def squared_norm(const real[::1] x, int threads):
     cdef NormCall call
     cdef double result
-    call.x, call.n = &x[0], x.shape[0]
+    call.x, call.n = vector(x), x.shape[0]
     with nogil:
         run_team(<Task> norm_share[real], &call, team_for(call.n, threads))
         result = total(call.partial, CHUNKS)
@@ -367,6 +384,8 @@ def squared_norm(const real[::1] x, int threads):
 
 def order(int64_t[::1] rows, long first, long samples, key):
     cdef Shuffle shuffle
+    if rows.shape[0] == 0:
+        return
     begin_shuffle(&shuffle, samples, key)
     with nogil:
         shuffled(&shuffle, &rows[0], first, rows.shape[0])
@@ -386,7 +405,7 @@ def all_finite(x):
 def unknown_category(const real[:, ::1] x, const int64_t[::1] categories):
     cdef long columns = categories.shape[0], at
     with nogil:
-        at = first_unknown(&x[0, 0] + x.shape[1] - columns, x.shape[1], &categories[0], x.shape[0], columns)
+        at = first_unknown(matrix(x) + x.shape[1] - columns, x.shape[1], &categories[0], x.shape[0], columns)
     return at
 
 

@@ -389,7 +389,8 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
             e.update.step += 1
             e.done += 1
         meet(me)
-        poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)  # now: all have looked at this step's flags
+        # not before: a thread that is late to look at the flags of this step would leave, and the others wait for it
+        poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)
         question_team(e, &net, me, &tolerance)
         lap(&net, me, 0, IN_WAITING)
     if me.number == 0:
