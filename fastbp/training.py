@@ -389,7 +389,8 @@ class Sequential(Model):
 
         decays (steps,) are weight decays in place of the optimizer's one.
         """
-        room("batch_size", min(batch_size, len(data[0])) * self._row_bytes)
+        if batch_size > 1024:  # a few samples more or less are not the question
+            room("batch_size", min(batch_size, len(data[0])) * self._row_bytes)
         network, self._ready = self._network(), None
         progress: list[Any] = [0.0, 0, 0]
         update, lrs = optimizer.recipe(), optimizer.rates(steps)

@@ -95,7 +95,7 @@ def test_every_door_flushes_denormals(compiled, threads):
 @pytest.mark.parametrize("make_optimizer", [lambda p: fb.SGD(p, lr=1e-6, momentum=0.9), fb.Adam])
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_denormal_data_trains_as_zeros_do(compiled, make_optimizer, threads):
-    """Adam divides a gradient by its size: what came of a denormal number would move every weight of the first layer."""
+    """Adam divides a gradient by its size: whatever came of a denormal number would move the first layer's weights."""
     fb.set_num_threads(threads)
     ended = []
     for value in (TINY, np.float32(0)):

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import numpy as np
 
-from fastbp.core.threads import MAX_THREADS, Threads
+from fastbp.core.threads import MAX_THREADS, default_threads
 
 try:
     import fastbp.core._cpu as _cpu
@@ -107,12 +107,15 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-_threads = Threads(getattr(_picked[1], "openmp_threads", None))
+_num_threads = default_threads()
+_openmp_threads = _picked[1].openmp_threads
+_openmp_threads_at_first = _openmp_threads()  # fewer later: somebody has told OpenMP, as threadpoolctl does
 
 
 def _after_fork() -> None:
     # GNU's OpenMP keeps the parent's idle team in mind, which a forked child does not have: it would wait forever
-    _threads.number = 1
+    global _num_threads
+    _num_threads = 1
 
 
 if hasattr(os, "register_at_fork"):
@@ -132,9 +135,10 @@ def set_num_threads(n: int) -> None:
     ValueError
         If n is anything else.
     """
+    global _num_threads
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= MAX_THREADS:
         raise ValueError(f"n: expected an integer from 1 to {MAX_THREADS}, got {n!r}")
-    _threads.number = int(n)
+    _num_threads = int(n)
 
 
 def get_num_threads() -> int:
@@ -143,7 +147,8 @@ def get_num_threads() -> int:
     At first as many as the process has CPUs, by affinity and by the quota of its control group (cgroup), or
     OMP_NUM_THREADS if that is less; 1 after a fork. ``threadpoolctl`` sees and limits them as OpenMP's.
     """
-    return _threads()
+    limit = _openmp_threads()
+    return _num_threads if limit >= _openmp_threads_at_first else min(_num_threads, limit)
 
 
 def show_config() -> None:

@@ -27,7 +27,7 @@ cdef struct Crowd:
 
 cdef void begin_watch(Crowd *crowd, Epoch *e, bint alone) noexcept:
     """Tell the team when to ask whether it is the right one."""
-    cdef double time = now()
+    cdef double time = e.net.polled
     e.disturbed, e.disband, e.deadline = 0, 0, crowd.until if alone else 0
     e.began, e.lost, e.tolerance = time - crowd.spent, crowd.lost, LEAST_LOSS
     if alone or time < crowd.until:
@@ -318,10 +318,10 @@ cdef class Network:
         cdef bint alone
         while True:
             alone, before = threads > 1 and self.crowd.alone, e.done
-            begin_watch(&self.crowd, e, alone)
             self.share_layers(1 if alone else threads)
             e.net = self.net
             e.net.step, e.net.stop, e.net.polled, e.net.unpolled = step + e.done, stop, now(), 0
+            begin_watch(&self.crowd, e, alone)
             with nogil:
                 run_team(<Task> train_share[float] if self.single else <Task> train_share[double], e,
                          1 if alone else threads)

@@ -41,6 +41,11 @@ def openmp() -> bool:
     return False
 
 
+def openmp_threads() -> int:
+    """How many threads OpenMP would start from here; it may have been told by others."""
+    return 1
+
+
 def target() -> str:
     """The instruction set that the kernels were compiled for, as the compiler understood its flags."""
     return "numpy"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,17 +37,3 @@ def default_threads(root: Path = Path("/")) -> int:
         cpus = min([cpus, *(max(1, int(quota)) for quota in _quotas(root))])
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return min(int(asked), cpus) if asked.isdigit() and int(asked) > 0 else cpus
-
-
-class Threads:
-    """The number that was set, below what OpenMP was told at run time, by threadpoolctl for example."""
-
-    def __init__(self, openmp_threads: Callable[[], int] | None) -> None:
-        self.number = default_threads()
-        self._openmp_threads = openmp_threads
-        self._at_first = openmp_threads() if openmp_threads else 0
-
-    def __call__(self) -> int:
-        """How many threads may work now."""
-        limit = self._openmp_threads() if self._openmp_threads else 0
-        return min(self.number, limit) if limit < self._at_first else self.number
