@@ -58,7 +58,7 @@ def environment_of(kind, tree):
 
 
 def run_tests(kind, arguments):
-    """Pytest shows reports of the sanitizers as they come (-s): they end the process, and with it what it caught."""
+    """Pytest leaves the sanitizers' standard error alone: a report ends the process, and with it what pytest holds."""
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         copy_source(tree)
