@@ -74,7 +74,7 @@ class BuildExt(build_ext):
         if not openmp:
             print("fastbp: this compiler has no OpenMP; the kernels will be serial")
         for extension in self.extensions:
-            if extension.name.endswith("_cpu"):
+            if extension.name.endswith(("_cpu", "_gate")):
                 continue
             extension.extra_compile_args += openmp
             extension.extra_link_args += openmp
@@ -109,9 +109,10 @@ def cythonized(name, source, folder, flags=(), **options):
 
 
 def extensions():
-    """_cpu without any instruction-set flag, then kernels.pyx under the name of each backend."""
+    """_cpu and _gate without any instruction-set flag, then kernels.pyx under the name of each backend."""
     parts = [str(path) for path in sorted(Path("fastbp/core").glob("*.[ph]*")) if path.suffix in (".pxi", ".h")]
     yield cythonized("_cpu", "_cpu.pyx", "cpu")
+    yield cythonized("_gate", "_gate.pyx", "gate")
     for backend, flags in BACKENDS.get(MACHINE, {"generic": []}).items():
         if os.environ.get("FASTBP_ONLY", backend) != backend:
             continue

@@ -42,7 +42,7 @@ class Callback:
         """After epoch number ``epoch``, counted from 0, with its figures, such as ``logs["val_loss"]``."""
 
     def on_train_end(self) -> None:
-        """After the last epoch."""
+        """After the last epoch, in reverse order of the callbacks; not after an error."""
 
     def state(self) -> dict[str, Any]:
         """What a ``Checkpoint`` keeps of this callback: numbers, strings, None and arrays, by name."""
@@ -123,20 +123,26 @@ class Monitor(Callback):
         return False
 
 
-class Best:
-    """The weights of a model, running statistics included, where a figure was least."""
+class Best(Callback):
+    """Keeps the weights, running statistics included, of the epoch with the least validation loss, or loss."""
 
-    def __init__(self, model: Sequential) -> None:
-        self._model, self._least, self._weights = model, float("inf"), model.snapshot()
+    def on_train_begin(self) -> None:
+        self._least, self._weights = float("inf"), self.model.snapshot()
 
-    def see(self, figure: float) -> None:
-        """Keep the weights of now if this is the least figure so far."""
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        figure = logs.get("val_loss", logs["loss"])
         if figure < self._least:
-            self._least, self._weights = figure, self._model.snapshot()
+            self._least, self._weights = figure, self.model.snapshot()
 
     def restore(self) -> None:
-        """Go back to them; to those of the beginning if no figure was finite."""
-        self._model.restore(self._weights)
+        """Go back to them; to those of the beginning if there was no epoch."""
+        self.model.restore(self._weights)
+
+    def state(self) -> dict[str, Any]:
+        return {"least": self._least, "values": self._weights[0], "stats": self._weights[1]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._least, self._weights = float(state["least"]), (state["values"], state["stats"])
 
 
 class EarlyStopping(Monitor):

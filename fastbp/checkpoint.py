@@ -57,18 +57,23 @@ class Checkpoint(Monitor):
     def on_train_begin(self) -> None:
         super().on_train_begin()
         state.check_holdable(self.model, self.optimizer)
-        self._written = self._steps = -1
+        files.prepare(self.path)
+        self._written = self._seen = -1
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        assert self.optimizer is not None
-        improved, self._steps = self.improves(epoch, logs), self.optimizer.steps
-        if improved if self.best_only else (epoch + 1) % self.every == 0 or self.model.stop_training:
+        for other in self.callbacks:  # what is written has the state of all after this epoch
+            if isinstance(other, Checkpoint):
+                other._see(epoch, logs)
+        due = (epoch + 1) % self.every == 0 or self.model.stop_training
+        if self._improved if self.best_only else due:
             self._write()
 
+    def _see(self, epoch: int, logs: dict[str, float]) -> None:
+        if self._seen != epoch:
+            self._seen, self._improved = epoch, self.improves(epoch, logs)
+
     def on_train_end(self) -> None:
-        assert self.optimizer is not None
-        whole = self.optimizer.steps == self._steps  # not in the middle of an epoch that has diverged
-        if whole and not self.best_only and self._written != self.model.epochs:
+        if not self.best_only and self._written != self.model.epochs:
             self._write()
 
     def _write(self) -> None:

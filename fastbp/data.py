@@ -82,6 +82,8 @@ def as_array(name: str, value: Any) -> Array:
         return value
     if isinstance(value, np.ma.MaskedArray) and not value.dtype.names and np.ma.is_masked(value):
         raise ValueError(f"{name}: expected numbers, got a masked array with masked entries")
+    if hasattr(value, "toarray"):
+        raise TypeError(f"{name}: expected a dense array, got {type(value).__name__}; use its toarray()")
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)

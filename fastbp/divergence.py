@@ -60,17 +60,20 @@ def in_gradient(parameters: Parameters) -> str:
     return "the norm of the gradient"  # whose square is beyond float64
 
 
-def in_parameters(parameters: Parameters) -> str | None:
-    """The first parameter that is not finite."""
+def in_parameters(parameters: Parameters) -> tuple[float, str]:
+    """The first entry of a parameter that is not finite, and where it is; there has to be one."""
     for name in parameters.shapes:
-        if not np.isfinite(parameters.value(name)).all():
-            return _written(name)
-    return None
+        bad = parameters.value(name)[~np.isfinite(parameters.value(name))]
+        if bad.size:
+            return float(bad[0]), _written(name)
+    raise ValueError("parameters: expected one that is not finite")
 
 
 def in_model(model: Model, x: Array, step: int) -> str:
     """The first parameter, or else the first layer's outputs for x (B, I) in that training step, that is not finite."""
+    if not np.isfinite(model.parameters().values).all():
+        return in_parameters(model.parameters())[1]
     for number, y in model._outputs_in_training(x, step):
         if not np.isfinite(y).all():
-            return in_parameters(model.parameters()) or f"layers[{number}]"
+            return f"layers[{number}]"
     return "the loss"

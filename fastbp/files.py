@@ -44,6 +44,14 @@ def write_whole(path: Path, data: bytes) -> None:
             os.remove(temporary)
 
 
+def prepare(path: Path) -> None:
+    """Remove what a killed process has left of this file when it was writing it; an OSError if there is no folder."""
+    folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+    for entry in os.listdir(folder):
+        if entry.startswith(f"{name}.tmp") and entry[len(name) + 4 :].isdigit():
+            os.remove(os.path.join(folder, entry))
+
+
 def _sync_directory(path: str) -> None:
     """Make a rename last through a power cut; only POSIX systems open directories."""
     if os.name == "posix":
@@ -107,7 +115,7 @@ def _members(data: bytes) -> dict[str, Array]:
 
 # What np.savez writes before an array of numbers, or before a string: anything else was not written by ``write``.
 _NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '([<>][fiuU]\d{1,9})', 'fortran_order': (True|False), "
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>][fiuU]\d{1,9}|\|[biu]1)', 'fortran_order': (True|False), "
     rb"'shape': \(((?:\d{1,19}, )*(?:\d{1,19},?)?)\), \} *\n",
     re.DOTALL,
 )

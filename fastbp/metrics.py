@@ -8,6 +8,7 @@ fastbp[sklearn]``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def accuracy(pred: ArrayLike, target: ArrayLike) -> float:
 
 
 def top_k_accuracy(pred: ArrayLike, target: ArrayLike, k: int = 5) -> float:
-    """The share of samples whose class is among the k greatest logits."""
+    """The share of samples whose class is among the k greatest logits: 1 where there are no more than k classes."""
     pred, target = _arrays(pred, target)
     k = positive_int("k", k)
     return float(_sklearn().top_k_accuracy_score(target, pred, k=k, labels=np.arange(pred.shape[1])))
@@ -79,7 +80,10 @@ def f1(pred: ArrayLike, target: ArrayLike) -> float:
 
 
 def auc(pred: ArrayLike, target: ArrayLike) -> float:
-    """The area under the ROC curve: the mean over labels, or over classes, each against all others."""
+    """The area under the ROC curve: the mean over labels, or over classes, each against all others.
+
+    NaN, with scikit-learn's warning, where a class has no sample.
+    """
     pred, target = _arrays(pred, target)
     if target.ndim == 2 or pred.shape[1] == 1:
         return float(_sklearn().roc_auc_score(target > 0.5, pred))
@@ -106,6 +110,16 @@ def r2(pred: ArrayLike, target: ArrayLike) -> float:
     return float(_sklearn().r2_score(target, pred))
 
 
+def measured(name: str, metric: Metric, pred: Array, target: Array) -> float:
+    """A metric of predictions (N, O) and targets that a loss has checked; NaN for predictions that are not finite."""
+    if not np.isfinite(pred).all():
+        return math.nan
+    try:
+        return float(metric(pred, target))
+    except ValueError as error:  # scikit-learn's messages do not say which
+        raise ValueError(f"metrics[{name!r}]: {error}") from error
+
+
 METRICS: dict[str, Metric] = {
     function.__name__: function for function in (accuracy, top_k_accuracy, f1, auc, mae, rmse, r2)
 }
@@ -115,6 +129,11 @@ def resolve(metrics: Metrics) -> Mapping[str, Metric]:
     """The functions that names stand for."""
     if isinstance(metrics, str) or not isinstance(metrics, Iterable):
         raise TypeError(f"metrics: expected a list of names or a dict of callables, got {metrics!r}")
+    metrics = metrics if isinstance(metrics, Mapping) else list(metrics)
+    if any(callable(metric) for metric in metrics):
+        raise TypeError(f"metrics: expected callables as a dict {{name: callable}}, got {metrics!r}")
+    if "loss" in metrics:
+        raise ValueError("metrics: expected another name than 'loss', which is there already")
     if not isinstance(metrics, Mapping):
         metrics = {name: METRICS[choice("metrics", name, METRICS)] for name in metrics}
         if metrics:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
 from fastbp import files
 from fastbp.core import backend, backend_name, get_num_threads, plan
+from fastbp.core._gate import Gate
 from fastbp.data import Array, Categories, cast, features, generator, room, shaped
 from fastbp.layers import LAYERS, BatchNorm, Dense, Layer, Lookup
 from fastbp.parameters import Parameters
@@ -57,6 +59,7 @@ class Model:
                 view[:] = shaped(f"layers[{i}].{name}", value, view.shape, self.dtype)
         self._adopt(self._parameters)
         self._networks: dict[str, Any] = {}
+        self._gate = Gate()
         self._step = 0
         self._ready: tuple[Any, tuple[int, ...], Array] | None = None  # see _pass
 
@@ -113,18 +116,28 @@ class Model:
         """``x`` as the model's input."""
         return features(name, x, self.inputs, self.dtype, self._categories)
 
-    def _forward(self, x: Array, training: bool) -> Array:
-        """The forward pass for an array that was checked."""
+    def _forward(self, x: Array, training: bool, threads: int | None = None) -> Array:
+        """The forward pass for an array that was checked; the caller is inside the gate."""
         if x.shape[0] > _CHUNK:  # a few samples more or less are not the question
             room("x", x.shape[0] * self._row_bytes)
-        network = self._network()
+        network, y = self._network(), np.empty((x.shape[0], self.outputs), self.dtype)
+        if not training:
+            network.forward(y, x, 0, False, threads or get_num_threads())
+            return y
         self._ready = None
-        y = np.empty((x.shape[0], self.outputs), self.dtype)
-        step = self._step + training
-        network.forward(y, x, step, training, get_num_threads())
-        self._step = step  # a pass that found no memory is none: the next one has its masks
-        self._ready = (network, y.shape, x) if training else None
+        network.forward(y, x, self._step + 1, True, get_num_threads())
+        self._step += 1  # a pass that found no memory is none: the next one has its masks
+        self._ready = (network, y.shape, x)
         return y
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep all other threads out."""
+        self._gate.enter_alone()
+        try:
+            yield
+        finally:
+            self._gate.leave()
 
     def _pass(self) -> tuple[Any, tuple[int, ...], Array]:
         """The network, the output's shape and the input of the forward pass that a backward pass may follow."""
@@ -156,7 +169,11 @@ class Model:
         TypeError, ValueError
             If x is not numeric, has another width, no rows, NaN or infinite entries, or unknown categories.
         """
-        return self._forward(self._features("x", x), bool(training))
+        x = self._features("x", x)
+        if not training:
+            return self._predict(x)
+        with self._alone():
+            return self._forward(x, True)
 
     def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None:
         """Backpropagation (Rumelhart, Hinton & Williams 1986): fill every parameter's gradient.
@@ -180,7 +197,8 @@ class Model:
         if gradient.shape != shape:
             raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
         dx = np.empty_like(x) if input_gradient else None
-        self._backward(gradient, dx)
+        with self._alone():
+            self._backward(gradient, dx)
         return dx
 
     def predict(self, x: ArrayLike) -> Array:
@@ -188,10 +206,15 @@ class Model:
         return self._predict(self._features("x", x))
 
     def _predict(self, x: Array) -> Array:
-        """The outputs for an array that was checked."""
-        if x.shape[0] <= _CHUNK:
-            return self._forward(x, False)
-        return np.concatenate([self._forward(x[i : i + _CHUNK], False) for i in range(0, x.shape[0], _CHUNK)])
+        """The outputs for an array that was checked; threads that are here at the same time share the cores."""
+        threads = max(1, get_num_threads() // self._gate.enter_shared())
+        try:
+            if x.shape[0] <= _CHUNK:
+                return self._forward(x, False, threads)
+            parts = range(0, x.shape[0], _CHUNK)
+            return np.concatenate([self._forward(x[i : i + _CHUNK], False, threads) for i in parts])
+        finally:
+            self._gate.leave()
 
     def _outputs_in_training(self, x: Array, step: int) -> Iterator[tuple[int, Array]]:
         """For every op the number of its layer and its outputs in that training step; changes nothing."""
@@ -323,7 +346,8 @@ def _rebuild(
 ) -> M:
     model = cls(_layers(config), dtype=dtype)
     model._adopt(parameters)
-    model._stats[:], model._ops["key"], model._step, model._rng = stats, keys, step, rng
+    model._stats[:], model._ops["key"], model._step = stats, keys, step
+    model._rng = model._orders = rng
     return model
 
 

@@ -130,7 +130,7 @@ def in_memory(value: object) -> bool:
     """Whether this is an array or becomes one; a memory map and, for example, an HDF5 data set is read by slices."""
     if isinstance(value, np.ndarray):
         return not isinstance(value, np.memmap)
-    known = ("__dlpack__", "__array_interface__", "to_numpy")
+    known = ("__dlpack__", "__array_interface__", "to_numpy", "toarray")
     lazy = all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
     return not lazy or any(hasattr(value, name) for name in known)
 
@@ -165,7 +165,10 @@ def chunks(name: str, source: Any) -> Callable[[int | None], Iterator[Chunk]]:
         )
 
     def read(key: int | None) -> Iterator[Chunk]:
-        for i, chunk in enumerate(source() if callable(source) else source):
+        given = source() if callable(source) else source
+        if not isinstance(given, Iterable):
+            raise TypeError(f"{name}: expected a function that gives an iterable of chunks, got {given!r} from it")
+        for i, chunk in enumerate(given):
             if not isinstance(chunk, (tuple, list)) or len(chunk) not in (2, 3):
                 raise TypeError(
                     f"{name}: expected chunks (X, y) or (X, y, sample_weight), got {type(chunk).__name__} as chunk {i}"
@@ -189,8 +192,10 @@ def opened(
         if weight is not None:
             raise TypeError(f"{names[2]}: expected None, as chunks bring their own, got {type(weight).__name__}")
         return Stream(names[0], chunks(names[0], X), check_chunk, buffer_size)
-    if in_memory(X) or X.shape[0] <= buffer_size:
-        X, y, weight = (column if in_memory(column) else column[: column.shape[0]] for column in data)
+    if callable(X):
+        raise TypeError(f"{names[1]}: expected None with a function as {names[0]}, whose chunks bring their own")
+    if in_memory(X) or len(X.shape) == 0 or X.shape[0] <= buffer_size:
+        X, y, weight = (column if in_memory(column) else column[...] for column in data)
         return check((X, y, weight), names)
     return Stream(names[0], blocks(data, max(1, buffer_size // BLOCKS), names), check_chunk, buffer_size)
 

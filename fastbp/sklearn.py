@@ -47,6 +47,7 @@ from fastbp.core import get_num_threads, set_num_threads
 from fastbp.core.plan import ACTIVATIONS
 from fastbp.core.threads import MAX_THREADS
 from fastbp.data import Array, Samples, choice, real_number, shaped, taken
+from fastbp.divergence import DivergenceError
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Layer
 from fastbp.optim import SGD, Adam, Optimizer
 from fastbp.training import Sequential
@@ -179,19 +180,19 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
+        message = (
+            "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
+        )
         try:
-            with _threads(self.n_threads):
+            with _threads(self.n_threads), self._model._alone():
                 if self.solver == "lbfgs":
                     self._fit_lbfgs(data, callbacks)
                 else:
                     self._fit_stochastic(data, held_out, callbacks, incremental)
-            if not np.isfinite(self._model.parameters().values).all():
-                raise ArithmeticError("the parameters are not finite")
-        except ArithmeticError as error:  # a DivergenceError says where; the message is scikit-learn's
-            raise ValueError(
-                "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
-                f"preprocessed: {error}"
-            ) from error
+        except DivergenceError as error:
+            raise ValueError(f"{message}be preprocessed: {error}") from error
+        if not np.isfinite(self._model.parameters().values).all():
+            raise ValueError(f"{message}be preprocessed.")
         return self
 
     # --- doors --------------------------------------------------------------------------------------------------------
@@ -394,7 +395,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
         )
         self.n_iter_ = min(result.nit, self.max_iter)
         loss_and_gradient(result.x)
-        for callback in callbacks:
+        for callback in reversed(callbacks):
             callback.on_train_end()
         if result.status != 0 and not model.stop_training:
             warnings.warn(
@@ -434,6 +435,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
                 logs = {"loss": self.loss_, "lr": self._rate}
                 logs["samples_per_second"] = len(rows) / (time.perf_counter() - start)
                 self.n_iter_, self.t_ = epoch + 1, self.t_ + len(rows)
+                self._model.epochs += 1
                 self.loss_curve_.append(self.loss_)
                 if self.verbose:
                     print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
@@ -458,10 +460,10 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
                     )
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
+        for callback in reversed(callbacks):
+            callback.on_train_end()
         if self._best is not None and (self._stopped or not incremental):
             self._model.restore(self._best)
-        for callback in callbacks:
-            callback.on_train_end()
 
     def _split(self, data: _Data) -> tuple[Array, _Data]:
         """The rows to train on, and the samples that are held out; stratified for two classes, as in scikit-learn."""

@@ -43,9 +43,18 @@ def write(path: files.Path, model: Sequential, optimizer: Optimizer, callbacks: 
     arrays = {**optimizer._state, "keys": model._ops["key"]}
     kept = []
     for i, callback in enumerate(callbacks):
-        state = callback.state()
-        arrays |= {f"{i}.{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
-        kept.append([type(callback).__name__, {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}])
+        rest = {}
+        for name, value in callback.state().items():
+            if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+                arrays[f"{i}.{name}"] = value
+            elif isinstance(value, (np.generic, float, int, str, type(None))):
+                rest[name] = value.item() if isinstance(value, np.generic) else value
+            else:
+                raise TypeError(
+                    f"callbacks[{i}]: expected numbers, strings, None and arrays of numbers in the state of a "
+                    f"{type(callback).__name__}, got {value!r} as {name!r}"
+                )
+        kept.append([type(callback).__name__, rest])
     checkpoint = {
         "epoch": model.epochs,
         "optimizer": [type(optimizer).__name__, _settings(optimizer)],
@@ -110,7 +119,12 @@ def _of_kind(module: Any, base: type, name: str) -> Any:
 
 
 def load_of(
-    path: files.Path, kind: type[Sequential], model: Sequential, optimizer: Optimizer, callbacks: Sequence[Callback]
+    path: files.Path,
+    kind: type[Sequential],
+    model: Sequential,
+    optimizer: Optimizer,
+    callbacks: Sequence[Callback],
+    figures: list[str],
 ) -> Run | None:
     """The run to resume with these, which have to be of the same kinds and settings; None if there is no file."""
     check_holdable(model, optimizer)
@@ -123,6 +137,7 @@ def load_of(
         ("optimizer", type(optimizer).__name__, type(run.optimizer).__name__),
         *((name, value, _settings(run.optimizer).get(name)) for name, value in _settings(optimizer).items()),
         ("callbacks", [type(callback).__name__ for callback in callbacks], [name for name, _ in run.callbacks]),
+        ("figures", sorted(figures), sorted(run.history or figures)),
     ]
     for name, here, there in pairs:
         if here != there:

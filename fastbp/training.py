@@ -22,7 +22,7 @@ from fastbp.data import Array, Samples, choice, generator, positive_int, room, t
 from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
 from fastbp.history import Bars, History, line
 from fastbp.losses import Loss, LossFunction
-from fastbp.metrics import Metric, Metrics, resolve
+from fastbp.metrics import Metric, Metrics, measured, resolve
 from fastbp.model import Model
 from fastbp.optim import Optimizer
 from fastbp.sampling import BUFFER, NAMES, Names, Part, Stream, epoch_key, epoch_rows, opened, parts
@@ -109,8 +109,11 @@ class Sequential(Model):
         xb, yb, weight = batch
         before = self._stats.copy(), self._step
         pred = self._forward(xb, True)
+        ready = self._ready
         try:
             loss, dpred = criterion.compute(pred, yb, weight)
+            if self._ready is not ready:  # the callable has trained the model
+                raise RuntimeError("backward: another pass has run since the forward pass of this step")
             if not math.isfinite(loss):
                 raise self._divergence(loss, xb, self._step, optimizer, optimizer.lr)
             self._backward(dpred)
@@ -151,9 +154,13 @@ class Sequential(Model):
         self._check_optimizer(optimizer)
         batch = self._check_batch(xb, yb, sample_weight, criterion)
         recipe = criterion.recipe(self.outputs, self.dtype)
-        if recipe is None:
-            return self._train_step(batch, criterion, optimizer)
-        return self._steps_in_core(batch, recipe, optimizer, None, 0, 1, len(batch[0]))[0] / len(batch[0])
+        self._gate.enter_alone()
+        try:
+            if recipe is None:
+                return self._train_step(batch, criterion, optimizer)
+            return self._steps_in_core(batch, recipe, optimizer, None, 0, 1, len(batch[0]))[0] / len(batch[0])
+        finally:
+            self._gate.leave()
 
     def evaluate(
         self,
@@ -169,7 +176,12 @@ class Sequential(Model):
         that are right, and metrics, as in ``fit``, count every sample alike.
         """
         criterion, measures = losses.resolve(loss), resolve(metrics)
-        return self._evaluate(self._open((X, y, sample_weight), criterion, EVALUATED), criterion, measures)
+        data = self._open((X, y, sample_weight), criterion, EVALUATED)
+        self._gate.enter_shared()
+        try:
+            return self._evaluate(data, criterion, measures)
+        finally:
+            self._gate.leave()
 
     def _evaluate(self, data: Data, criterion: Loss, measures: Mapping[str, Metric]) -> dict[str, float]:
         loss, mass, right, samples = 0.0, 0.0, 0, 0
@@ -184,9 +196,12 @@ class Sequential(Model):
                 if measures:
                     outputs.append((pred, y))
         logs = {"loss": loss} | ({"accuracy": right / samples} if criterion.classifies else {})
+        if mass == 0:
+            raise ValueError("sample_weight: expected a positive weight among them, got zeros only")
         if measures:
             pred, y = (np.concatenate(columns) for columns in zip(*outputs, strict=True))
-        return logs | {name: float(measure(pred, y)) for name, measure in measures.items()}
+            logs |= {name: measured(name, measure, pred, y) for name, measure in measures.items()}
+        return logs
 
     def fit(
         self,
@@ -224,7 +239,7 @@ class Sequential(Model):
         epochs, batch_size : int
             At least 1. The last batch of an epoch has what is left.
         validation_data : (Xv, yv), (Xv, yv, sample_weight), a function that gives chunks, or None
-            Evaluated after every epoch.
+            Evaluated after every epoch; other iterables of chunks are given as ``(chunks, None)``.
         callbacks : sequence of Callback
             Called after every epoch.
         verbose : {1, "bar", 0}
@@ -236,8 +251,9 @@ class Sequential(Model):
         sample_weight : array_like (N,) or None
             Non-negative. A batch's loss is the mean weighted with these; the accuracy counts every sample alike.
         metrics : sequence of str, or mapping from name to callable
-            Names in ``fb.metrics`` or callables ``(pred, target) -> float``, of the predictions for validation_data
-            after every epoch: ``history["val_auc"]``.
+            Names in ``fb.metrics``, or ``{name: callable}`` with ``(pred, target) -> float``, of the predictions (N, O)
+            for validation_data after every epoch: ``history["val_auc"]``. The targets are (N,) labels for
+            cross-entropy and (N, O) elsewhere. NaN if the predictions are not finite.
         buffer_size : int
             For data that is read: how many samples are shuffled together, which need three times their memory. Blocks
             of neighbouring rows are drawn at random, a sixteenth of it each; chunks come in their own order. An array
@@ -272,56 +288,64 @@ class Sequential(Model):
         if measures and validation is None:
             raise ValueError("metrics: expected validation_data to compute them from, got None")
         callbacks, verbose = listed(callbacks), choice("verbose", verbose, (0, 1, "bar"))
-        choice("on_divergence", on_divergence, ("raise", "stop", "restore"))
+        best = Best() if choice("on_divergence", on_divergence, ("raise", "stop", "restore")) == "restore" else None
+        callbacks = [best, *callbacks] if best else callbacks
         bars = Bars(epochs, None if isinstance(data, Stream) else len(data[0])) if verbose == "bar" else None
-        rng = self._orders = self._rng if seed is None else generator(seed)
-        saved = None if resume is None else state.load_of(resume, Sequential, self, optimizer, callbacks)
-
+        rng = generator(seed) if seed is not None else self._rng
         figures = ["loss", "accuracy"] if criterion.classifies else ["loss"]
         figures += [f"val_{name}" for name in dict.fromkeys([*figures, *measures]) if validation is not None]
         figures += ["lr", "samples_per_second"]
-        self.history = history = History()
-        begin(callbacks, self, optimizer, figures)
-        if saved is not None:
-            state.restore(saved, self, optimizer, callbacks)
-        best = Best(self) if on_divergence == "restore" else None
-        for epoch in range(len(history), epochs):
-            if self.stop_training:
-                break
-            if bars is not None:
-                bars.begin(epoch)
+
+        with self._alone():
+            self._orders = rng
+            run = None if resume is None else state.load_of(resume, Sequential, self, optimizer, callbacks, figures)
+            begin(callbacks, self, optimizer, figures)
+            self.history = history = History()
+            if run is not None:
+                state.restore(run, self, optimizer, callbacks)
+                run = None  # a second model would be in memory
+            ending = callbacks
             try:
-                logs = self._train_epoch(data, criterion, optimizer, epoch_key(shuffle, rng), batch_size, bars)
+                for epoch in range(len(history), epochs):
+                    if self.stop_training:
+                        break
+                    if bars is not None:
+                        bars.begin(epoch)
+                    logs = self._train_epoch(
+                        data, validation, criterion, measures, optimizer, epoch_key(shuffle, rng), batch_size, bars
+                    )
+                    history.append(logs)
+                    self.epochs += 1
+                    if bars is not None:
+                        bars.end(logs)
+                    elif verbose:
+                        print(line(epoch, epochs, logs), flush=True)
+                    for callback in callbacks:
+                        callback.on_epoch_end(epoch, logs)
             except DivergenceError as error:
-                error.epoch = epoch + 1
+                error.epoch = len(history) + 1
                 if on_divergence == "raise":
                     raise
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
-                if best is not None:
-                    best.restore()
-                break
-            if validation is not None:
-                of_validation = self._evaluate(validation, criterion, measures)
-                logs |= {f"val_{name}": value for name, value in of_validation.items()}
-            logs["lr"] = optimizer.lr
-            history.append(logs)
-            self.epochs += 1
-            if best is not None:
-                best.see(logs.get("val_loss", logs["loss"]))
-            if bars is not None:
-                bars.end(logs)
-            elif verbose:
-                print(line(epoch, epochs, logs), flush=True)
-            for callback in callbacks:
-                callback.on_epoch_end(epoch, logs)
-        for callback in reversed(callbacks):  # a checkpoint before the best weights are restored
-            callback.on_train_end()
-        return history
+                ending = [callback for callback in callbacks if not callback.last]  # no checkpoint of a broken epoch
+            for callback in reversed(ending):  # a checkpoint before the best weights are restored
+                callback.on_train_end()
+            if best is not None and ending is not callbacks:
+                best.restore()
+            return history
 
     def _train_epoch(
-        self, data: Data, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int, bars: Bars | None
+        self,
+        data: Data,
+        validation: Data | None,
+        criterion: Loss,
+        measures: Mapping[str, Metric],
+        optimizer: Optimizer,
+        key: int | None,
+        batch_size: int,
+        bars: Bars | None,
     ) -> dict[str, float]:
-        """One pass over the data in the order of key, batch after batch; the epoch's figures."""
+        """One pass over the data in the order of key, batch after batch, then validation; the epoch's figures."""
         start = time.perf_counter()
         profile = profiling.active()
         if profile and criterion.recipe(self.outputs, self.dtype) is not None:
@@ -336,13 +360,16 @@ class Sequential(Model):
         else:
             total, correct, samples = self._steps(data, criterion, optimizer, key, batch_size, bars)
         if not backend().all_finite(self._parameters.values):  # since the last step, which no loss has seen
-            where = in_parameters(self._parameters) or ""
-            raise DivergenceError("parameters", math.nan, where, optimizer.steps, optimizer.lr)
+            step = optimizer.steps
+            raise DivergenceError("parameters", *in_parameters(self._parameters), step, optimizer.schedule(step - 1))
         logs = {"loss": total / samples}
         if criterion.classifies:
             logs["accuracy"] = correct / samples
         logs["samples_per_second"] = samples / (time.perf_counter() - start)
-        return logs
+        if validation is not None:
+            of_validation = self._evaluate(validation, criterion, measures)
+            logs |= {f"val_{name}": value for name, value in of_validation.items()}
+        return logs | {"lr": optimizer.lr}
 
     def _steps(
         self, data: Data, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int, bars: Bars | None

@@ -96,7 +96,9 @@ def test_parameters_after_the_last_step(any_backend):
     """A gradient that only the last step has seen: the loss is finite, the update is not."""
     model = fb.Sequential([fb.Dense(5, 2)], seed=0)
     optimizer = fb.SGD(model.parameters(), lr=3e38)
-    with pytest.raises(fb.DivergenceError, match=r"the parameters became nan at epoch 1, step 1.*layers\[0\].weight"):
+    with pytest.raises(
+        fb.DivergenceError, match=r"parameters became (-?inf|nan) at epoch 1, step 1 .*layers\[0\].weight"
+    ):
         model.fit(100 * X, Y, "mse", optimizer, batch_size=200, verbose=0)
 
 
@@ -153,7 +155,7 @@ def test_restore_without_a_finished_epoch(any_backend):
     model = fb.Sequential([fb.Dense(5, 2)], seed=0)
     before = model.parameters().values.copy()
     optimizer = fb.SGD(model.parameters(), lr=3e38)
-    with pytest.warns(RuntimeWarning, match="the parameters became nan"):
+    with pytest.warns(RuntimeWarning, match="the parameters became"):
         model.fit(100 * X, Y, "mse", optimizer, batch_size=200, verbose=0, on_divergence="restore")
     assert np.array_equal(model.parameters().values, before)
 

@@ -132,13 +132,13 @@ def test_another_models_optimizer():
 
 
 def test_backward_needs_a_forward_pass_in_training():
-    model, _ = model_with_state()
+    model, optimizer = model_with_state()
     with pytest.raises(RuntimeError, match=r"call forward\(x, training=True\) first"):
         model.backward(np.zeros((20, 2)))
     model.forward(X, training=True)
     with pytest.raises(ValueError, match=r"dy: expected the shape of the outputs, \(20, 2\), got \(20, 3\)"):
         model.backward(np.zeros((20, 3)))
-    model.predict(X)
+    model.train_on_batch(X, Y, "cross_entropy", optimizer)
     with pytest.raises(RuntimeError, match="another pass has run since"):
         model.backward(np.zeros((20, 2)))
 
@@ -231,11 +231,25 @@ def test_a_layers_settings_are_fixed_in_a_model():
         model.layers.append(fb.Dense(4, 2))
 
 
-def test_a_loss_that_uses_the_model_meanwhile():
+def test_a_prediction_between_two_passes_changes_nothing(any_backend):
+    """It has a workspace of its own: what the backward pass waits for stays."""
+    models = [fb.Sequential([fb.Dense(3, 5, activation="gelu"), fb.Dropout(0.5), fb.Dense(5, 2)], seed=0) for _ in "ab"]
+    for model, predicts in zip(models, (False, True), strict=True):
+
+        def loss(pred, target, model=model, predicts=predicts):
+            if predicts:
+                model.predict(np.ones((100, 3)))
+            return 1.0, pred
+
+        model.train_on_batch(X, Y, loss, fb.SGD(model.parameters(), lr=0.1))
+    assert np.array_equal(models[0].parameters().values, models[1].parameters().values)
+
+
+def test_a_loss_that_trains_the_model_meanwhile(any_backend):
     model = fb.Sequential([fb.Dense(3, 2)], seed=0)
 
     def loss(pred, target):
-        model.predict(X)
+        model.forward(X[:5], training=True)
         return 1.0, pred
 
     with pytest.raises(RuntimeError, match="another pass has run since"):

@@ -191,7 +191,6 @@ of_large = large.predict(X[:4]).tobytes()
 calls = [
     lambda: fb.Sequential([fb.Dense(4000, 4000)], seed=0),
     lambda: large.fit(X[:8], targets, "mse", adam, verbose=0),
-    lambda: model.forward(X),
     lambda: model.fit(X, y, "mse", optimizer, batch_size=60_000, seed=0, verbose=0),
     lambda: model.train_on_batch(X, y, "mse", optimizer),
     lambda: model.train_on_batch(X, y, lambda p, t: (0.0, p - t), optimizer),

@@ -105,7 +105,8 @@ def test_in_evaluate_and_fit(any_backend):
         (["acuracy"], ValueError, "metrics: unknown value 'acuracy'; did you mean 'accuracy'"),
         ("auc", TypeError, "metrics: expected a list of names or a dict of callables, got 'auc'"),
         ({"auc": "auc"}, TypeError, r"metrics\['auc'\]: expected a callable \(pred, target\) -> float, got 'auc'"),
-        ([fb.metrics.auc], ValueError, "metrics: unknown value <function auc"),
+        ([fb.metrics.auc], TypeError, r"metrics: expected callables as a dict {name: callable}, got \[<function auc"),
+        ({"loss": fb.metrics.auc}, ValueError, "metrics: expected another name than 'loss'"),
         (["auc"], ValueError, "metrics: expected validation_data"),
     ],
 )

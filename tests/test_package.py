@@ -22,7 +22,7 @@ SOURCE = ROOT / "fastbp"
 FLOORS = [
     ["core.plan"],
     ["core.reference"],
-    ["core._cpu", "core.threads"],
+    ["core._cpu", "core._gate", "core.threads"],
     ["core"],
     ["data", "history"],
     ["profiling"],

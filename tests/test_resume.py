@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ norm = model.layers[1]
 digest = hashlib.sha256(params.values.tobytes() + norm.running_mean.tobytes() + norm.running_var.tobytes())
 for name, vector in sorted(optimizer._state.items()):
     digest.update(name.encode() + vector.tobytes())
-print(json.dumps([digest.hexdigest(), optimizer.steps, optimizer.lr, model.epochs, history]))
+with open(path + ".json", "w") as file:
+    json.dump([digest.hexdigest(), optimizer.steps, optimizer.lr, model.epochs, history], file)
 """
 
 
@@ -54,29 +56,31 @@ def start(path, kind, epochs):
     return process
 
 
-def finish(process):
-    out, errors = process.communicate(timeout=120)
+def finish(path, process):
+    """What the run ended with."""
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    return out
+    return Path(f"{path}.json").read_text()
 
 
 @pytest.mark.parametrize("kind", range(7))
 def test_a_killed_run_goes_on_with_the_same_bits(kind, tmp_path):
     """Seven killings for each of seven runs, and one for luck: fifty moments, a new choice every time."""
-    process, began = start(tmp_path / "whole.npz", kind, 40), time.perf_counter()
-    expected = finish(process)
+    whole, path = tmp_path / "whole.npz", tmp_path / "run.npz"
+    process, began = start(whole, kind, 40), time.perf_counter()
+    expected = finish(whole, process)
     duration, killed = time.perf_counter() - began, 0
     for _ in range(7 + (kind == 0)):
-        process = start(tmp_path / "run.npz", kind, 40)
+        process = start(path, kind, 40)
         time.sleep(random.uniform(0, 0.8 * duration))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += process.returncode == -signal.SIGKILL
-        if (tmp_path / "run.npz").exists():
-            fb.Checkpoint.load(tmp_path / "run.npz")  # never half a file
+        if path.exists():
+            fb.Checkpoint.load(path)  # never half a file
     assert killed > 0
-    assert finish(start(tmp_path / "run.npz", kind, 40)) == expected
-    assert finish(start(tmp_path / "run.npz", kind, 40)) == expected  # it is over: nothing more is trained
+    assert finish(path, start(path, kind, 40)) == expected
+    assert finish(path, start(path, kind, 40)) == expected  # it is over: nothing more is trained
 
 
 def trained(epochs, **settings):

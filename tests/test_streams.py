@@ -25,7 +25,7 @@ class Sliced:
         self._array, self.shape, self.dtype = array, array.shape, array.dtype
 
     def __getitem__(self, rows):
-        assert isinstance(rows, slice)
+        assert isinstance(rows, slice) or rows is ...
         return self._array[rows].copy()
 
 
@@ -232,6 +232,13 @@ BAD = [
     (dict(X=Sliced(X), y=Y + 1), ValueError, r"y of chunk \d: expected labels from 0 to 2, got 3"),
     (dict(X=Sliced(X), y=Y, buffer_size=0), ValueError, "buffer_size: expected a positive integer, got 0"),
     (dict(X=X, y=Y, validation_data=[3, None]), TypeError, "y: expected targets, got None; .*, as validation_data"),
+    (
+        dict(X=lambda: None, y=None),
+        TypeError,
+        "X: expected a function that gives an iterable of chunks, got None from it",
+    ),
+    (dict(X=chunked(X, Y), y=Y), TypeError, "y: expected None with a function as X, whose chunks bring their own"),
+    (dict(X=Sliced(np.array(3.0)), y=Y), ValueError, r"X: expected shape \(samples, 6\), got \(\)"),
     (dict(X=X, y=Y, validation_data=3), TypeError, "validation_data: expected .* got int"),
 ]
 

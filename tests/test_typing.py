@@ -108,7 +108,7 @@ def test_arrays_of_other_libraries_are_arrays(tmp_path):
 def test_every_compiled_module_has_a_stub():
     """stubtest does not miss one that is not there."""
     stubs = {path.stem for path in (ROOT / "fastbp" / "core").glob("*.pyi")}
-    assert stubs == {"_cpu", *(f"_{name}" for name in BACKENDS if name != "numpy")}
+    assert stubs == {"_cpu", "_gate", *(f"_{name}" for name in BACKENDS if name != "numpy")}
 
 
 def test_stubs_are_as_the_modules(tmp_path):

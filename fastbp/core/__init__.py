@@ -17,7 +17,7 @@ from types import ModuleType
 
 import numpy as np
 
-from fastbp.core.threads import MAX_THREADS, default_threads
+from fastbp.core.threads import MAX_THREADS, asked, cpus, default_threads
 
 try:
     import fastbp.core._cpu as _cpu
@@ -109,7 +109,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 _num_threads = default_threads()
 _openmp_threads = _picked[1].openmp_threads
-_openmp_threads_at_first = _openmp_threads()  # fewer later: somebody has told OpenMP, as threadpoolctl does
+_openmp_threads_untold = asked() or cpus()  # fewer: somebody has told OpenMP so, as threadpoolctl does
 
 
 def _after_fork() -> None:
@@ -148,7 +148,7 @@ def get_num_threads() -> int:
     OMP_NUM_THREADS if that is less; 1 after a fork. ``threadpoolctl`` sees and limits them as OpenMP's.
     """
     limit = _openmp_threads()
-    return _num_threads if limit >= _openmp_threads_at_first else min(_num_threads, limit)
+    return _num_threads if limit >= _openmp_threads_untold else min(_num_threads, limit)
 
 
 def show_config() -> None:

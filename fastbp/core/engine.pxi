@@ -10,6 +10,7 @@ cdef extern from "Python.h":
     int check_signals "PyErr_CheckSignals" () noexcept  # leaves its exception for the caller of the epoch
 
 cdef double SECONDS_BETWEEN_SIGNAL_CHECKS = 0.05
+cdef double LEAST_LOSS = 0.01, LEAST_TRIAL = 0.1, MOST_TRIAL = 2  # seconds, of Crowd in network.pxi
 cdef enum:
     LONG_RUN = 4  # steps that pay for reordering the state
 cdef double OPERATIONS_BETWEEN_CLOCK_READINGS = 1e8  # a few milliseconds
@@ -54,9 +55,9 @@ cdef struct Epoch:
     long block_size        # in entries
     bint state_in_blocks   # whether the optimizer's state of weights in panels is in the order of their blocks
     # whether this team is the right one, see Crowd in network.pxi
-    double began, lost     # when it began, and the seconds that thread 0 has lost
-    double tolerance       # how many a thread may lose before the question is asked
-    double deadline        # when the team is disbanded in any case, or 0
+    double began, lost     # when thread 0 began to count, and the seconds that it has lost since
+    long counted           # the steps before that
+    double peace, deadline  # until when the team is left alone; when it is disbanded in any case, or 0
     int disturbed, disband
     # what the threads tell each other
     double losses[CHUNKS]
@@ -331,19 +332,29 @@ cdef void poll(Net *net, Share *me, double operations) noexcept nogil:
                 raise_flag(net.stop)
 
 
-cdef void question_team(Epoch *e, Net *net, Share *me, double *tolerance) noexcept nogil:
-    """Whether a thread has lost half of its time, or that of the team is over; thread 0 disbands it then."""
-    if me.lost > tolerance[0]:
-        tolerance[0] = 2 * me.lost
-        if me.lost > 0.5 * (now() - e.began):
+cdef struct Watch:  # of a thread over itself: when it began to count, and what it had lost before
+    double began, lost
+
+
+cdef void question_team(Epoch *e, Net *net, Share *me, Watch *watch) noexcept nogil:
+    """Whether a thread has lost half of its time lately, or that of the team is over; thread 0 disbands it then."""
+    cdef double time
+    if me.lost - watch.lost > LEAST_LOSS:
+        time = now()
+        if time > e.peace and me.lost - watch.lost > 0.5 * (time - watch.began):
             raise_flag(&e.disturbed)
+        elif time - watch.began > LEAST_TRIAL:
+            watch.began, watch.lost = time, me.lost
+            if me.number == 0:
+                e.began, e.counted = time, e.done
     if me.number == 0 and (is_raised(&e.disturbed) or 0 < e.deadline < net.polled):
         raise_flag(&e.disband)
 
 
 cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
     """One thread's part of e.steps steps, or of those before the loss is no finite number any more."""
-    cdef double loss, tolerance = e.tolerance
+    cdef double loss
+    cdef Watch watch
     cdef Net net = e.net  # a copy: its batch is this thread's step, while others may still be at the one before
     cdef Gathering g = begin_gathering(e, &net, me, _)
     cdef long s, begin, end, i
@@ -351,6 +362,7 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
         net.x = <real *> e.inputs + (me.number - 1) * e.inputs_size
     else:
         me.lost = e.lost
+    watch.began, watch.lost = e.began, 0
     net.last = now()
     reorder_states(e, &net, me, False, _)
     clear_tables(&net, me, _)
@@ -391,10 +403,10 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
         meet(me)
         # not before: a thread that is late to look at the flags of this step would leave, and the others wait for it
         poll(&net, me, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)
-        question_team(e, &net, me, &tolerance)
+        question_team(e, &net, me, &watch)
         lap(&net, me, 0, IN_WAITING)
     if me.number == 0:
-        e.lost = me.lost
+        e.lost = me.lost - watch.lost
     unpack_weights(&net, me, _)
     reorder_states(e, &net, me, True, _)
     lap(&net, me, 0, IN_WAITING)

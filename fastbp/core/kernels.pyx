@@ -29,9 +29,8 @@ cdef extern from "team.h" nogil:
     void meet(Share *me)
     void raise_flag(int *flag)
     bint is_raised(const int *flag)
-    int enter_shared(int *inside)
-    bint enter_alone(int *inside)
-    void leave(int *inside)
+    bint take_workspace(int *taken)
+    void give_back(int *taken)
 
 include "panels.pxi"
 include "activations.pxi"

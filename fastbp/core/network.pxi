@@ -12,8 +12,6 @@ cdef struct Pass:  # a forward or backward pass over arrays of the caller, row b
     void *dx
 
 
-cdef double LEAST_LOSS = 0.01, LEAST_TRIAL = 0.1, MOST_TRIAL = 2  # seconds
-
 # Whether somebody else wants the cores: a thread that is not on its core keeps all others waiting, step by step. A team
 # that has lost half of its time is disbanded and a single thread goes on for a while, then the team again; or the team
 # at once, and in peace for as long, if alone is no faster. Every time the while is twice as long. No bit depends on it.
@@ -22,34 +20,36 @@ cdef struct Crowd:
     double until         # when that ends, or the peace of the team
     double trial         # for how long, the next time
     double speed         # steps per second of the team that was disbanded
-    double lost, spent   # of the team, in seconds, since it was judged
+    double lost, spent   # of the team, in seconds, in calls too short to tell
+    long steps           # in these
 
 
 cdef void begin_watch(Crowd *crowd, Epoch *e, bint alone) noexcept:
-    """Tell the team when to ask whether it is the right one."""
+    """Tell the team from when on it is watched, or a single thread when its time is over."""
     cdef double time = e.net.polled
     e.disturbed, e.disband, e.deadline = 0, 0, crowd.until if alone else 0
-    e.began, e.lost, e.tolerance = time - crowd.spent, crowd.lost, LEAST_LOSS
-    if alone or time < crowd.until:
-        e.began, e.lost, e.tolerance = time, 0, 1e300
+    e.peace = 1e300 if alone else crowd.until
+    e.began, e.lost, e.counted = time - crowd.spent, crowd.lost, e.done - crowd.steps
 
 
-cdef void judge(Crowd *crowd, Epoch *e, bint alone, long steps) noexcept:
-    """Who is to work next, after so many steps by a team or alone."""
-    cdef double time = now(), speed = steps / (time - e.began + 1e-9)
-    if alone and time < crowd.until:
+cdef void judge(Crowd *crowd, Epoch *e, bint alone) noexcept:
+    """Who is to work next, after what was seen of a team or of a single thread."""
+    cdef double time = now(), spent = time - e.began
+    cdef double speed = (e.done - e.counted) / (spent + 1e-9)
+    if alone:
+        if time < crowd.until:
+            return
+        crowd.alone, crowd.until = False, time + crowd.trial if speed < crowd.speed else 0
+        crowd.trial = min(MOST_TRIAL, 2 * crowd.trial)
+    elif e.disband or (time > crowd.until and e.lost > LEAST_LOSS and e.lost > 0.5 * spent):
+        crowd.trial = max(LEAST_TRIAL, crowd.trial)
+        crowd.alone, crowd.until, crowd.speed = True, time + crowd.trial, speed
+    elif spent < LEAST_TRIAL:
+        crowd.lost, crowd.spent, crowd.steps = e.lost, spent, e.done - e.counted
         return
-    if not alone:
-        crowd.lost, crowd.spent = e.lost, time - e.began
-        if e.disband or (crowd.lost > LEAST_LOSS and crowd.lost > 0.5 * crowd.spent):
-            crowd.trial = max(LEAST_TRIAL, crowd.trial)
-            crowd.alone, crowd.until, crowd.speed = True, time + crowd.trial, speed
-        elif crowd.spent > LEAST_TRIAL:
-            crowd.trial = crowd.lost = crowd.spent = 0
-        return
-    crowd.until = time + crowd.trial if speed < crowd.speed else 0
-    crowd.trial = min(MOST_TRIAL, 2 * crowd.trial)
-    crowd.alone, crowd.lost, crowd.spent = False, 0, 0
+    elif time > crowd.until:
+        crowd.trial = 0
+    crowd.lost = crowd.spent = crowd.steps = 0
 
 
 cdef void forward_share(Pass *p, Share *me, const real *_) noexcept nogil:
@@ -98,9 +98,9 @@ cdef class Network:
     cdef int thread_capacity
     cdef readonly int threads  # that the last epoch was worth
     cdef Crowd crowd
-    cdef int inside          # threads that read the model, or -1 for one that changes it
-    cdef int occupied        # whether a thread that predicts is in this workspace: -1, else 0
-    cdef list spares         # networks whose workspaces serve other threads that predict at the same time
+    cdef int taken           # whether a thread that predicts is in this workspace
+    cdef bint pending        # whether it has a forward pass that waits for its backward pass
+    cdef list spares         # networks whose workspaces serve predictions while that is so
 
     def __init__(self, ops, values, grads, stats, tables):
         cdef const Op[::1] records = ops
@@ -154,12 +154,6 @@ cdef class Network:
             return ceil_div(panels_size(rows, n, <float *> NULL) * sizeof(float), 64) * 64
         return ceil_div(panels_size(rows, n, <double *> NULL) * sizeof(double), 64) * 64
 
-    cdef int enter(self) except -1:
-        """Take the model for one pass that changes it; leave with ``leave(&self.inside)``."""
-        if not enter_alone(&self.inside):
-            raise RuntimeError("the model is at work in another thread; give every thread a model of its own")
-        return 0
-
     cdef begin_batch(self, long batch):
         """Make room for the activations of a batch; it is kept from step to step."""
         cdef int i
@@ -210,36 +204,26 @@ cdef class Network:
     def forward(self, y, x, uint64_t step, bint training, int threads):
         """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks.
 
-        Out of training any number of threads may be here, which share the cores and have workspaces of their own.
+        Out of training any number of threads may be here; nothing that a backward pass waits for is touched.
         """
         cdef Network spare
-        cdef int readers
         if training:
-            self.enter()
-            try:
-                self.run_forward(y, x, step, True, threads)
-            finally:
-                leave(&self.inside)
+            self.pending = False
+            self.run_forward(y, x, step, True, threads)
+            self.pending = True
             return
-        readers = enter_shared(&self.inside)
-        if readers == 0:
-            raise RuntimeError("the model is in training in another thread; predict before or after, or with a copy")
-        try:
-            threads = max(1, threads // readers)
-            if enter_alone(&self.occupied):
-                try:
-                    self.run_forward(y, x, step, False, threads)
-                finally:
-                    leave(&self.occupied)
-                return
+        if not self.pending and take_workspace(&self.taken):
             try:
-                spare = self.spares.pop()
-            except IndexError:
-                spare = Network(*self.owned)
-            spare.run_forward(y, x, step, False, threads)
-            self.spares.append(spare)
-        finally:
-            leave(&self.inside)
+                self.run_forward(y, x, step, False, threads)
+            finally:
+                give_back(&self.taken)
+            return
+        try:
+            spare = self.spares.pop()
+        except IndexError:
+            spare = Network(*self.owned)
+        spare.run_forward(y, x, step, False, threads)
+        self.spares.append(spare)
 
     cdef run_forward(self, y, x, uint64_t step, bint training, int threads):
         cdef Pass work
@@ -253,16 +237,12 @@ cdef class Network:
     def backward(self, dx, dy, int threads):
         """Fill grads from dy (B, O), the gradient of the last forward's y, and dx (B, I) if it is not None."""
         cdef Pass work
-        self.enter()
-        try:
-            self.begin_gradients(dx is not None)
-            work.net, work.dy, work.dx = self.net, address(dy), address(dx) if dx is not None else NULL
-            threads = self.team(2 * self.work, OPERATIONS_PER_THREAD_AND_CALL, threads)
-            with nogil:
-                run_team(<Task> backward_share[float] if self.single else <Task> backward_share[double], &work,
-                         threads)
-        finally:
-            leave(&self.inside)
+        self.begin_gradients(dx is not None)
+        work.net, work.dy, work.dx = self.net, address(dy), address(dx) if dx is not None else NULL
+        threads = self.team(2 * self.work, OPERATIONS_PER_THREAD_AND_CALL, threads)
+        with nogil:
+            run_team(<Task> backward_share[float] if self.single else <Task> backward_share[double], &work, threads)
+        self.pending = False
 
     def watch(self, spent):
         """Add up where the time goes: seconds in gather, loss and waiting, then forward, dx and dweight of each layer.
@@ -311,13 +291,13 @@ cdef class Network:
 
     cdef void run_steps(self, Epoch *e, int threads, int *stop) noexcept:
         """The steps of an epoch by a team or, where somebody else wants the cores, some of them alone."""
-        cdef long steps = e.steps, first = e.first, before
+        cdef long steps = e.steps, first = e.first
         cdef const double *lrs = e.lrs
         cdef const double *decays = e.decays
         cdef uint64_t step = self.net.step
         cdef bint alone
         while True:
-            alone, before = threads > 1 and self.crowd.alone, e.done
+            alone = threads > 1 and self.crowd.alone
             self.share_layers(1 if alone else threads)
             e.net = self.net
             e.net.step, e.net.stop, e.net.polled, e.net.unpolled = step + e.done, stop, now(), 0
@@ -326,7 +306,7 @@ cdef class Network:
                 run_team(<Task> train_share[float] if self.single else <Task> train_share[double], e,
                          1 if alone else threads)
             if threads > 1:
-                judge(&self.crowd, e, alone, e.done - before)
+                judge(&self.crowd, e, alone)
             if e.done == steps or e.diverged or stop[0]:
                 return
             e.first, e.steps = first + e.done * e.batch_size, steps - e.done
@@ -364,8 +344,7 @@ cdef class Network:
             e.lrs = <const double *> address(lrs)
         e.decays = <const double *> address(decays) if decays is not None else NULL
         e.loss = e.right = e.done = 0
-        e.diverged = False
-        self.enter()
+        e.diverged = self.pending = False
         try:
             self.begin_batch(min(batch_size, e.order.samples - first))
             self.begin_gradients(False)
@@ -380,7 +359,6 @@ cdef class Network:
                 raise_signal()
         finally:
             self.share_layers(1)
-            leave(&self.inside)
             progress[:] = [e.loss, e.right, e.done]
 
 

@@ -42,8 +42,8 @@ def openmp() -> bool:
 
 
 def openmp_threads() -> int:
-    """How many threads OpenMP would start from here; it may have been told by others."""
-    return 1
+    """How many threads OpenMP would start from here; it may have been told by others, but not to this backend."""
+    return 2**30
 
 
 def target() -> str:
@@ -569,7 +569,7 @@ class Network:
 
     def forward(self, y: Array, x: Array, step: int, training: bool, threads: int) -> None:
         """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks."""
-        self._inputs, self._pre, self._rows, self._step = [], [], [], step
+        kept: tuple[list[Any], ...] = ([], [], [])
         batch = x.shape[0]
         for i, op in enumerate(self.ops):
             out = np.empty((batch, op["outputs"]), dtype=x.dtype)
@@ -593,12 +593,13 @@ class Network:
             else:
                 layernorm_forward(out, rows, x, weight, bias, op["eps"], threads)
             self._lap(_IN_FORWARD + 3 * i)
-            self._inputs.append(x)
-            self._pre.append(pre)
-            self._rows.append(rows)
+            for values, value in zip(kept, (x, pre, rows), strict=True):
+                values.append(value)
             x = out
-        self._inputs.append(x)
+        kept[0].append(x)
         y[:] = x
+        if training:  # else a backward pass may wait for what is kept, and other threads are here
+            (self._inputs, self._pre, self._rows), self._step = kept, step
 
     def backward(self, dx: Array | None, dy: Array, threads: int) -> None:
         """Fill grads from dy (B, O), the gradient of the last forward's y, and dx (B, I) if it is not None."""

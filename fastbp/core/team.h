@@ -54,11 +54,19 @@ static inline unsigned long flush_denormals(void) { return 0; }
 static inline void restore_denormals(unsigned long before) { (void)before; }
 #endif
 
+/* Seconds on a clock that nobody sets. */
 static inline double clock_now(void)
 {
+#ifdef _WIN32
+    LARGE_INTEGER count, per_second;
+    QueryPerformanceCounter(&count);
+    QueryPerformanceFrequency(&per_second);
+    return (double)count.QuadPart / (double)per_second.QuadPart;
+#else
     struct timespec t;
-    timespec_get(&t, TIME_UTC);
-    return t.tv_sec + 1e-9 * t.tv_nsec;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#endif
 }
 
 typedef struct {
@@ -100,27 +108,13 @@ static inline int most_threads(void)
 static inline void raise_flag(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELEASE); }
 static inline int is_raised(const int *flag) { return flag && __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
 
-/* Who is in a model: so many that only read it, or -1 for one that changes it. Nobody waits here. */
-static inline int enter_shared(int *inside)
-{
-    int readers = __atomic_load_n(inside, __ATOMIC_ACQUIRE);
-    while (readers >= 0)
-        if (__atomic_compare_exchange_n(inside, &readers, readers + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-            return readers + 1;
-    return 0;
-}
-static inline int enter_alone(int *inside)
+/* A workspace that one thread at a time may take; nobody waits for it. */
+static inline int take_workspace(int *taken)
 {
     int nobody = 0;
-    return __atomic_compare_exchange_n(inside, &nobody, -1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    return __atomic_compare_exchange_n(taken, &nobody, 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
-static inline void leave(int *inside)
-{
-    if (__atomic_load_n(inside, __ATOMIC_ACQUIRE) < 0)
-        __atomic_store_n(inside, 0, __ATOMIC_RELEASE);
-    else
-        __atomic_sub_fetch(inside, 1, __ATOMIC_ACQ_REL);
-}
+static inline void give_back(int *taken) { __atomic_store_n(taken, 0, __ATOMIC_RELEASE); }
 
 static void run_share(Task task, void *work, int number, int team, long *arrived)
 {
