@@ -144,3 +144,13 @@ def test_tensorboard_shows_every_figure(tmp_path):
         steps, values = zip(*points, strict=True)
         assert steps == (1, 2, 3, 4, 5)
         assert values == pytest.approx([*curves[0][name], *curves[1][name]], rel=1e-6)
+
+
+def test_predictions_that_are_not_finite_measure_nothing():
+    model = fb.Sequential([fb.Dense(4, 1)], seed=0)
+    model.layers[0].weight[:] = 1e38
+    with np.errstate(over="ignore"):
+        result = model.evaluate(1e3 * LOGITS, np.zeros(200), "mae", metrics=["r2"])
+    assert np.isnan(result["r2"])
+    with pytest.raises(ValueError, match=r"metrics\['r2'\]: "):
+        fb.Sequential([fb.Dense(4, 4)]).evaluate(LOGITS, LABELS, "cross_entropy", metrics=["r2"])

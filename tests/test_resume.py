@@ -215,3 +215,62 @@ def test_a_write_that_fails_leaves_the_last_good_checkpoint(way, error, tmp_path
     assert said.endswith(f": '{path}'")
     assert state == "3 3 ['run.npz']"
     assert fb.Checkpoint.load(path)[2] == 2
+
+
+def test_two_checkpoints_and_any_state_go_on(tmp_path):
+    """A file has the state of all callbacks after its epoch, whichever of them writes it, and arrays of any numbers."""
+
+    class Flags(Counter):
+        def state(self):
+            return {"seen": self.seen, "flags": self.seen > 1, "bytes": self.seen.astype("u1"), "count": np.int64(3)}
+
+    def keep(name):
+        last, best = (
+            fb.Checkpoint(tmp_path / f"{name}.npz"),
+            fb.Checkpoint(tmp_path / f"{name}-best.npz", best_only=True),
+        )
+        return [last, best, Flags()]
+
+    whole, part, resumed = keep("whole"), keep("run"), keep("run")
+    trained(5, callbacks=whole)
+    trained(2, callbacks=part)
+    trained(5, callbacks=resumed, resume=tmp_path / "run.npz")
+    assert (resumed[1].best, resumed[1].best_epoch) == (whole[1].best, whole[1].best_epoch)
+    assert np.array_equal(resumed[2].seen, whole[2].seen)
+
+    class Odd(fb.Callback):
+        def state(self):
+            return {"what": [1, 2]}
+
+    with pytest.raises(TypeError, match=r"callbacks\[0\]: expected numbers, .* in the state of a Odd, got \[1, 2\]"):
+        trained(1, callbacks=[Odd(), fb.Checkpoint(tmp_path / "odd.npz")])
+
+
+@pytest.mark.filterwarnings("ignore:training has diverged:RuntimeWarning")
+def test_the_best_weights_go_on_too(tmp_path):
+    def run(epochs, **settings):
+        model = fb.Sequential([fb.Dense(1, 1)], dtype="float64", seed=0)
+        optimizer = fb.SGD(model.parameters(), fb.schedules.Exponential(0.01, 3.0))  # learns, then diverges
+        x = np.linspace(-1, 1, 20)[:, None]
+        model.fit(x, 2 * x, "mse", optimizer, epochs, 20, verbose=0, on_divergence="restore", **settings)
+        return model.parameters().values.tobytes(), len(model.history)
+
+    path = tmp_path / "run.npz"
+    whole = run(500)
+    run(whole[1] - 1, callbacks=[fb.Checkpoint(path)])
+    assert run(500, callbacks=[fb.Checkpoint(path)], resume=path) == whole
+
+
+def test_other_figures_are_refused(tmp_path):
+    path = tmp_path / "run.npz"
+    trained(2, callbacks=[fb.Checkpoint(path)])
+    with pytest.raises(ValueError, match=r"resume: expected figures \[.*'val_loss'\] as in this run, got"):
+        trained(3, callbacks=[fb.Checkpoint(path)], resume=path, validation_data=(np.ones((2, 3)), np.ones(2)))
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / "run.npz.tmp4711").write_bytes(b"half")
+    trained(1, callbacks=[fb.Checkpoint(tmp_path / "run.npz")])
+    assert os.listdir(tmp_path) == ["run.npz"]
+    with pytest.raises(FileNotFoundError):
+        trained(1, callbacks=[fb.Checkpoint(tmp_path / "none" / "run.npz")])

@@ -89,6 +89,36 @@ def test_training_and_predicting_at_once_is_an_error(compiled):
     assert np.isfinite(model.predict(X)).all()
 
 
+def test_a_prediction_never_ends_a_training(any_backend):
+    """Whoever comes second is told: between the passes of a loss in Python, and between epochs, the model is taken."""
+    model, told, started = network(0), [], threading.Event()
+    optimizer, ended = fb.SGD(model.parameters(), lr=0.01), threading.Event()
+
+    def loss(pred, target):
+        started.set()
+        error = pred - np.eye(2, dtype=pred.dtype)[target]
+        return float(np.mean(error**2)), 2 * error / error.size
+
+    def fit():
+        try:
+            model.fit(X, Y, loss, optimizer, epochs=3, batch_size=100, verbose=0, validation_data=(X, Y))
+        finally:
+            ended.set()
+
+    def predict():
+        started.wait()
+        while not ended.is_set():
+            try:
+                model.predict(X[:50])
+            except RuntimeError as error:
+                told.append(str(error))
+
+    assert run(fit, predict) == [None, None]
+    assert told
+    assert all("in training in another thread" in message for message in told)
+    assert optimizer.steps == model._step == 60
+
+
 def test_eight_threads_predict_on_one_model(any_backend):
     model = network(0)
     train(model)

@@ -21,7 +21,7 @@ ALLOWED = r"""
 # a machine builds the backends of its own architecture
 fastbp\.core\._(avx512|avx2|neon)
 # Cython's own, in every module of its making
-fastbp\.core\._\w+\.__(test|reduce_cython|setstate_cython)__
+fastbp\.core\._\w+\.(Gate\.)?__(test|reduce_cython|setstate_cython)__
 # of "except ... as error" around an import: Python deletes the name afterwards
 fastbp\.\w+\.error
 # only checkers see these: numpy.random and numpy.typing are imported when they are needed

@@ -1,3 +1,6 @@
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class Gate:
     def enter_alone(self) -> None: ...
     def enter_shared(self) -> int: ...
