@@ -117,7 +117,7 @@ OPTIMIZERS = [
 
 
 @pytest.mark.parametrize(("name", "settings"), OPTIMIZERS)
-def test_pytorch_learns_the_same(any_backend, dtype, rng, name, settings):
+def test_pytorch_learns_the_same(request, any_backend, dtype, rng, name, settings):
     """Four epochs, 28 steps, of fit beside nn.Embedding and nn.Linear.
 
     Both round the same formulas in another order. Over so few steps of a smooth net at moderate rates the differences
@@ -125,6 +125,8 @@ def test_pytorch_learns_the_same(any_backend, dtype, rng, name, settings):
     rows without a gradient is off by the size of a step.
     """
     torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(threads))  # it may share OpenMP with fastbp
     torch.set_num_threads(1)  # whose team would wait for cores that others have
     model = tabular(dtype)
     first, *dense = model.layers

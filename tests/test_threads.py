@@ -237,3 +237,6 @@ def test_threadpoolctl_sees_and_limits_it():
     with threadpoolctl.threadpool_limits(limits=1, user_api="openmp"):
         assert fb.get_num_threads() == (1 if len(os.sched_getaffinity(0)) > 1 else 7)
     assert fb.get_num_threads() == 7
+    with threadpoolctl.threadpool_limits(limits=1, user_api="openmp"):
+        fb.set_num_threads(3)  # the last word
+        assert fb.get_num_threads() == 3

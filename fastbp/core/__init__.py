@@ -109,7 +109,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 _num_threads = default_threads()
 _openmp_threads = _picked[1].openmp_threads
-_openmp_threads_untold = asked() or cpus()  # fewer: somebody has told OpenMP so, as threadpoolctl does
+_openmp_threads_before = asked() or cpus()  # fewer now: somebody has told OpenMP so since, as threadpoolctl does
 
 
 def _after_fork() -> None:
@@ -135,20 +135,21 @@ def set_num_threads(n: int) -> None:
     ValueError
         If n is anything else.
     """
-    global _num_threads
+    global _num_threads, _openmp_threads_before
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= MAX_THREADS:
         raise ValueError(f"n: expected an integer from 1 to {MAX_THREADS}, got {n!r}")
-    _num_threads = int(n)
+    _num_threads, _openmp_threads_before = int(n), _openmp_threads()
 
 
 def get_num_threads() -> int:
     """How many threads the kernels may use.
 
     At first as many as the process has CPUs, by affinity and by the quota of its control group (cgroup), or
-    OMP_NUM_THREADS if that is less; 1 after a fork. ``threadpoolctl`` sees and limits them as OpenMP's.
+    OMP_NUM_THREADS if that is less; 1 after a fork. ``threadpoolctl`` sees and limits them as OpenMP's, and so may
+    another library that shares the runtime; ``set_num_threads`` is the last word until OpenMP is told of fewer again.
     """
     limit = _openmp_threads()
-    return _num_threads if limit >= _openmp_threads_untold else min(_num_threads, limit)
+    return _num_threads if limit >= _openmp_threads_before else min(_num_threads, limit)
 
 
 def show_config() -> None:
