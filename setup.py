@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -30,7 +31,12 @@ BACKENDS = {
     },
     "aarch64": {"neon": [], "generic": []},  # NEON is part of AArch64; generic is its fallback name everywhere
 }
-MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+# The machine that is built for, which _PYTHON_HOST_PLATFORM names where it is another one
+MACHINE = sysconfig.get_platform().rsplit("-", 1)[-1]
+if MACHINE == "universal2":  # a Python for both kinds of Mac; the flags of one do not compile for the other
+    MACHINE = platform.machine()
+    os.environ.setdefault("ARCHFLAGS", f"-arch {MACHINE}")
+MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(MACHINE, MACHINE)
 
 # FASTBP_CHECKS=address or =bounds builds a core that stops where it leaves its memory, FASTBP_ONLY=avx2 that backend
 # alone. Builds of different kinds do not mix in one folder: tests/sanitize.py makes them in a copy.

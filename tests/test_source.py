@@ -1,0 +1,104 @@
+"""The source tree: which way imports run, where the version stands, and the source distribution.
+
+The only tests that need it; all others run where fastbp is installed and nothing but this folder is there.
+"""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import COMPILED
+
+import fastbp as fb
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "fastbp"
+
+# Every module may import those before it, and only those.
+FLOORS = [
+    ["core.plan"],
+    ["core.reference"],
+    ["core._cpu", "core._gate", "core.threads"],
+    ["core"],
+    ["data", "history"],
+    ["profiling"],
+    ["files", "metrics", "parameters", "sampling", "schedules"],
+    ["divergence"],
+    ["layers", "losses", "optim"],
+    ["model", "callbacks"],
+    ["state"],
+    ["training"],
+    ["checkpoint", "checks", "ops", "datasets", "benchmark", "onnx", "safetensors", "sklearn", "tensorboard"],
+    [""],
+    ["__main__"],
+]
+
+
+def imports_of(path):
+    """The fastbp modules that a file imports when it is imported; what stands under TYPE_CHECKING does not count."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "fastbp")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fastbp":
+            for alias in node.names:
+                below = SOURCE.joinpath(*node.module.split(".")[1:], alias.name)
+                is_module = any(below.with_suffix(s).exists() for s in (".py", ".pyx")) or below.is_dir()
+                yield f"{node.module}.{alias.name}" if is_module else node.module
+
+
+def test_imports_run_downward():
+    floor_of = {name: i for i, names in enumerate(FLOORS) for name in names}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        for imported in imports_of(path):
+            other = imported.removeprefix("fastbp").removeprefix(".")
+            if name == "core" and other == "":
+                continue  # show_config asks for the version when it is called
+            assert floor_of[other] < floor_of[name], f"{name or 'fastbp'} imports {imported}"
+
+
+def test_version_stands_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dynamic"] == ["version"]
+    assert f"## [{fb.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_sdist_builds_from_itself(tmp_path):
+    """Everything that a build needs is in it: it is unpacked, built and run with the source tree out of reach."""
+    tree = tmp_path / "tree"
+    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if files.returncode:
+        pytest.skip("not in a git checkout")
+    for name in filter(lambda n: (ROOT / n).exists(), files.stdout.splitlines()):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tree / name)
+    build = [sys.executable, "-m", "build", "--no-isolation"]
+    subprocess.run([*build, "--sdist", "--outdir", tmp_path, tree], check=True, capture_output=True)
+    shutil.rmtree(tree)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        assert not [n for n in tar.getnames() if n.endswith((".c", ".so"))]
+    target = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--target", target, archive]
+    subprocess.run(pip, check=True, capture_output=True)
+    types = [path.relative_to(SOURCE) for path in SOURCE.rglob("*") if path.suffix in (".pyi", ".typed")]
+    assert [path for path in types if not (target / "fastbp" / path).exists()] == []
+    code = "import fastbp as fb; print(fb.__file__); fb.show_config(); print(fb.datasets.load_digits()[0].shape)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(target)}, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert str(target) in result.stdout
+    assert f"backend  {COMPILED[0]}" in result.stdout
+    assert "(1797, 64)" in result.stdout
