@@ -528,10 +528,10 @@ class Worker:
     While it is not asked it waits for its standard input and takes no time from the others.
     """
 
-    def __init__(self, system: str, cores: int) -> None:
+    def __init__(self, system: str, cores: int, python: str = sys.executable) -> None:
         self.system = system
         pools = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(cores))
-        command = [sys.executable, str(Path(__file__)), system, str(cores)]
+        command = [python, str(Path(__file__)), system, str(cores)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | pools
         )

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,15 @@ def test_every_backend_is_compiled_for_its_instruction_set(any_backend):
 
     on_arm = platform.machine() in ("aarch64", "arm64") and any_backend != "numpy"
     assert backend().target() == ("neon" if on_arm else any_backend)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="the oracle is Linux's list of a CPU's features")
+def test_features_are_the_operating_systems():
+    from fastbp.core import _cpu
+
+    flags = re.findall(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)[0].split()
+    names = {"neon": "asimd"}
+    assert _cpu.features() == {name: names.get(name, name) in flags for name in _cpu.features()}
 
 
 def test_a_backend_that_cannot_run_says_why():
