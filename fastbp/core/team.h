@@ -6,6 +6,8 @@
 #ifndef FASTBP_TEAM_H
 #define FASTBP_TEAM_H
 
+#include <stddef.h>
+#include <stdint.h>
 #include <time.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -14,6 +16,8 @@
 #define HAVE_OPENMP 0
 #endif
 #ifdef _WIN32
+#define NOMINMAX
+#define WIN32_LEAN_AND_MEAN
 #include <windows.h>
 #define YIELD() SwitchToThread()
 #else
@@ -27,31 +31,31 @@
 #include <immintrin.h>
 #define RELAX() _mm_pause()
 #define FLUSH_TO_ZERO 0x8040 /* FTZ: results, DAZ: operands */
-static inline unsigned long flush_denormals(void)
+static inline uint64_t flush_denormals(void)
 {
     const unsigned int before = _mm_getcsr();
     if ((before & FLUSH_TO_ZERO) != FLUSH_TO_ZERO) _mm_setcsr(before | FLUSH_TO_ZERO);
     return before;
 }
-static inline void restore_denormals(unsigned long before)
+static inline void restore_denormals(uint64_t before)
 {
     if ((before & FLUSH_TO_ZERO) != FLUSH_TO_ZERO) _mm_setcsr((unsigned int)before);
 }
 #elif defined(__aarch64__)
 #define RELAX() __asm__ __volatile__("yield")
-#define FLUSH_TO_ZERO (1ul << 24) /* FZ */
-static inline unsigned long flush_denormals(void)
+#define FLUSH_TO_ZERO ((uint64_t)1 << 24) /* FZ */
+static inline uint64_t flush_denormals(void)
 {
-    unsigned long before;
+    uint64_t before;
     __asm__ __volatile__("mrs %0, fpcr" : "=r"(before));
     __asm__ __volatile__("msr fpcr, %0" : : "r"(before | FLUSH_TO_ZERO));
     return before;
 }
-static inline void restore_denormals(unsigned long before) { __asm__ __volatile__("msr fpcr, %0" : : "r"(before)); }
+static inline void restore_denormals(uint64_t before) { __asm__ __volatile__("msr fpcr, %0" : : "r"(before)); }
 #else
 #define RELAX()
-static inline unsigned long flush_denormals(void) { return 0; }
-static inline void restore_denormals(unsigned long before) { (void)before; }
+static inline uint64_t flush_denormals(void) { return 0; }
+static inline void restore_denormals(uint64_t before) { (void)before; }
 #endif
 
 /* Seconds on a clock that nobody sets. */
@@ -70,10 +74,10 @@ static inline double clock_now(void)
 }
 
 typedef struct {
-    int number, team; /* this thread, of how many */
-    long round;       /* how often this thread has met the others */
-    long *arrived;    /* shared: arrivals since the team started */
-    double lost;      /* seconds that it has offered its core to others, waiting for the team */
+    int number, team;   /* this thread, of how many */
+    ptrdiff_t round;    /* how often this thread has met the others */
+    ptrdiff_t *arrived; /* shared: arrivals since the team started */
+    double lost;        /* seconds that it has offered its core to others, waiting for the team */
 } Share;
 
 typedef void (*Task)(void *work, Share *me);
@@ -84,9 +88,9 @@ enum { SPINS = 2000 }; /* about 10 us; then the core is offered to whoever else 
 static void meet(Share *me)
 {
     if (me->team == 1) return;
-    const long all = ++me->round * me->team;
+    const ptrdiff_t all = ++me->round * me->team;
     __atomic_add_fetch(me->arrived, 1, __ATOMIC_ACQ_REL);
-    for (long spins = 0; spins < SPINS; spins++) {
+    for (int spins = 0; spins < SPINS; spins++) {
         if (__atomic_load_n(me->arrived, __ATOMIC_ACQUIRE) >= all) return;
         RELAX();
     }
@@ -116,10 +120,10 @@ static inline int take_workspace(int *taken)
 }
 static inline void give_back(int *taken) { __atomic_store_n(taken, 0, __ATOMIC_RELEASE); }
 
-static void run_share(Task task, void *work, int number, int team, long *arrived)
+static void run_share(Task task, void *work, int number, int team, ptrdiff_t *arrived)
 {
     Share me = {number, team, 0, arrived, 0};
-    const unsigned long before = flush_denormals();
+    const uint64_t before = flush_denormals();
     task(work, &me);
     restore_denormals(before);
 }
@@ -127,7 +131,7 @@ static void run_share(Task task, void *work, int number, int team, long *arrived
 /* Run the task in a team of at most so many threads; a team of one is the caller alone and costs nothing. */
 static void run_team(Task task, void *work, int team)
 {
-    long arrived[16] = {0}; /* two cache lines, so that one of them holds the counter and nothing else */
+    ptrdiff_t arrived[16] = {0}; /* two cache lines, so that one of them holds the counter and nothing else */
 #ifdef _OPENMP
     if (team > 1) {
 #pragma omp parallel num_threads(team)
