@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 import tempfile
 from pathlib import Path
 
@@ -33,7 +34,8 @@ BACKENDS = {
 MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 # FASTBP_CHECKS=address or =bounds builds a core that stops where it leaves its memory, FASTBP_ONLY=avx2 that backend
-# alone. Builds of different kinds do not mix in one folder: tests/sanitize.py makes them in a copy.
+# alone, FASTBP_OPENMP=0 one without OpenMP. Builds of different kinds do not mix in one folder: tests/sanitize.py makes
+# them in a copy.
 CHECKS = os.environ.get("FASTBP_CHECKS", "")
 CHECKING = {
     "": [],
@@ -48,6 +50,10 @@ CHECKING = {
 }
 if CHECKS not in CHECKING:
     raise SystemExit(f"FASTBP_CHECKS: expected address, bounds or nothing, got {CHECKS!r}")
+
+# One process, one OpenMP library: on macOS and Windows PyTorch and scikit-learn bring theirs, and one more may end the
+# process (OMP Error #15). There the compiler is not asked for it, and the threads are those of fastbp/core/pool.h.
+OPENMP = sys.platform not in ("darwin", "win32") and os.environ.get("FASTBP_OPENMP", "1") != "0"
 
 DIRECTIVES = {
     "language_level": 3,
@@ -70,16 +76,21 @@ class BuildExt(build_ext):
                 "Ubuntu: apt install gcc python3-dev; Fedora: dnf install gcc python3-devel; macOS: xcode-select "
                 "--install) or install a wheel instead: pip install --only-binary=:all: fastbp"
             )
-        openmp = ["-fopenmp"] if self.compiles(["-fopenmp"]) else []
-        if not openmp:
-            print("fastbp: this compiler has no OpenMP; the kernels will be serial")
+        threads = self.flags_for_threads()
         for extension in self.extensions:
             if extension.name.endswith(("_cpu", "_gate")):
                 continue
-            extension.extra_compile_args += openmp
-            extension.extra_link_args += openmp
+            extension.extra_compile_args += threads
+            extension.extra_link_args += threads
         self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
+
+    def flags_for_threads(self):
+        """OpenMP where it is looked for and the compiler has it, else what the pool needs."""
+        if OPENMP and self.compiles(["-fopenmp"]):
+            return ["-fopenmp"]
+        print("fastbp: built without OpenMP; the threads are a pool of its own")
+        return [] if os.name == "nt" else ["-pthread"]
 
     def compiles(self, flags):
         """Whether a program that includes Python.h, and omp.h if OpenMP is asked for, compiles and links."""

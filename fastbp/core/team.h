@@ -1,4 +1,5 @@
 /* A team of threads: the one place where threads start, wait for each other and change how the CPU rounds.
+ * They are OpenMP's, or where the compiler was not told of it those of pool.h.
  *
  * A task runs once in every thread of its team, told by its Share which part is its own. Inside a task threads wait for
  * each other at a counter in user space: a step of a small network takes microseconds, and so does waking a thread.
@@ -6,6 +7,7 @@
 #ifndef FASTBP_TEAM_H
 #define FASTBP_TEAM_H
 
+#include <limits.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <time.h>
@@ -99,17 +101,19 @@ static void meet(Share *me)
     me->lost += clock_now() - since;
 }
 
+/* How many threads others have left to this one. */
 static inline int most_threads(void)
 {
 #ifdef _OPENMP
     return omp_get_max_threads();
 #else
-    return 1;
+    return INT_MAX;
 #endif
 }
 
 /* A flag that one thread raises and the others look at. */
 static inline void raise_flag(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELEASE); }
+static inline void take_down(int *flag) { __atomic_store_n(flag, 0, __ATOMIC_RELEASE); }
 static inline int is_raised(const int *flag) { return flag && __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
 
 /* A workspace that one thread at a time may take; nobody waits for it. */
@@ -118,7 +122,7 @@ static inline int take_workspace(int *taken)
     int nobody = 0;
     return __atomic_compare_exchange_n(taken, &nobody, 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
-static inline void give_back(int *taken) { __atomic_store_n(taken, 0, __ATOMIC_RELEASE); }
+static inline void give_back(int *taken) { take_down(taken); }
 
 static void run_share(Task task, void *work, int number, int team, ptrdiff_t *arrived)
 {
@@ -128,18 +132,24 @@ static void run_share(Task task, void *work, int number, int team, ptrdiff_t *ar
     restore_denormals(before);
 }
 
+#ifndef _OPENMP
+#include "pool.h"
+#endif
+
 /* Run the task in a team of at most so many threads; a team of one is the caller alone and costs nothing. */
 static void run_team(Task task, void *work, int team)
 {
     ptrdiff_t arrived[16] = {0}; /* two cache lines, so that one of them holds the counter and nothing else */
-#ifdef _OPENMP
-    if (team > 1) {
-#pragma omp parallel num_threads(team)
-        run_share(task, work, omp_get_thread_num(), omp_get_num_threads(), arrived + 8);
+    if (team <= 1) {
+        run_share(task, work, 0, 1, arrived + 8);
         return;
     }
+#ifdef _OPENMP
+#pragma omp parallel num_threads(team)
+    run_share(task, work, omp_get_thread_num(), omp_get_num_threads(), arrived + 8);
+#else
+    run_in_pool(task, work, team, arrived + 8);
 #endif
-    run_share(task, work, 0, 1, arrived + 8);
 }
 
 #endif
