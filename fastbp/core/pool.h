@@ -66,6 +66,7 @@ static void wait_for_go(Worker *me)
     UNLOCK(&me->lock);
 }
 
+/* The kernels take up to 16 KiB of its stack: the smallest default, 128 KiB of musl, is enough. */
 static THREAD live(void *worker)
 {
     Worker *me = worker;
