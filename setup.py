@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -11,7 +12,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-# Contraction is off and fused multiply-add explicit, so that an element has the same bits wherever it is computed.
+# Contraction is off and fused multiply-add explicit, so that an element has the same bits wherever it is computed. Lines
+# for the debugger are left out: they are larger than the code, and name the folder that it was built in.
 COMMON = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
 
 # The one table of per-backend flags. What a backend needs at run time is checked in fastbp/core/_cpu.pyx.
@@ -39,7 +41,8 @@ if MACHINE == "universal2":  # a Python for both kinds of Mac; the flags of one 
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(MACHINE, MACHINE)
 
 # FASTBP_CHECKS=address or =bounds builds a core that stops where it leaves its memory, FASTBP_ONLY=avx2 that backend
-# alone. Builds of different kinds do not mix in one folder: tests/sanitize.py makes them in a copy.
+# alone, FASTBP_OPENMP=0 one without OpenMP. Builds of different kinds do not mix in one folder: tests/sanitize.py makes
+# them in a copy.
 CHECKS = os.environ.get("FASTBP_CHECKS", "")
 CHECKING = {
     "": [],
@@ -54,6 +57,10 @@ CHECKING = {
 }
 if CHECKS not in CHECKING:
     raise SystemExit(f"FASTBP_CHECKS: expected address, bounds or nothing, got {CHECKS!r}")
+
+# One process, one OpenMP library: on macOS and Windows PyTorch and scikit-learn bring theirs, and one more may end the
+# process (OMP Error #15). There the compiler is not asked for it, and the threads are those of fastbp/core/pool.h.
+OPENMP = sys.platform not in ("darwin", "win32") and os.environ.get("FASTBP_OPENMP", "1") != "0"
 
 DIRECTIVES = {
     "language_level": 3,
@@ -70,22 +77,38 @@ class BuildExt(build_ext):
     """Finds out whether the compiler works, and whether it has OpenMP, before the first file is compiled."""
 
     def build_extensions(self):
+        if self.compiler.compiler_type == "msvc":
+            self.use_clang()
         if not self.compiles([]):
             raise SystemExit(
                 "fastbp needs a C compiler to be built from source and found none that works. Install one (Debian or "
                 "Ubuntu: apt install gcc python3-dev; Fedora: dnf install gcc python3-devel; macOS: xcode-select "
-                "--install) or install a wheel instead: pip install --only-binary=:all: fastbp"
+                "--install; Windows: the Build Tools for Visual Studio, and LLVM for clang-cl) or install a wheel "
+                "instead: pip install --only-binary=:all: fastbp"
             )
-        openmp = ["-fopenmp"] if self.compiles(["-fopenmp"]) else []
-        if not openmp:
-            print("fastbp: this compiler has no OpenMP; the kernels will be serial")
+        threads = self.flags_for_threads()
         for extension in self.extensions:
             if extension.name.endswith(("_cpu", "_gate")):
                 continue
-            extension.extra_compile_args += openmp
-            extension.extra_link_args += openmp
+            extension.extra_compile_args += threads
+            extension.extra_link_args += threads
         self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
+
+    def use_clang(self):
+        """In the place of Microsoft's compiler, which has neither vector types nor __atomic; its flags bear a prefix."""
+        if not self.compiler.initialized:
+            self.compiler.initialize(self.plat_name)
+        self.compiler.cc = "clang-cl"
+        for extension in self.extensions:
+            extension.extra_compile_args = [f"/clang:{flag}" for flag in extension.extra_compile_args]
+
+    def flags_for_threads(self):
+        """OpenMP where it is looked for and the compiler has it, else what the pool needs."""
+        if OPENMP and self.compiles(["-fopenmp"]):
+            return ["-fopenmp"]
+        print("fastbp: built without OpenMP; the threads are a pool of its own")
+        return [] if os.name == "nt" else ["-pthread"]
 
     def compiles(self, flags):
         """Whether a program that includes Python.h, and omp.h if OpenMP is asked for, compiles and links."""
@@ -110,7 +133,10 @@ def cythonized(name, source, folder, flags=(), **options):
     """
     extension = Extension(f"fastbp.core.{name}", [f"fastbp/core/{source}"], **options)
     (extension,) = cythonize([extension], build_dir=f"build/cython/{folder}", compiler_directives=DIRECTIVES)
-    extension.extra_compile_args, extension.extra_link_args = [*flags, *CHECKING[CHECKS]], list(CHECKING[CHECKS])
+    extension.extra_compile_args, extension.extra_link_args = (
+        [*COMMON, *flags, *CHECKING[CHECKS]],
+        list(CHECKING[CHECKS]),
+    )
     return extension
 
 
@@ -126,7 +152,7 @@ def extensions():
             f"_{backend}",
             "kernels.pyx",
             backend,
-            COMMON + flags,
+            flags,
             depends=parts,
             include_dirs=["fastbp/core"],
         )

@@ -62,10 +62,12 @@ def test_use_backend_ends_with_its_block():
 
 
 def test_show_config(capsys):
+    from fastbp.core import backend
+
     fb.show_config()
     text = capsys.readouterr().out
     assert f"fastbp {fb.__version__}" in text
-    assert f"threads  {fb.get_num_threads()}" in text
+    assert f"threads  {fb.get_num_threads()} ({'OpenMP' if backend().openmp() else 'a pool of its own'})" in text
 
 
 def test_omp_num_threads_is_respected():

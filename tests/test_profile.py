@@ -7,7 +7,7 @@ import pytest
 
 import fastbp as fb
 from fastbp import profiling
-from fastbp.core import backend, backend_name
+from fastbp.core import backend_name
 
 
 def small(dtype="float32", optimizer=fb.Adam, **settings):
@@ -158,8 +158,7 @@ def test_threads_are_those_that_worked(rng):
     with fb.profile() as p:
         train(*small_one)
         train(large, fb.SGD(large.parameters(), lr=0.1), X, X, "mse", batch_size=128)
-    openmp = backend().openmp()
-    assert [table.threads for table in p.tables] == ([1, 1 + openmp] if backend_name() != "numpy" else [2, 2])
+    assert [table.threads for table in p.tables] == ([1, 2] if backend_name() != "numpy" else [2, 2])
 
 
 def test_one_table_for_each_model_and_batch_size():

@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastbp as fb
+from fastbp.core import backend
 from fastbp.core.threads import default_threads
 
 X = np.random.default_rng(0).standard_normal((2000, 30)).astype(np.float32)
@@ -41,17 +43,36 @@ def network(seed):
     return fb.Sequential([fb.Dense(30, 70, activation="gelu"), fb.BatchNorm(70), fb.Dense(70, 2)], seed=seed)
 
 
-def train(model):
+def train(model, batch_size=50):
     optimizer = fb.Adam(model.parameters(), lr=0.01)
-    model.fit(X, Y, "cross_entropy", optimizer, epochs=5, batch_size=50, seed=0, verbose=0)
+    model.fit(X, Y, "cross_entropy", optimizer, epochs=5, batch_size=batch_size, seed=0, verbose=0)
     return model.parameters().values.tobytes() + model.predict(X).tobytes()
 
 
-def test_two_threads_train_two_models_as_one_would(any_backend):
+def train_by_steps(model):
+    optimizer = fb.Adam(model.parameters(), lr=0.01)
+    for first in range(0, len(X), 50):
+        model.train_on_batch(X[first : first + 50], Y[first : first + 50], "cross_entropy", optimizer)
+    return model.parameters().values.tobytes()
+
+
+@pytest.mark.parametrize("train", [train, train_by_steps])
+def test_two_threads_train_two_models_as_one_would(any_backend, train):
+    """A team for every epoch or step. Of the pool, where there is no OpenMP, one at a time: the other trains alone."""
+    fb.set_num_threads(2)
     alone, together = [train(network(seed)) for seed in (0, 1)], {}
     tasks = [lambda seed=seed: together.setdefault(seed, train(network(seed))) for seed in (0, 1)]
     assert run(*tasks) == [None, None]
     assert [together[seed] for seed in (0, 1)] == alone
+
+
+def test_more_threads_than_cores(compiled):
+    fb.set_num_threads(1)
+    expected = train(network(0), batch_size=200)
+    fb.set_num_threads(8)
+    model = network(0)
+    assert train(model, batch_size=200) == expected
+    assert model._network().threads == 8
 
 
 def test_two_threads_in_one_model_are_an_error_for_one_of_them(compiled):
@@ -230,6 +251,12 @@ def test_the_quota_of_a_control_group(groups, expected, tmp_path, monkeypatch):
     assert default_threads(tmp_path) == min(2, expected or 16)
 
 
+openmps = pytest.mark.skipif(not backend().openmp(), reason="these threads are not OpenMP's")
+pools = pytest.mark.skipif(backend().openmp() or not hasattr(os, "fork"), reason="of the pool of a system with fork")
+on_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
+
+
+@openmps
 def test_threadpoolctl_sees_and_limits_it():
     threadpoolctl = pytest.importorskip("threadpoolctl")
     assert "openmp" in {library["user_api"] for library in threadpoolctl.threadpool_info()}
@@ -240,3 +267,97 @@ def test_threadpoolctl_sees_and_limits_it():
     with threadpoolctl.threadpool_limits(limits=1, user_api="openmp"):
         fb.set_num_threads(3)  # the last word
         assert fb.get_num_threads() == 3
+
+
+SCRIPT = """
+import os, resource, signal, time
+import numpy as np
+import fastbp as fb
+
+def train(threads):
+    fb.set_num_threads(threads)
+    model = fb.Sequential([fb.Dense(30, 200, activation="relu"), fb.Dense(200, 2)], seed=0)
+    X = np.ones((1000, 30), "f4")
+    model.fit(X, np.zeros(1000, int), "cross_entropy", fb.SGD(model.parameters(), lr=0.1), batch_size=200, verbose=0)
+    return model.parameters().values.tobytes()
+
+def workers():
+    return len(os.listdir("/proc/self/task")) - before
+
+before = 0
+before = workers() if os.path.exists("/proc/self/task") else None
+"""
+
+
+def script(code):
+    """In a new process, in which nobody else has threads; an alarm ends one that waits for ever."""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", SCRIPT + code]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_threads_that_have_no_work_use_no_cpu():
+    script("""
+train(2)
+time.sleep(0.1)
+spent = time.process_time()
+time.sleep(0.3)
+assert time.process_time() - spent < 0.05
+""")
+
+
+@on_linux
+def test_threads_begin_with_the_first_team():
+    script("""
+assert workers() == 0
+train(1)
+assert workers() == 0
+train(2)
+train(2)
+assert workers() == 1
+""")
+
+
+@pools
+@on_linux
+def test_a_forked_child_may_have_a_team():
+    """Of workers of its own, whether those of its parent were awake, asleep, or not there yet."""
+    script("""
+expected = train(1)
+for pause in (0, 0, 0.1):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        before = before + workers()
+        os._exit(fb.get_num_threads() - 1 + (train(2) != expected) + (workers() != 1))
+    assert os.waitpid(child, 0)[1] == 0
+    assert train(2) == expected
+    time.sleep(pause)
+""")
+
+
+@pools
+@on_linux
+def test_a_thread_that_cannot_start_makes_the_team_smaller():
+    script("""
+expected = train(1)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**22, most))  # less than 31 stacks, even of 128 KiB
+assert train(32) == expected
+assert workers() < 31
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+assert train(32) == expected
+assert workers() == 31
+""")
+
+
+@pools
+def test_signals_are_not_the_workers():
+    script("""
+train(2)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+os.kill(os.getpid(), signal.SIGUSR1)  # would end the process in a thread that does not block it
+assert signal.sigwait([signal.SIGUSR1]) == signal.SIGUSR1
+""")

@@ -113,7 +113,8 @@ _openmp_threads_before = asked() or cpus()  # fewer now: somebody has told OpenM
 
 
 def _after_fork() -> None:
-    # GNU's OpenMP keeps the parent's idle team in mind, which a forked child does not have: it would wait forever
+    # GNU's OpenMP keeps the parent's idle team in mind, which a forked child does not have: it would wait forever. The
+    # pool would not, but children are many as a rule, and share the cores
     global _num_threads
     _num_threads = 1
 
@@ -145,8 +146,9 @@ def get_num_threads() -> int:
     """How many threads the kernels may use.
 
     At first as many as the process has CPUs, by affinity and by the quota of its control group (cgroup), or
-    OMP_NUM_THREADS if that is less; 1 after a fork. ``threadpoolctl`` sees and limits them as OpenMP's, and so may
-    another library that shares the runtime; ``set_num_threads`` is the last word until OpenMP is told of fewer again.
+    OMP_NUM_THREADS if that is less; 1 after a fork. Where they are OpenMP's, as on Linux, ``threadpoolctl`` sees and
+    limits them, and so may another library that shares the runtime; ``set_num_threads`` is the last word until OpenMP
+    is told of fewer again.
     """
     limit = _openmp_threads()
     return _num_threads if limit >= _openmp_threads_before else min(_num_threads, limit)
@@ -160,4 +162,7 @@ def show_config() -> None:
     print(f"backend  {backend_name()}")
     for name in BACKENDS:
         print(f"  {name:8} {why_not(name) or 'available'}")
-    print(f"threads  {get_num_threads()} ({'OpenMP' if backend().openmp() else 'serial: this backend has no OpenMP'})")
+    runtime = "OpenMP" if backend().openmp() else "a pool of its own"
+    if backend_name() == "numpy":
+        runtime = "for compiled backends; NumPy has its own"
+    print(f"threads  {get_num_threads()} ({runtime})")

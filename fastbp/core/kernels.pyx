@@ -47,11 +47,12 @@ include "doors.pxi"
 
 
 def openmp():
+    """Whether the threads of this backend's kernels are OpenMP's; else they are those of a pool of its own."""
     return HAVE_OPENMP
 
 
 def openmp_threads():
-    """How many threads OpenMP would start from here; it may have been told by others."""
+    """How many threads OpenMP would start from here, as it may have been told by others; a pool of its own, any."""
     return most_threads()
 
 

@@ -197,8 +197,6 @@ cdef class Network:
 
     cdef int team(self, double work, double least, int threads) noexcept:
         """How many threads so much work is worth."""
-        if not HAVE_OPENMP:
-            return 1
         return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), work * self.net.batch / least))
 
     def forward(self, y, x, uint64_t step, bint training, int threads):

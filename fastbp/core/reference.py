@@ -37,7 +37,7 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def openmp() -> bool:
-    """Whether this backend's kernels use OpenMP threads."""
+    """Whether the threads of this backend's kernels are OpenMP's."""
     return False
 
 
