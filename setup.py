@@ -12,8 +12,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-# Contraction is off and fused multiply-add explicit, so that an element has the same bits wherever it is computed. Lines
-# for the debugger are left out: they are larger than the code, and name the folder that it was built in.
+# Contraction is off and fused multiply-add explicit, so that an element has the same bits wherever it is computed. No
+# lines for a debugger: they are larger than the code, and name the folder in which it was built.
 COMMON = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
 
 # The one table of per-backend flags. What a backend needs at run time is checked in fastbp/core/_cpu.pyx.
@@ -96,7 +96,7 @@ class BuildExt(build_ext):
         super().build_extensions()
 
     def use_clang(self):
-        """In the place of Microsoft's compiler, which has neither vector types nor __atomic; its flags bear a prefix."""
+        """In the place of Microsoft's compiler, which has neither vector types nor __atomic; flags bear a prefix."""
         if not self.compiler.initialized:
             self.compiler.initialize(self.plat_name)
         self.compiler.cc = "clang-cl"
@@ -133,10 +133,8 @@ def cythonized(name, source, folder, flags=(), **options):
     """
     extension = Extension(f"fastbp.core.{name}", [f"fastbp/core/{source}"], **options)
     (extension,) = cythonize([extension], build_dir=f"build/cython/{folder}", compiler_directives=DIRECTIVES)
-    extension.extra_compile_args, extension.extra_link_args = (
-        [*COMMON, *flags, *CHECKING[CHECKS]],
-        list(CHECKING[CHECKS]),
-    )
+    extension.extra_compile_args = [*COMMON, *flags, *CHECKING[CHECKS]]
+    extension.extra_link_args = list(CHECKING[CHECKS])
     return extension
 
 

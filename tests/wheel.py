@@ -14,6 +14,7 @@ gcc-aarch64-linux-gnu and `dpkg --add-architecture arm64 && apt-get update`, fro
 """
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -102,10 +103,13 @@ def build_one(python: Path, work: Path) -> tuple[Path, Path]:
     return sdist, wheel
 
 
-def files(sdist: Path) -> dict[str, bytes]:
-    """What is in a source distribution."""
-    with tarfile.open(sdist) as archive:
-        opened = {member.name: archive.extractfile(member) for member in archive}
+def files(archive: Path) -> dict[str, bytes]:
+    """What is in a wheel or a source distribution."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            return {name: wheel.read(name) for name in wheel.namelist()}
+    with tarfile.open(archive) as sdist:
+        opened = {member.name: sdist.extractfile(member) for member in sdist}
         return {name: file.read() for name, file in opened.items() if file}
 
 
@@ -114,25 +118,22 @@ def newest_glibc(wheel: Path, folder: str) -> str:
     from elftools.elf.elffile import ELFFile
 
     versions = set()
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            if name.startswith(folder) and ".so" in name:
-                with archive.open(name) as file:
-                    needs = ELFFile(file).get_section_by_name(".gnu.version_r")
-                    for _, symbols in needs.iter_versions():
-                        versions |= {symbol.name for symbol in symbols if re.fullmatch(r"GLIBC_[\d.]+", symbol.name)}
+    for name, content in files(wheel).items():
+        if name.startswith(folder) and ".so" in name:
+            needs = ELFFile(io.BytesIO(content)).get_section_by_name(".gnu.version_r")
+            for _, symbols in needs.iter_versions():
+                versions |= {symbol.name for symbol in symbols if re.fullmatch(r"GLIBC_[\d.]+", symbol.name)}
     return max(versions, key=lambda version: [int(part) for part in version[6:].split(".")])
 
 
 def check_contents(wheel: Path, machine: str) -> None:
     """Every backend, no source of them, and a licence for whatever is not ours."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-        listed = next(archive.read(name).decode() for name in names if name.endswith("/THIRD-PARTY.md"))
-    built = {match[1] for name in names if (match := re.match(r"fastbp/core/_(\w+)\.[^/]*so$", name))}
+    content = files(wheel)
+    listed = next(text.decode() for name, text in content.items() if name.endswith("/THIRD-PARTY.md"))
+    built = {match[1] for name in content if (match := re.match(r"fastbp/core/_(\w+)\.[^/]*so$", name))}
     assert built == BACKENDS[machine] | {"cpu", "gate"}, built
-    assert not [name for name in names if name.endswith((".c", ".pyx", ".pxi", ".h"))], names
-    for name in names:
+    assert not [name for name in content if name.endswith((".c", ".pyx", ".pxi", ".h"))], content.keys()
+    for name in content:
         if name.startswith("fastbp.libs/"):
             assert Path(name).name.split("-")[0] in listed, f"{name} is not in THIRD-PARTY.md"
     assert wheel.stat().st_size < MOST_BYTES, wheel.stat().st_size
@@ -148,7 +149,8 @@ def build(work: Path) -> Iterator[str]:
     (work / "again").mkdir()
     sdist_again, wheel_again = build_one(python, work / "again")
     assert files(sdist) == files(sdist_again), "two source distributions differ"  # setuptools dates the archive itself
-    assert wheel.read_bytes() == wheel_again.read_bytes(), "two wheels differ"
+    differ = [name for name, content in files(wheel).items() if files(wheel_again).get(name) != content]
+    assert wheel.read_bytes() == wheel_again.read_bytes(), f"two wheels differ in {differ or 'their order'}"
     yield f"{wheel.name} twice: the same bytes, sha256 {hashlib.sha256(wheel.read_bytes()).hexdigest()}"
 
 
