@@ -1,7 +1,7 @@
 /* A pool of threads, where there is no OpenMP. Included by team.h, and built on how threads wait there.
  *
- * A worker starts when a team first needs it, and stays. Between two teams it waits awake for a moment, because a step of
- * a small network takes no longer than waking it, and then asleep. One team works at a time: who finds the pool taken
+ * A worker starts when a team first needs it, and stays. Between two teams it waits awake for a moment, because a step
+ * of a small network takes no longer than waking it, and then asleep. One team works at a time: who finds it taken
  * works alone, and no result depends on it.
  */
 #ifndef FASTBP_POOL_H
