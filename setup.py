@@ -153,6 +153,7 @@ def extensions():
             flags,
             depends=parts,
             include_dirs=["fastbp/core"],
+            libraries=[] if os.name == "nt" else ["m"],
         )
 
 

@@ -21,24 +21,13 @@ cdef struct Update:
     double rate, root, floor, decay, l2  # what a step's lr and number come to, see begin_update
 
 
-cdef double power(double base, long n) noexcept nogil:
-    """base ** n from products: libm's pow rounds in a way of its own on every system, and is one more library."""
-    cdef double result = 1
-    while n > 0:
-        if n & 1:
-            result *= base
-        base *= base
-        n >>= 1
-    return result
-
-
 cdef void begin_update(Update *u, double lr) noexcept nogil:
     """Set the learning rate and what follows from it and, for Adam, the step: its bias corrections."""
     u.lr = lr
     u.rate, u.root = lr, 1
     if u.rule == ADAM:
-        u.rate = lr / (1 - power(u.beta1, u.step))
-        u.root = 1 / sqrt(1 - power(u.beta2, u.step))
+        u.rate = lr / (1 - pow(u.beta1, u.step))
+        u.root = 1 / sqrt(1 - pow(u.beta2, u.step))
     u.floor = u.eps * u.root if u.eps_hat else u.eps
     u.decay = 1 - lr * u.weight_decay if u.decoupled else 1
     u.l2 = 0 if u.decoupled else u.weight_decay
