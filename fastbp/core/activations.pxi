@@ -69,9 +69,9 @@ cdef inline real normal_pdf(real x) noexcept nogil:
     return <real> 0.3989422804014327 * exp_(-<real> 0.5 * x * x)
 
 
-cdef void activate(int kind, real *y, const real *z, long n) noexcept nogil:
+cdef void activate(int kind, real *y, const real *z, intp n) noexcept nogil:
     """y (n,) = activation(z (n,)); y may be z."""
-    cdef long j
+    cdef intp j
     if kind == RELU:
         for j in range(n):
             y[j] = 0 if z[j] < 0 else z[j]
@@ -101,9 +101,9 @@ cdef void activate(int kind, real *y, const real *z, long n) noexcept nogil:
 
 
 cdef void multiply_by_derivative(int kind, real *dz, const real *dy, const real *y, const real *z,
-                                 long n) noexcept nogil:
+                                 intp n) noexcept nogil:
     """dz (n,) = dy (n,) * activation'(z), from the output y or, for GELU and SiLU, the input z; dz may be dy."""
-    cdef long j
+    cdef intp j
     cdef real s
     if kind == RELU:
         for j in range(n):

@@ -9,7 +9,7 @@ cdef struct Product:
     void *c
     const void *a
     const void *b
-    long a_row, a_column, b_row, b_column, m, n, k  # strides in elements
+    intp a_row, a_column, b_row, b_column, m, n, k  # strides in elements
     void *c_panels
     void *a_panels
     void *b_panels
@@ -27,7 +27,7 @@ cdef struct LossCall:
     const void *pred
     const void *targets
     const void *sample_weight  # or NULL
-    long batch, outputs
+    intp batch, outputs
     double scale
     double partial[CHUNKS]
 
@@ -36,11 +36,11 @@ cdef struct UpdateCall:
     void *param
     const void *grad
     double grad_scale
-    long n
+    intp n
 
 cdef struct NormCall:
     const void *x
-    long n
+    intp n
     double partial[CHUNKS]
 
 
@@ -67,10 +67,10 @@ cdef inline real *strided(const real[:, :] x) noexcept nogil:
 
 # --- products -------------------------------------------------------------------------------------------------------
 
-cdef void pack_rows(real *out, Layout layout, const real *src, long row, long column, long begin, long end,
-                    long n) noexcept nogil:
+cdef void pack_rows(real *out, Layout layout, const real *src, intp row, intp column, intp begin, intp end,
+                    intp n) noexcept nogil:
     """Rows begin..end of an (m, n) matrix with any strides, into panels."""
-    cdef long width = panel_width(out), i, j, q
+    cdef intp width = panel_width(out), i, j, q
     cdef Layout rows
     if column == 1:
         rows.row, rows.panel = row, width
@@ -86,7 +86,7 @@ cdef void pack_rows(real *out, Layout layout, const real *src, long row, long co
 
 
 cdef void product_share(Product *p, Share *me, const real *_) noexcept nogil:
-    cdef long begin = share_of(p.m, me.number, me.team), end = share_of(p.m, me.number + 1, me.team)
+    cdef intp begin = share_of(p.m, me.number, me.team), end = share_of(p.m, me.number + 1, me.team)
     cdef Layout layout = in_panels(p.m, _), b_layout = in_panels(p.k, _)
     cdef Epilogue epilogue
     epilogue.after, epilogue.activation, epilogue.bias = NOTHING, LINEAR, NULL
@@ -99,26 +99,27 @@ cdef void product_share(Product *p, Share *me, const real *_) noexcept nogil:
     copy_rows(<real *> p.c, in_rows(p.n, _), <real *> p.c_panels, layout, begin, end, p.n)
 
 
-cdef inline void *slice_of(char **scratch, long rows, long n, const real *like) noexcept nogil:
+cdef inline void *slice_of(char **scratch, intp rows, intp n, const real *like) noexcept nogil:
     """The next piece of scratch, for a (rows, n) matrix in panels."""
     cdef char *begin = scratch[0]
-    scratch[0] += ceil_div(panels_size(rows, n, like) * <long> sizeof(real), 64) * 64
+    scratch[0] += ceil_div(panels_size(rows, n, like) * <intp> sizeof(real), 64) * 64
     return begin
 
 
-def scratch_bytes(long m, long n, long k, dtype):
+def scratch_bytes(intp m, intp n, intp k, dtype):
     """Scratch for an (m, k) x (k, n) product, or for the backward pass of a layer that does it."""
     cdef char *end = NULL
+    cdef intp rows, columns
     for rows, columns in [(m, n), (m, n), (m, k), (m, k), (m, k), (k, n), (n, k), (1, n)]:
         if dtype.itemsize == 4:
             slice_of(&end, rows, columns, <float *> NULL)
         else:
             slice_of(&end, rows, columns, <double *> NULL)
-    return <long> end
+    return <intp> end
 
 
 def matmul(real[:, ::1] c, const real[:, :] a, const real[:, :] b, char[::1] scratch, int threads):
-    cdef long size = sizeof(real)
+    cdef intp size = sizeof(real)
     cdef char *free = &scratch[0]
     cdef Product p
     p.c, p.a, p.b, p.m, p.n, p.k = matrix(c), strided(a), strided(b), c.shape[0], c.shape[1], a.shape[1]
@@ -147,7 +148,7 @@ cdef void layer_backward_share(Net *net, Share *me, const real *_) noexcept nogi
 
 
 cdef void begin_layer(Net *net, Layer *layer, int kind, const void *y, const void *x, const void *dy, void *dx,
-                      long batch, long n, const real *like) noexcept nogil:
+                      intp batch, intp n, const real *like) noexcept nogil:
     """A network of one layer over arrays that lie row by row."""
     memset(net, 0, sizeof(Net))
     memset(layer, 0, sizeof(Layer))
@@ -160,7 +161,7 @@ def dense_forward(real[:, ::1] y, real[:, ::1] z, const real[:, ::1] x, const re
                   const real[::1] bias, int activation, char[::1] scratch, int threads):
     cdef Pass p
     cdef Layer layer
-    cdef long batch = x.shape[0], inputs = weight.shape[0], outputs = weight.shape[1]
+    cdef intp batch = x.shape[0], inputs = weight.shape[0], outputs = weight.shape[1]
     cdef char *free = &scratch[0]
     with nogil:
         begin_layer(&p.net, &layer, DENSE, NULL, NULL, NULL, NULL, batch, outputs, matrix(x))
@@ -181,8 +182,8 @@ def dense_forward(real[:, ::1] y, real[:, ::1] z, const real[:, ::1] x, const re
 
 cdef void dense_backward_share(DenseBackward *d, Share *me, const real *_) noexcept nogil:
     cdef Net *net = &d.net
-    cdef long begin = first_row(net.batch, me.number, me.team), end = first_row(net.batch, me.number + 1, me.team)
-    cdef long inputs = net.layers[1].op.inputs, outputs = net.layers[1].op.outputs
+    cdef intp begin = first_row(net.batch, me.number, me.team), end = first_row(net.batch, me.number + 1, me.team)
+    cdef intp inputs = net.layers[1].op.inputs, outputs = net.layers[1].op.outputs
     pack_weights(net, me, False, True, _)
     copy_rows(<real *> net.layers[0].y, net.layout, <const real *> d.x, in_rows(inputs, _), begin, end, inputs)
     if d.x_z != NULL:
@@ -200,7 +201,7 @@ def dense_backward(real[:, ::1] dweight, real[::1] dbias, real[:, ::1] dx, const
                    char[::1] scratch, int threads):
     cdef DenseBackward d
     cdef Layer layers[2]
-    cdef long batch = x.shape[0], inputs = weight.shape[0], outputs = weight.shape[1]
+    cdef intp batch = x.shape[0], inputs = weight.shape[0], outputs = weight.shape[1]
     cdef char *free = &scratch[0]
     with nogil:
         begin_layer(&d.net, &layers[1], DENSE, NULL, NULL, NULL, NULL, batch, outputs, matrix(x))
@@ -338,16 +339,16 @@ def elementwise_loss(real[:, ::1] dpred, const real[:, ::1] pred, const real[:, 
 
 # --- updates --------------------------------------------------------------------------------------------------------
 
-cdef inline void update_run(UpdateCall *call, long begin, long end, bint decays, const real *_) noexcept nogil:
+cdef inline void update_run(UpdateCall *call, intp begin, intp end, bint decays, const real *_) noexcept nogil:
     update_rows(&call.update, <real *> call.param + begin, 0, begin, 0, <const real *> call.grad + begin, 0,
                 call.grad_scale, decays, 1, end - begin)
 
 
 cdef void update_share(UpdateCall *call, Share *me, const real *_) noexcept nogil:
-    cdef long line = 64 // <long> sizeof(real), lines = ceil_div(call.n, line)
-    cdef long begin = share_of(lines, me.number, me.team) * line
-    cdef long end = min(call.n, share_of(lines, me.number + 1, me.team) * line)
-    cdef long k, low, high
+    cdef intp line = 64 // <intp> sizeof(real), lines = ceil_div(call.n, line)
+    cdef intp begin = share_of(lines, me.number, me.team) * line
+    cdef intp end = min(call.n, share_of(lines, me.number + 1, me.team) * line)
+    cdef intp k, low, high
     for k in range(call.update.undecayed_count):
         low, high = max(begin, call.update.undecayed[2 * k]), min(end, call.update.undecayed[2 * k + 1])
         if low < high:
@@ -382,7 +383,7 @@ def squared_norm(const real[::1] x, int threads):
 
 # --- the rest -------------------------------------------------------------------------------------------------------
 
-def order(int64_t[::1] rows, long first, long samples, key):
+def order(int64_t[::1] rows, intp first, intp samples, key):
     cdef Shuffle shuffle
     if rows.shape[0] == 0:
         return
@@ -393,7 +394,7 @@ def order(int64_t[::1] rows, long first, long samples, key):
 
 def all_finite(x):
     cdef const char *data = <const char *> address(x)
-    cdef long n = x.size
+    cdef intp n = x.size
     cdef bint single = x.dtype.itemsize == 4, result
     if n == 0:
         return True
@@ -403,13 +404,13 @@ def all_finite(x):
 
 
 def unknown_category(const real[:, ::1] x, const int64_t[::1] categories):
-    cdef long columns = categories.shape[0], at
+    cdef intp columns = categories.shape[0], at
     with nogil:
         at = first_unknown(matrix(x) + x.shape[1] - columns, x.shape[1], &categories[0], x.shape[0], columns)
     return at
 
 
-def peak_flops(dtype, long repeats):
+def peak_flops(dtype, intp repeats):
     """Run 2 * lanes * chains * repeats fused multiply-adds on registers alone; returns the operations done."""
     cdef char sink[64]
     cdef bint single = dtype.itemsize == 4

@@ -21,23 +21,23 @@ cdef extern from "microkernel.h" nogil:
 cdef struct Gathering:   # a thread's part of the batches: its rows, and what its blocks of weights need of the others
     int64_t *rows        # of the whole batch
     int64_t *next_rows   # and of the one that follows
-    long asked, count    # for how many of those their features were asked for, of how many
-    long begin, end      # the thread's rows of the next batch
-    long left, right     # the columns that it needs of all rows
+    intp asked, count    # for how many of those their features were asked for, of how many
+    intp begin, end      # the thread's rows of the next batch
+    intp left, right     # the columns that it needs of all rows
 
 cdef struct Epoch:
     Net net
     # the data
     const void *features   # (samples, inputs)
     const char *targets    # (samples,) labels or (samples, outputs)
-    long target_bytes      # of one sample
+    intp target_bytes      # of one sample
     const void *sample_weight  # (samples,) or NULL
     Shuffle order
-    long first, steps, batch_size  # position in the order of the first sample, and how far to go from there
+    intp first, steps, batch_size  # position in the order of the first sample, and how far to go from there
     # the batch, row by row
     int64_t *rows          # of two batches, for every thread
     void *inputs           # for every thread but the first, a batch in panels that is written by itself alone
-    long rows_size, inputs_size  # in entries
+    intp rows_size, inputs_size  # in entries
     char *batch_targets
     void *batch_weights    # or NULL
     void *pred
@@ -50,22 +50,22 @@ cdef struct Epoch:
     const double *decays   # the weight decay of every step, or NULL where all have that of the update
     double clip_norm       # 0 for none
     const void *grads
-    long parameters        # entries of grads
+    intp parameters        # entries of grads
     void *blocks           # for every thread, a block of gradients, or some rows of the longest state
-    long block_size        # in entries
+    intp block_size        # in entries
     bint state_in_blocks   # whether the optimizer's state of weights in panels is in the order of their blocks
     # whether this team is the right one, see Crowd in network.pxi
     double began, lost     # when thread 0 began to count, and the seconds that it has lost since
-    long counted           # the steps before that
+    intp counted           # the steps before that
     double peace, deadline  # until when the team is left alone; when it is disbanded in any case, or 0
     int disturbed, disband
     # what the threads tell each other
     double losses[CHUNKS]
     double norms[CHUNKS]
-    long correct[CHUNKS]
+    intp correct[CHUNKS]
     # what the caller is told
     double loss            # summed over samples
-    long right, done
+    intp right, done
     bint diverged
 
 
@@ -74,7 +74,7 @@ cdef Gathering begin_gathering(Epoch *e, Net *net, Share *me, const real *_) noe
     cdef Gathering g
     cdef Op *op = &net.layers[0].op
     cdef Block b
-    cdef long index
+    cdef intp index
     g.next_rows = e.rows + me.number * e.rows_size
     g.rows = g.next_rows + e.rows_size // 2
     g.asked = g.count = g.begin = g.end = 0
@@ -90,7 +90,7 @@ cdef Gathering begin_gathering(Epoch *e, Net *net, Share *me, const real *_) noe
     return g
 
 
-cdef void order_rows(Gathering *g, Epoch *e, long first, Share *me) noexcept nogil:
+cdef void order_rows(Gathering *g, Epoch *e, intp first, Share *me) noexcept nogil:
     """The rows of the batch that starts at position `first` of the order become those of the next batch."""
     g.rows, g.next_rows = g.next_rows, g.rows
     g.asked, g.count = 0, min(e.batch_size, e.order.samples - first)
@@ -98,12 +98,12 @@ cdef void order_rows(Gathering *g, Epoch *e, long first, Share *me) noexcept nog
     shuffled(&e.order, g.next_rows, first, g.count)
 
 
-cdef void gather_rows(Gathering *g, Epoch *e, Net *net, long begin, long end, const real *_) noexcept nogil:
+cdef void gather_rows(Gathering *g, Epoch *e, Net *net, intp begin, intp end, const real *_) noexcept nogil:
     """Rows begin..end of the batch: features into panels, targets and weights; of others, columns left..right.
 
     What other threads gather is gathered again: copying is cheaper than taking lines out of another core's cache.
     """
-    cdef long i, left, right, inputs = net.layers[0].op.inputs
+    cdef intp i, left, right, inputs = net.layers[0].op.inputs
     cdef Layout rows = in_rows(inputs, _)
     cdef const real *features = <const real *> e.features
     for i in range(net.batch):
@@ -126,24 +126,24 @@ cdef void gather_rows(Gathering *g, Epoch *e, Net *net, long begin, long end, co
             (<real *> e.batch_weights)[i] = (<const real *> e.sample_weight)[g.rows[i]]
 
 
-cdef void ask_for_rows(Gathering *g, Epoch *e, long inputs, const real *_) noexcept nogil:
+cdef void ask_for_rows(Gathering *g, Epoch *e, intp inputs, const real *_) noexcept nogil:
     """Ask for the features of the next batch that were not yet asked for."""
-    cdef long left, right, at
+    cdef intp left, right, at
     cdef const char *row
     while g.asked < g.count:
         left, right = g.left, g.right
         if g.begin <= g.asked < g.end:
             left, right = 0, inputs
         row = <const char *> (<const real *> e.features + g.next_rows[g.asked] * inputs)
-        for at in range(left * <long> sizeof(real), right * <long> sizeof(real), 64):
+        for at in range(left * <intp> sizeof(real), right * <intp> sizeof(real), 64):
             ask_for(row + at)
         g.asked += 1
 
 
-cdef void loss_of_rows(Epoch *e, Net *net, Share *me, long begin, long end, const real *_) noexcept nogil:
+cdef void loss_of_rows(Epoch *e, Net *net, Share *me, intp begin, intp end, const real *_) noexcept nogil:
     """The loss of a thread's rows; its gradient becomes the last layer's dy."""
     cdef Layer *last = &net.layers[net.count - 1]
-    cdef long outputs = last.op.outputs
+    cdef intp outputs = last.op.outputs
     cdef Layout rows = in_rows(outputs, _)
     cdef double scale
     if e.criterion.weight != NULL or e.sample_weight != NULL:
@@ -157,7 +157,7 @@ cdef void loss_of_rows(Epoch *e, Net *net, Share *me, long begin, long end, cons
     copy_rows(<real *> last.dy, net.layout, <const real *> e.dpred, rows, begin, end, outputs)
 
 
-cdef inline long state_offset(Epoch *e, Layer *layer, Block b) noexcept nogil:
+cdef inline intp state_offset(Epoch *e, Layer *layer, Block b) noexcept nogil:
     """Where in the state vectors a block begins."""
     return layer.op.weight + b.i0 * layer.op.outputs + (
         b.j0 * (b.i1 - b.i0) if e.state_in_blocks and layer.panels != NULL else b.j0)
@@ -167,7 +167,7 @@ cdef Soon needed_soon(Epoch *e, Gathering *g, Net *net, int i, Block b, bint upd
     """What updating a block in panels touches besides its gradient; and the next panel of x or rows of the data."""
     cdef Soon soon
     cdef Layer *layer = &net.layers[i]
-    cdef long offset, size = sizeof(real), p
+    cdef intp offset, size = sizeof(real), p
     for p in range(6):
         soon.pieces[p] = <const char *> (
             input_of(net, i, _) + (b.i0 // panel_width(_) + 1) * net.layout.panel) + p % 2 * net.batch * 64
@@ -191,11 +191,11 @@ cdef Soon needed_soon(Epoch *e, Gathering *g, Net *net, int i, Block b, bint upd
     return soon
 
 
-cdef void update_block(Epoch *e, Net *net, int i, Block b, const real *gradient, long gradient_row,
+cdef void update_block(Epoch *e, Net *net, int i, Block b, const real *gradient, intp gradient_row,
                        double grad_scale) noexcept nogil:
     """Apply the block's gradients, in the panels if the weight has any; the first rows' blocks see to the bias."""
     cdef Layer *layer = &net.layers[i]
-    cdef long outputs = layer.op.outputs, row = outputs, state_row = outputs
+    cdef intp outputs = layer.op.outputs, row = outputs, state_row = outputs
     cdef real *weight = <real *> layer.weight + b.i0 * outputs + b.j0
     if layer.panels != NULL:
         weight, row = block_in_panels(layer, b, gradient), panel_width(gradient)
@@ -213,7 +213,7 @@ cdef void reorder_states(Epoch *e, Net *net, Share *me, bint back, const real *_
     """For a long run, the state of weights in panels is put into the order of their blocks, and afterwards back."""
     cdef Layer *layer
     cdef void *vectors[2]
-    cdef long index, down, at
+    cdef intp index, down, at
     cdef int v
     vectors[0], vectors[1] = e.update.first, e.update.second
     for layer in net.layers[:net.count]:
@@ -230,9 +230,9 @@ cdef void reorder_states(Epoch *e, Net *net, Share *me, bint back, const real *_
 cdef void update_vectors(Epoch *e, Net *net, int i, Share *me, double grad_scale, const real *like) noexcept nogil:
     """A thread's panels of the two vectors of batch norm or layer norm."""
     cdef Layer *layer = &net.layers[i]
-    cdef long n = layer.op.inputs, panels = ceil_div(n, panel_width(like))
-    cdef long begin = share_of(panels, me.number, me.team) * panel_width(like)
-    cdef long end = min(n, share_of(panels, me.number + 1, me.team) * panel_width(like))
+    cdef intp n = layer.op.inputs, panels = ceil_div(n, panel_width(like))
+    cdef intp begin = share_of(panels, me.number, me.team) * panel_width(like)
+    cdef intp end = min(n, share_of(panels, me.number + 1, me.team) * panel_width(like))
     cdef bint decays = e.update.undecayed_count == 0
     if begin < end:
         update_rows(e.update, <real *> layer.weight + begin, 0, layer.op.weight + begin, 0,
@@ -249,7 +249,7 @@ cdef void weights_share(Epoch *e, Gathering *g, Net *net, Share *me, bint gradie
     the update unless they are to be kept. e and g are only looked at where there are updates, e also by tables.
     """
     cdef int i
-    cdef long index
+    cdef intp index
     cdef Layer *layer
     cdef Block b
     cdef real *gradient
@@ -357,7 +357,7 @@ cdef void train_share(Epoch *e, Share *me, const real *_) noexcept nogil:
     cdef Watch watch
     cdef Net net = e.net  # a copy: its batch is this thread's step, while others may still be at the one before
     cdef Gathering g = begin_gathering(e, &net, me, _)
-    cdef long s, begin, end, i
+    cdef intp s, begin, end, i
     if me.number > 0:
         net.x = <real *> e.inputs + (me.number - 1) * e.inputs_size
     else:

@@ -13,6 +13,8 @@ from libc.string cimport memcpy, memset
 
 from fastbp.core.plan import ELEMENTWISE_LOSSES, RULES, aligned, idle_without_gradient
 
+ctypedef Py_ssize_t intp  # counts, indices and distances; a long has 32 bits on Windows
+
 ctypedef fused real:
     float
     double

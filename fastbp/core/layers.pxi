@@ -13,13 +13,13 @@ cdef inline uint64_t mix(uint64_t h) noexcept nogil:
     return h ^ (h >> 31)
 
 
-cdef void dropout_rows(real *y, const real *x, Layout layout, double p, uint64_t key, uint64_t step, long begin,
-                       long end, long n) noexcept nogil:
+cdef void dropout_rows(real *y, const real *x, Layout layout, double p, uint64_t key, uint64_t step, intp begin,
+                       intp end, intp n) noexcept nogil:
     """y (B, n) = x * mask / (1 - p), the mask from a counter: the same for every team and in the backward pass."""
     cdef uint64_t golden = 0x9E3779B97F4A7C15, start = mix(key + golden * step)
     cdef uint64_t threshold = <uint64_t> (p * 4294967296.0)
     cdef real scale = <real> (1 / (1 - p))
-    cdef long width = panel_width(x), i, q, j, first, at
+    cdef intp width = panel_width(x), i, q, j, first, at
     for i in range(begin, end):
         for q in range(ceil_div(n, width)):
             at = i * layout.row + q * layout.panel
@@ -28,10 +28,10 @@ cdef void dropout_rows(real *y, const real *x, Layout layout, double p, uint64_t
                 y[at + j] = x[at + j] * scale if mix(start + golden * <uint64_t> (first + j)) >> 32 >= threshold else 0
 
 
-cdef inline void column_moments(const real *x, long row, long batch, long width, double *mean,
+cdef inline void column_moments(const real *x, intp row, intp batch, intp width, double *mean,
                                 double *variance) noexcept nogil:
     """Mean and (biased) variance of width columns of x, whose rows are `row` apart, in two passes for accuracy."""
-    cdef long i, j
+    cdef intp i, j
     for j in range(width):
         mean[j] = variance[j] = 0
     for i in range(batch):
@@ -47,14 +47,14 @@ cdef inline void column_moments(const real *x, long row, long batch, long width,
 
 
 cdef void batchnorm_forward_panel(real *y, real *stats, const real *x, Layout layout, const real *weight,
-                                  const real *bias, double eps, bint training, long batch, long n,
-                                  long q) noexcept nogil:
+                                  const real *bias, double eps, bint training, intp batch, intp n,
+                                  intp q) noexcept nogil:
     """Panel q of y (B, n) = (x - mean) / std * weight + bias; stats (4, n) as in the reference."""
     cdef double mean[MAX_PANEL]
     cdef double variance[MAX_PANEL]
     cdef real center[MAX_PANEL]
     cdef real scale[MAX_PANEL]
-    cdef long i, j, j0 = q * panel_width(x), width = min(n - j0, panel_width(x)), at = q * layout.panel
+    cdef intp i, j, j0 = q * panel_width(x), width = min(n - j0, panel_width(x)), at = q * layout.panel
     cdef real *s = stats + j0
     if batch == 0:
         return
@@ -74,10 +74,10 @@ cdef void batchnorm_forward_panel(real *y, real *stats, const real *x, Layout la
             y[at + i * layout.row + j] = (x[at + i * layout.row + j] - center[j]) * scale[j] + bias[j0 + j]
 
 
-cdef void batchnorm_track(real *stats, double momentum, double eps, long batch, long n, long begin,
-                          long end) noexcept nogil:
+cdef void batchnorm_track(real *stats, double momentum, double eps, intp batch, intp n, intp begin,
+                          intp end) noexcept nogil:
     """Move columns begin..end of the running mean and variance towards the batch's; one sample has no variance."""
-    cdef long j
+    cdef intp j
     cdef double variance
     if batch < 2:
         return
@@ -88,13 +88,13 @@ cdef void batchnorm_track(real *stats, double momentum, double eps, long batch, 
 
 
 cdef inline void column_gradients(real *dweight, real *dbias, const real *dy, const real *x, Layout layout,
-                                  const real *center, const real *scale, long center_row, long center_column,
-                                  long batch, long n, long q) noexcept nogil:
+                                  const real *center, const real *scale, intp center_row, intp center_column,
+                                  intp batch, intp n, intp q) noexcept nogil:
     """dweight = sums of dy * xhat, dbias = sums of dy, for the columns of panel q; xhat = (x - center) * scale, which
     are vectors along the columns (batch norm) or the rows (layer norm), as their strides say."""
     cdef double weight_sum[MAX_PANEL]
     cdef double bias_sum[MAX_PANEL]
-    cdef long i, j, k, j0 = q * panel_width(x), width = min(n - j0, panel_width(x)), at = q * layout.panel
+    cdef intp i, j, k, j0 = q * panel_width(x), width = min(n - j0, panel_width(x)), at = q * layout.panel
     for j in range(width):
         weight_sum[j] = bias_sum[j] = 0
     for i in range(batch):
@@ -109,11 +109,11 @@ cdef inline void column_gradients(real *dweight, real *dbias, const real *dy, co
 
 
 cdef void batchnorm_backward_panel(real *dweight, real *dbias, real *dx, const real *dy, const real *x, Layout layout,
-                                   const real *stats, const real *weight, long batch, long n, long q) noexcept nogil:
+                                   const real *stats, const real *weight, intp batch, intp n, intp q) noexcept nogil:
     """Panel q of the gradients, dx (B, n) through the batch's mean and variance too, unless it is NULL."""
     cdef const real *mean = stats + 2 * n
     cdef const real *scale = stats + 3 * n
-    cdef long i, j, j0 = q * panel_width(x), at = q * layout.panel
+    cdef intp i, j, j0 = q * panel_width(x), at = q * layout.panel
     column_gradients(dweight, dbias, dy, x, layout, mean, scale, 0, 1, batch, n, q)
     if dx == NULL:
         return
@@ -125,11 +125,11 @@ cdef void batchnorm_backward_panel(real *dweight, real *dbias, real *dx, const r
 
 
 cdef void layernorm_forward_rows(real *y, real *moments, const real *x, Layout layout, const real *weight,
-                                 const real *bias, double eps, long begin, long end, long n) noexcept nogil:
+                                 const real *bias, double eps, intp begin, intp end, intp n) noexcept nogil:
     """Rows of y (B, n) = (x - mean) / std * weight + bias; moments (B, 2) keeps each row's mean and 1/std."""
     cdef double mean, variance
     cdef real center, scale
-    cdef long i, j, at, width = panel_width(x)
+    cdef intp i, j, at, width = panel_width(x)
     for i in range(begin, end):
         at = i * layout.row
         mean = variance = 0
@@ -146,11 +146,11 @@ cdef void layernorm_forward_rows(real *y, real *moments, const real *x, Layout l
 
 
 cdef void layernorm_backward_rows(real *dx, const real *dy, const real *moments, const real *x, Layout layout,
-                                  const real *weight, long begin, long end, long n) noexcept nogil:
+                                  const real *weight, intp begin, intp end, intp n) noexcept nogil:
     """Rows of dx (B, n)."""
     cdef double g_mean, gx_mean
     cdef real center, scale, a, b
-    cdef long i, j, at, k, width = panel_width(x)
+    cdef intp i, j, at, k, width = panel_width(x)
     for i in range(begin, end):
         at = i * layout.row
         center, scale = moments[2 * i], moments[2 * i + 1]

@@ -10,9 +10,9 @@ cdef enum ElementwiseLoss:  # the codes of fastbp.core.plan.ELEMENTWISE_LOSSES
     BINARY_CROSS_ENTROPY, MSE, MAE, HUBER, QUANTILE, POISSON
 
 
-cdef double cross_entropy_row(real *dlogits, const real *logits, double normal, double log_sum, long label,
+cdef double cross_entropy_row(real *dlogits, const real *logits, double normal, double log_sum, intp label,
                               const real *weight, double weight_sum, double smoothing, double scale,
-                              long classes) noexcept nogil:
+                              intp classes) noexcept nogil:
     """One row's loss and gradient, both divided by the total weight; dlogits comes as exp(logits - top).
 
     normal is the sum of those, log_sum that of exp(logits), as a logarithm.
@@ -21,7 +21,7 @@ cdef double cross_entropy_row(real *dlogits, const real *logits, double normal, 
     cdef double uniform = smoothing / classes, loss = 0
     cdef real hot = <real> ((1 - smoothing) * of_label * scale)
     cdef real mass = <real> (((1 - smoothing) * of_label + uniform * weight_sum) * scale), share
-    cdef long j
+    cdef intp j
     loss = (1 - smoothing) * of_label * (log_sum - logits[label])
     if smoothing != 0:
         for j in range(classes):
@@ -36,26 +36,26 @@ cdef double cross_entropy_row(real *dlogits, const real *logits, double normal, 
     return loss * scale
 
 
-cdef inline double sum_of(const real *x, long n) noexcept nogil:
+cdef inline double sum_of(const real *x, intp n) noexcept nogil:
     cdef double result = 0
-    cdef long j
+    cdef intp j
     for j in range(n):
         result += x[j]
     return result
 
 
-cdef inline real largest(const real *logits, long classes) noexcept nogil:
+cdef inline real largest(const real *logits, intp classes) noexcept nogil:
     """What log-sum-exp is shifted by. A NaN may be lost here, but not in the sum of exponentials."""
     cdef real top = logits[0]
-    cdef long j
+    cdef intp j
     for j in range(1, classes):
         top = top if top > logits[j] else logits[j]  # exactly the instruction MAX
     return top
 
 
 cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t *labels, const real *weight,
-                               const real *sample_weight, double smoothing, double scale, long rows,
-                               long classes) noexcept nogil:
+                               const real *sample_weight, double smoothing, double scale, intp rows,
+                               intp classes) noexcept nogil:
     """Softmax cross-entropy of logits (rows, C) and labels (rows,); dlogits is its gradient.
 
     The classes' weights (C,) and the samples' (rows,) may be NULL.
@@ -64,7 +64,7 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
     cdef real top[ROWS_PER_CHUNK]
     cdef double normal[ROWS_PER_CHUNK]
     cdef double log_sum[ROWS_PER_CHUNK]
-    cdef long first = 0, count, row, i, j
+    cdef intp first = 0, count, row, i, j
     if weight != NULL:
         weight_sum = 0
         for i in range(classes):
@@ -72,7 +72,7 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
     for i in range(ROWS_PER_CHUNK):  # of rows that the last chunk may not have, there is a logarithm too
         normal[i] = 1
     while first < rows:  # a few rows at a time: their exponentials are one vectorised loop, however few the classes
-        count = min(rows - first, <long> ROWS_PER_CHUNK)
+        count = min(rows - first, <intp> ROWS_PER_CHUNK)
         for i in range(count):
             top[i] = largest(logits + (first + i) * classes, classes)
             for j in range((first + i) * classes, (first + i + 1) * classes):
@@ -117,11 +117,11 @@ cdef inline double elementwise_term(real *gradient, real p, real t, int kind, re
 
 
 cdef double elementwise_run(real *dpred, const real *pred, const real *target, int kind, real parameter, real scale,
-                            long n) noexcept nogil:
+                            intp n) noexcept nogil:
     """The sum of an elementwise loss of pred (n,) and target (n,), not scaled; dpred is the gradient, scaled."""
     cdef double loss = 0
     cdef real gradient = 0
-    cdef long i
+    cdef intp i
     for i in range(n):
         loss += elementwise_term(&gradient, pred[i], target[i], kind, parameter)
         dpred[i] = gradient * scale
@@ -134,12 +134,12 @@ cdef struct Criterion:
     const void *weight   # (classes,) or NULL
 
 
-cdef double loss_scale(const Criterion *criterion, const void *targets, const real *sample_weight, long batch,
-                       long outputs) noexcept nogil:
+cdef double loss_scale(const Criterion *criterion, const void *targets, const real *sample_weight, intp batch,
+                       intp outputs) noexcept nogil:
     """What a batch's weighted sum of losses is multiplied with to be their mean."""
     cdef const real *class_weight = <const real *> criterion.weight
     cdef double of_sample, sum_of_weights = 0
-    cdef long i
+    cdef intp i
     if class_weight == NULL and sample_weight == NULL:
         return 1.0 / batch if criterion.kind == CROSS_ENTROPY else 1.0 / (batch * outputs)
     for i in range(batch):
@@ -151,12 +151,12 @@ cdef double loss_scale(const Criterion *criterion, const void *targets, const re
 
 
 cdef double loss_rows(const Criterion *criterion, real *dpred, const real *pred, const void *targets,
-                      const real *sample_weight, double scale, long begin, long end, long outputs) noexcept nogil:
+                      const real *sample_weight, double scale, intp begin, intp end, intp outputs) noexcept nogil:
     """Rows begin..end of a batch: their part of the loss, and its gradient in dpred (B, O)."""
     cdef const real *target = <const real *> targets
     cdef real parameter = <real> criterion.parameter
     cdef double loss = 0, of_row
-    cdef long i
+    cdef intp i
     if criterion.kind == CROSS_ENTROPY:
         return cross_entropy_rows(dpred + begin * outputs, pred + begin * outputs, <const int64_t *> targets + begin,
                                   <const real *> criterion.weight,
@@ -173,21 +173,21 @@ cdef double loss_rows(const Criterion *criterion, real *dpred, const real *pred,
 
 
 cdef void loss_share(double *partial, const Criterion *criterion, real *dpred, const real *pred, const void *targets,
-                     const real *sample_weight, double scale, long batch, long outputs, Share *me) noexcept nogil:
+                     const real *sample_weight, double scale, intp batch, intp outputs, Share *me) noexcept nogil:
     """A thread's rows, chunk by chunk; partial (CHUNKS,) gets each one's part of the loss."""
-    cdef long chunk, rows = chunk_rows(batch)
+    cdef intp chunk, rows = chunk_rows(batch)
     for chunk in range(first_chunk(batch, me.number, me.team), first_chunk(batch, me.number + 1, me.team)):
         partial[chunk] = loss_rows(criterion, dpred, pred, targets, sample_weight, scale, chunk * rows,
                                    min(batch, (chunk + 1) * rows), outputs)
 
 
-cdef long count_correct(const real *pred, const void *targets, int kind, long begin, long end,
-                        long outputs) noexcept nogil:
+cdef intp count_correct(const real *pred, const void *targets, int kind, intp begin, intp end,
+                        intp outputs) noexcept nogil:
     """Rows whose largest logit is the label's, or whose every output is on its target's side; 0 for a regression."""
     cdef const int64_t *labels = <const int64_t *> targets
     cdef const real *target = <const real *> targets
     cdef const real *row
-    cdef long i, j, correct = 0
+    cdef intp i, j, correct = 0
     cdef real top
     cdef bint right
     if kind == CROSS_ENTROPY:

@@ -14,6 +14,7 @@
 #ifndef FASTBP_MICROKERNEL_H
 #define FASTBP_MICROKERNEL_H
 
+#include <stddef.h>
 #include <string.h>
 
 #if defined(__AVX512F__)
@@ -45,6 +46,8 @@
 #define FMA_double(a, b, c) ((a) * (b) + (c))
 #endif
 
+typedef ptrdiff_t intp; /* as in kernels.pyx */
+
 /* Unaligned, may-alias vectors: plain array memory can be read through them. */
 typedef float vec_float __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef double vec_double __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
@@ -55,7 +58,7 @@ typedef float part_float __attribute__((vector_size(16), aligned(4), may_alias))
 typedef double part_double __attribute__((vector_size(16), aligned(8), may_alias));
 typedef long long pair_mask __attribute__((vector_size(16)));
 
-#define LANES(T) ((long)(VECTOR_BYTES / sizeof(T)))
+#define LANES(T) ((intp)(VECTOR_BYTES / sizeof(T)))
 #define PANEL(T) (2 * LANES(T))
 #define MAX_TILE (MAX_ROWS * 2 * (VECTOR_BYTES / 4))
 #define INLINE static inline __attribute__((always_inline))
@@ -82,7 +85,7 @@ typedef long long pair_mask __attribute__((vector_size(16)));
 /* What will be needed soon: a tile spreads the requests over its k steps, where the hardware does not foresee them. */
 typedef struct {
     const char *one, *two;
-    long step; /* bytes */
+    intp step; /* bytes */
 } Ahead;
 
 /* How a tile begins and ends, besides the product. All of it happens in registers; gate is for rows of a matrix alone. */
@@ -99,8 +102,8 @@ typedef struct {
  * panels that lie a_panel apart, or, transposed, `rows` columns of one panel. rows, vectors and transposed are
  * compile-time constants wherever this is inlined, so that acc lives in registers. */
 #define DEFINE_TILE(T)                                                                                                \
-    INLINE void tile_fixed_##T(const int rows, const int vectors, const int transposed, long k, const T *a,           \
-                               long a_panel, const T *b, long b_row, T *c, long c_row, const Ends *ends, Ahead ahead) \
+    INLINE void tile_fixed_##T(const int rows, const int vectors, const int transposed, intp k, const T *a,           \
+                               intp a_panel, const T *b, intp b_row, T *c, intp c_row, const Ends *ends, Ahead ahead) \
     {                                                                                                                 \
         vec_##T acc[MAX_ROWS][2], start[2] = {(vec_##T){0}, (vec_##T){0}};                                            \
         if (ends->start)                                                                                              \
@@ -111,7 +114,7 @@ typedef struct {
             if (!transposed) __builtin_prefetch(c + i * c_row + v * LANES(T), 1);                                     \
         }                                                                                                             \
         if (transposed)                                                                                               \
-            for (long p = 0; p < k; p++, a += PANEL(T)) RANK_ONE(T, 1)                                                \
+            for (intp p = 0; p < k; p++, a += PANEL(T)) RANK_ONE(T, 1)                                                \
         else                                                                                                          \
             for (; k > 0; k -= PANEL(T), a += a_panel - PANEL(T)) {                                                   \
                 const T *end = a + PANEL(T), *stop = k < PANEL(T) ? a + k : end;                                      \
@@ -127,8 +130,8 @@ typedef struct {
         }                                                                                                             \
         EACH(rows, vectors) *(vec_##T *)(c + i * c_row + v * LANES(T)) = acc[i][v];                                   \
     }                                                                                                                 \
-    static void tile_##T(int rows, int vectors, int transposed, long k, const T *a, long a_panel, const T *b,         \
-                         long b_row, T *c, long c_row, const Ends *ends, Ahead ahead)                                 \
+    static void tile_##T(int rows, int vectors, int transposed, intp k, const T *a, intp a_panel, const T *b,         \
+                         intp b_row, T *c, intp c_row, const Ends *ends, Ahead ahead)                                 \
     {                                                                                                                 \
         switch ((rows * 2 + vectors - 1) * 2 + transposed) {                                                          \
             ROWS_OF_THIS_MACHINE(T)                                                                                   \
@@ -163,7 +166,7 @@ static inline void ask_for(const char *p) { __builtin_prefetch(p); }
 #define SQUARE_float 4
 #define SQUARE_double 2
 
-INLINE void transpose_square_float(float *out, long ld_out, const float *in, long ld_in)
+INLINE void transpose_square_float(float *out, intp ld_out, const float *in, intp ld_in)
 {
     const part_float r0 = *(const part_float *)(in), r1 = *(const part_float *)(in + ld_in);
     const part_float r2 = *(const part_float *)(in + 2 * ld_in), r3 = *(const part_float *)(in + 3 * ld_in);
@@ -175,7 +178,7 @@ INLINE void transpose_square_float(float *out, long ld_out, const float *in, lon
     *(part_float *)(out + 3 * ld_out) = SHUFFLE(high01, high23, vec_mask, 2, 3, 6, 7);
 }
 
-INLINE void transpose_square_double(double *out, long ld_out, const double *in, long ld_in)
+INLINE void transpose_square_double(double *out, intp ld_out, const double *in, intp ld_in)
 {
     const part_double r0 = *(const part_double *)(in), r1 = *(const part_double *)(in + ld_in);
     *(part_double *)(out) = SHUFFLE(r0, r1, pair_mask, 0, 2);
@@ -185,16 +188,16 @@ INLINE void transpose_square_double(double *out, long ld_out, const double *in, 
 /* c[i * PANEL] = start + row i of A . b, for A (rows, k) in panels: a tile would fill one lane of its vectors. SQUARE
  * rows at a time, whose partial sums are added by transposing them. */
 #define DEFINE_DOTS(T)                                                                                                \
-    static void dots_##T(long rows, long k, const T *a, long a_panel, const T *b, T *c, T start)                      \
+    static void dots_##T(intp rows, intp k, const T *a, intp a_panel, const T *b, T *c, T start)                      \
     {                                                                                                                 \
-        const long whole = k / LANES(T);                                                                              \
+        const intp whole = k / LANES(T);                                                                              \
         T sums[SQUARE_##T * SQUARE_##T] = {0}, turned[SQUARE_##T * SQUARE_##T];                                       \
-        for (long first = 0; first < rows; first += SQUARE_##T) {                                                     \
-            const long count = rows - first < SQUARE_##T ? rows - first : SQUARE_##T;                                 \
-            for (long i = 0; i < count; i++) {                                                                        \
+        for (intp first = 0; first < rows; first += SQUARE_##T) {                                                     \
+            const intp count = rows - first < SQUARE_##T ? rows - first : SQUARE_##T;                                 \
+            for (intp i = 0; i < count; i++) {                                                                        \
                 const T *row = a + (first + i) * PANEL(T);                                                            \
                 vec_##T even = {0}, odd = {0};                                                                        \
-                for (long v = 0; v < whole; v += 2) {                                                                 \
+                for (intp v = 0; v < whole; v += 2) {                                                                 \
                     const T *at = row + v / 2 * a_panel;                                                              \
                     even = FMA_##T(*(const vec_##T *)at, *(const vec_##T *)(b + v * LANES(T)), even);                 \
                     if (v + 1 < whole)                                                                                \
@@ -205,14 +208,14 @@ INLINE void transpose_square_double(double *out, long ld_out, const double *in, 
                 part_##T part[VECTOR_BYTES / 16];                                                                     \
                 memcpy(part, &even, VECTOR_BYTES);                                                                    \
                 for (int j = 1; j < VECTOR_BYTES / 16; j++) part[0] += part[j];                                       \
-                for (long p = whole * LANES(T); p < k; p++)                                                           \
+                for (intp p = whole * LANES(T); p < k; p++)                                                           \
                     part[0][0] += row[p / PANEL(T) * a_panel + p % PANEL(T)] * b[p];                                  \
                 memcpy(sums + i * SQUARE_##T, part, 16);                                                              \
             }                                                                                                         \
             transpose_square_##T(turned, SQUARE_##T, sums, SQUARE_##T);                                               \
             part_##T total = start - (part_##T){0};                                                                   \
             for (int j = 0; j < SQUARE_##T; j++) total += *(const part_##T *)(turned + j * SQUARE_##T);               \
-            for (long i = 0; i < count; i++) c[(first + i) * PANEL(T)] = total[i];                                    \
+            for (intp i = 0; i < count; i++) c[(first + i) * PANEL(T)] = total[i];                                    \
         }                                                                                                             \
     }
 
@@ -221,9 +224,9 @@ DEFINE_DOTS(double)
 
 /* out (n,) += src (n,): whole vectors, then parts of 16 bytes, then the rest. */
 #define DEFINE_ADD_RUN(T)                                                                                             \
-    INLINE void add_run_##T(T *out, const T *src, long n)                                                             \
+    INLINE void add_run_##T(T *out, const T *src, intp n)                                                             \
     {                                                                                                                 \
-        long i = 0;                                                                                                   \
+        intp i = 0;                                                                                                   \
         for (; i + LANES(T) <= n; i += LANES(T)) *(vec_##T *)(out + i) += *(const vec_##T *)(src + i);                \
         for (; i + SQUARE_##T <= n; i += SQUARE_##T) *(part_##T *)(out + i) += *(const part_##T *)(src + i);          \
         for (; i < n; i++) out[i] += src[i];                                                                          \
@@ -235,12 +238,12 @@ DEFINE_ADD_RUN(double)
 /* The peak that kernels are measured against: fused multiply-adds on registers alone, 2 * MAX_ROWS chains of them.
  * Returns the operations done; sink keeps the compiler from removing them. */
 #define DEFINE_PEAK(T)                                                                                                \
-    static double peak_##T(long repeats, T *sink)                                                                     \
+    static double peak_##T(intp repeats, T *sink)                                                                     \
     {                                                                                                                 \
         vec_##T acc[2 * MAX_ROWS];                                                                                    \
         vec_##T scale = (T)0.999 - (vec_##T){0}, shift = (T)0.001 - (vec_##T){0};                                     \
         _Pragma("GCC unroll 28") for (int i = 0; i < 2 * MAX_ROWS; i++) acc[i] = (T)i - (vec_##T){0};                 \
-        for (long p = 0; p < repeats; p++) {                                                                          \
+        for (intp p = 0; p < repeats; p++) {                                                                          \
             _Pragma("GCC unroll 28") for (int i = 0; i < 2 * MAX_ROWS; i++)                                           \
                 acc[i] = FMA_##T(acc[i], scale, shift);                                                               \
         }                                                                                                             \

@@ -21,7 +21,7 @@ cdef struct Crowd:
     double trial         # for how long, the next time
     double speed         # steps per second of the team that was disbanded
     double lost, spent   # of the team, in seconds, in calls too short to tell
-    long steps           # in these
+    intp steps           # in these
 
 
 cdef void begin_watch(Crowd *crowd, Epoch *e, bint alone) noexcept:
@@ -54,7 +54,7 @@ cdef void judge(Crowd *crowd, Epoch *e, bint alone) noexcept:
 
 cdef void forward_share(Pass *p, Share *me, const real *_) noexcept nogil:
     cdef Net *net = &p.net
-    cdef long begin = first_row(net.batch, me.number, me.team), end = first_row(net.batch, me.number + 1, me.team)
+    cdef intp begin = first_row(net.batch, me.number, me.team), end = first_row(net.batch, me.number + 1, me.team)
     cdef Layer *last = &net.layers[net.count - 1]
     pack_weights(net, me, True, False, _)
     copy_rows(<real *> net.x, net.layout, <const real *> p.x, in_rows(net.layers[0].op.inputs, _), begin, end,
@@ -68,7 +68,7 @@ cdef void forward_share(Pass *p, Share *me, const real *_) noexcept nogil:
 
 cdef void backward_share(Pass *p, Share *me, const real *_) noexcept nogil:
     cdef Net *net = &p.net
-    cdef long begin = first_row(net.batch, me.number, me.team), end = first_row(net.batch, me.number + 1, me.team)
+    cdef intp begin = first_row(net.batch, me.number, me.team), end = first_row(net.batch, me.number + 1, me.team)
     cdef Layer *last = &net.layers[net.count - 1]
     pack_weights(net, me, False, True, _)
     copy_rows(<real *> last.dy, net.layout, <const real *> p.dy, in_rows(last.op.outputs, _), begin, end,
@@ -90,11 +90,11 @@ cdef class Network:
     cdef bint single
     cdef void *values
     cdef void *grads
-    cdef long parameters
+    cdef intp parameters
     cdef double work         # operations of a forward pass, per sample
     cdef double entries      # of an embedding's tables
-    cdef long batch_capacity, gradient_capacity, epoch_capacity  # samples
-    cdef long longest_row    # of a weight
+    cdef intp batch_capacity, gradient_capacity, epoch_capacity  # samples
+    cdef intp longest_row    # of a weight
     cdef int thread_capacity
     cdef readonly int threads  # that the last epoch was worth
     cdef Crowd crowd
@@ -131,7 +131,7 @@ cdef class Network:
         self.memory[what] = array
         return address(array)
 
-    cdef void *offset(self, void *base, long elements) noexcept:
+    cdef void *offset(self, void *base, intp elements) noexcept:
         """A tensor of a flat buffer, NULL where the op has none."""
         return <char *> base + elements * (4 if self.single else 8) if elements >= 0 else NULL
 
@@ -148,13 +148,13 @@ cdef class Network:
             layer.panels = self.take(("panels", op.weight), self.in_panels_bytes(op.inputs, op.outputs))
         return 0
 
-    cdef long in_panels_bytes(self, long rows, long n) noexcept:
+    cdef intp in_panels_bytes(self, intp rows, intp n) noexcept:
         """Bytes of a matrix in panels, rounded up to whole cache lines."""
         if self.single:
             return ceil_div(panels_size(rows, n, <float *> NULL) * sizeof(float), 64) * 64
         return ceil_div(panels_size(rows, n, <double *> NULL) * sizeof(double), 64) * 64
 
-    cdef begin_batch(self, long batch):
+    cdef begin_batch(self, intp batch):
         """Make room for the activations of a batch; it is kept from step to step."""
         cdef int i
         cdef Layer *layer
@@ -256,15 +256,15 @@ cdef class Network:
         Each thread needs all rows of x for it, and waits for the others.
         """
         cdef int i
-        cdef long panels
+        cdef intp panels
         for i in range(self.net.count):
             panels = self.net.layers[i].op.outputs * (4 if self.single else 8) // (2 * VECTOR_BYTES)
             self.net.layers[i].by_columns = threads > 1 and self.net.layers[i].panels != NULL and panels >= 2 * threads
 
     cdef begin_epoch(self, Epoch *e, int threads):
         """Make room for a batch as the loss sees it, and for every thread's block of gradients."""
-        cdef long inputs, batch = self.net.batch, size = sizeof(float) if self.single else sizeof(double)
-        cdef long outputs = self.net.layers[self.net.count - 1].op.outputs
+        cdef intp inputs, batch = self.net.batch, size = sizeof(float) if self.single else sizeof(double)
+        cdef intp outputs = self.net.layers[self.net.count - 1].op.outputs
         if batch > self.epoch_capacity:
             self.take("pred", batch * outputs * size)
             self.take("dpred", batch * outputs * size)
@@ -272,7 +272,7 @@ cdef class Network:
             self.take("weights", batch * size)
             self.epoch_capacity = batch
             self.thread_capacity = 0
-        e.block_size = VECTOR_BYTES // size * 2 * max(<long> BLOCK_COLUMNS_BYTES // size, self.longest_row)
+        e.block_size = VECTOR_BYTES // size * 2 * max(<intp> BLOCK_COLUMNS_BYTES // size, self.longest_row)
         inputs = self.in_panels_bytes(self.epoch_capacity, self.net.layers[0].op.inputs)
         if threads > self.thread_capacity:
             self.take("blocks", threads * e.block_size * size)
@@ -289,7 +289,7 @@ cdef class Network:
 
     cdef void run_steps(self, Epoch *e, int threads, int *stop) noexcept:
         """The steps of an epoch by a team or, where somebody else wants the cores, some of them alone."""
-        cdef long steps = e.steps, first = e.first
+        cdef intp steps = e.steps, first = e.first
         cdef const double *lrs = e.lrs
         cdef const double *decays = e.decays
         cdef uint64_t step = self.net.step
@@ -311,7 +311,7 @@ cdef class Network:
             e.lrs = lrs + e.done if lrs != NULL else NULL
             e.decays = decays + e.done if decays != NULL else NULL
 
-    def train(self, progress, X, y, sample_weight, key, long first, long steps, long batch_size, loss, update, lrs,
+    def train(self, progress, X, y, sample_weight, key, intp first, intp steps, intp batch_size, loss, update, lrs,
               decays, double clip_norm, uint64_t step, int threads):
         """Steps of one epoch over X (n, I) and y, from position `first` of its order, batch_size rows at a time.
 

@@ -10,14 +10,14 @@ cdef enum:
     FEWEST_BITS = 8  # smaller domains would have too few permutations
 
 cdef struct Shuffle:
-    long samples
+    intp samples
     int low_bits, high_bits
     uint32_t key[ROUNDS]
     bint identity
     const int64_t *given  # the row numbers themselves, or NULL
 
 
-cdef begin_shuffle(Shuffle *s, long samples, order):
+cdef begin_shuffle(Shuffle *s, intp samples, order):
     """order is a key below 2**64, row numbers (n,) int64, or None for the rows as they lie."""
     cdef int i, bits = FEWEST_BITS
     cdef uint64_t key
@@ -51,9 +51,9 @@ cdef inline uint64_t feistel(const Shuffle *s, uint64_t x) noexcept nogil:
     return <uint64_t> high << s.low_bits | low
 
 
-cdef void shuffled(const Shuffle *s, int64_t *rows, long first, long count) noexcept nogil:
+cdef void shuffled(const Shuffle *s, int64_t *rows, intp first, intp count) noexcept nogil:
     """rows (count,) = the epoch's rows number first..first+count."""
-    cdef long i
+    cdef intp i
     cdef uint64_t x
     for i in range(count):
         rows[i] = s.given[first + i] if s.given != NULL else first + i

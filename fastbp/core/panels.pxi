@@ -12,33 +12,33 @@ cdef extern from "microkernel.h" nogil:
     const int MAX_TILE
     const int SQUARE_float
     const int SQUARE_double
-    void transpose_square_float(float *out, long ld_out, const float *src, long ld_in)
-    void transpose_square_double(double *out, long ld_out, const double *src, long ld_in)
+    void transpose_square_float(float *out, intp ld_out, const float *src, intp ld_in)
+    void transpose_square_double(double *out, intp ld_out, const double *src, intp ld_in)
 
 cdef struct Layout:  # element (i, j) lies at i * row + (j // PANEL) * panel + j % PANEL
-    long row, panel
+    intp row, panel
 
 
-cdef inline long ceil_div(long a, long b) noexcept nogil:
+cdef inline intp ceil_div(intp a, intp b) noexcept nogil:
     return (a + b - 1) // b
 
 
-cdef inline long lanes(const real *_) noexcept nogil:
-    return VECTOR_BYTES // <long> sizeof(real)
+cdef inline intp lanes(const real *_) noexcept nogil:
+    return VECTOR_BYTES // <intp> sizeof(real)
 
 
-cdef inline long panel_width(const real *like) noexcept nogil:
+cdef inline intp panel_width(const real *like) noexcept nogil:
     return 2 * lanes(like)
 
 
-cdef inline Layout in_rows(long n, const real *like) noexcept nogil:
+cdef inline Layout in_rows(intp n, const real *like) noexcept nogil:
     """A C-contiguous matrix of n columns."""
     cdef Layout layout
     layout.row, layout.panel = n, panel_width(like)
     return layout
 
 
-cdef inline Layout in_panels(long rows, const real *like) noexcept nogil:
+cdef inline Layout in_panels(intp rows, const real *like) noexcept nogil:
     """A matrix of so many rows in panels; the gap between two of them keeps a row from falling into one cache set."""
     cdef Layout layout
     layout.row = panel_width(like)
@@ -46,14 +46,14 @@ cdef inline Layout in_panels(long rows, const real *like) noexcept nogil:
     return layout
 
 
-cdef inline long panels_size(long rows, long n, const real *like) noexcept nogil:
+cdef inline intp panels_size(intp rows, intp n, const real *like) noexcept nogil:
     """Elements of a (rows, n) matrix in panels."""
     return ceil_div(n, panel_width(like)) * in_panels(rows, like).panel
 
 
-cdef inline void copy_run(real *out, const real *src, long n) noexcept nogil:
+cdef inline void copy_run(real *out, const real *src, intp n) noexcept nogil:
     """out (n,) = src (n,) by whole vectors, the last one overlapping the one before it."""
-    cdef long i = 0, quad = 16 // <long> sizeof(real), lane = lanes(out)
+    cdef intp i = 0, quad = 16 // <intp> sizeof(real), lane = lanes(out)
     if n < quad:
         for i in range(n):
             out[i] = src[i]
@@ -68,27 +68,27 @@ cdef inline void copy_run(real *out, const real *src, long n) noexcept nogil:
         memcpy(out + n - quad, src + n - quad, 16)
 
 
-cdef inline void copy_row(real *out, Layout out_layout, const real *src, Layout src_layout, long n) noexcept nogil:
+cdef inline void copy_row(real *out, Layout out_layout, const real *src, Layout src_layout, intp n) noexcept nogil:
     """A row of n elements from one layout to another; the pointers are to its first element."""
-    cdef long j = 0, q = 0
+    cdef intp j = 0, q = 0
     while j < n:
         copy_run(out + q * out_layout.panel, src + q * src_layout.panel, min(n - j, panel_width(out)))
         j += panel_width(out)
         q += 1
 
 
-cdef void copy_rows(real *out, Layout out_layout, const real *src, Layout src_layout, long begin, long end,
-                    long n) noexcept nogil:
+cdef void copy_rows(real *out, Layout out_layout, const real *src, Layout src_layout, intp begin, intp end,
+                    intp n) noexcept nogil:
     """Rows begin..end of an (m, n) matrix from one layout to another."""
-    cdef long i
+    cdef intp i
     for i in range(begin, end):
         copy_row(out + i * out_layout.row, out_layout, src + i * src_layout.row, src_layout, n)
 
 
-cdef void transpose(real *out, long out_row, const real *src, long src_row, long rows, long columns) noexcept nogil:
+cdef void transpose(real *out, intp out_row, const real *src, intp src_row, intp rows, intp columns) noexcept nogil:
     """out (columns, rows) = src (rows, columns)^T, by squares that fit registers."""
-    cdef long a, b, i, j, square = SQUARE_float if real is float else SQUARE_double
-    cdef long whole_rows = rows // square * square, whole_columns = columns // square * square
+    cdef intp a, b, i, j, square = SQUARE_float if real is float else SQUARE_double
+    cdef intp whole_rows = rows // square * square, whole_columns = columns // square * square
     for a in range(rows // square):
         for b in range(columns // square):
             i, j = a * square, b * square

@@ -43,7 +43,7 @@ cdef struct Net:
     int table_count
     void *x            # the batch in panels
     void *dx           # its gradient, or NULL
-    long batch
+    intp batch
     Layout layout      # of all that has a row per sample
     uint64_t step      # numbers dropout's masks
     bint training
@@ -53,7 +53,7 @@ cdef struct Net:
     double polled, unpolled  # when thread 0 last looked at the signals, and the operations since it read the clock
 
 cdef struct Block:     # of a weight matrix: one panel of x by some columns
-    long i0, i1, j0, j1
+    intp i0, i1, j0, j1
 
 cdef enum Slot:  # of Net.spent; the last three repeat for every layer
     IN_GATHER, IN_LOSS, IN_WAITING, IN_FORWARD, IN_DX, IN_DWEIGHT
@@ -68,20 +68,20 @@ cdef inline void lap(Net *net, Share *me, int layer, int slot) noexcept nogil:
         net.last = time
 
 
-cdef inline long share_of(long items, long number, long team) noexcept nogil:
+cdef inline intp share_of(intp items, intp number, intp team) noexcept nogil:
     """Where part `number` of a team's nearly equal parts of so many items begins."""
     return number * items // team
 
 
-cdef inline long chunk_rows(long batch) noexcept nogil:
-    return max(<long> ROWS_PER_CHUNK, ceil_div(batch, CHUNKS))
+cdef inline intp chunk_rows(intp batch) noexcept nogil:
+    return max(<intp> ROWS_PER_CHUNK, ceil_div(batch, CHUNKS))
 
 
-cdef inline long first_chunk(long batch, long number, long team) noexcept nogil:
+cdef inline intp first_chunk(intp batch, intp number, intp team) noexcept nogil:
     return share_of(ceil_div(batch, chunk_rows(batch)), number, team)
 
 
-cdef inline long first_row(long batch, long number, long team) noexcept nogil:
+cdef inline intp first_row(intp batch, intp number, intp team) noexcept nogil:
     """Where the rows of a thread begin: with a chunk, so that it sums whole chunks of the loss."""
     return min(batch, first_chunk(batch, number, team) * chunk_rows(batch))
 
@@ -97,7 +97,7 @@ cdef inline const real *argument_of(Net *net, int i, const real *like) noexcept 
 
 cdef inline bint reads_in_place(const Op *op, const real *_) noexcept nogil:
     """Whether the rows of weight are short enough to be read where they are."""
-    return op.outputs * <long> sizeof(real) <= IN_PLACE_BYTES
+    return op.outputs * <intp> sizeof(real) <= IN_PLACE_BYTES
 
 
 # --- blocks of a weight matrix ---------------------------------------------------------------------------------------
@@ -106,24 +106,24 @@ cdef enum:
     PANELS_TOGETHER = 4  # of x, which stay in L2 while those of dy come and go
 
 
-cdef inline long columns_per_block(const Op *op, const real *like) noexcept nogil:
+cdef inline intp columns_per_block(const Op *op, const real *like) noexcept nogil:
     """One panel; of a weight that is read in place, so many that its rows are updated in one run."""
-    return BLOCK_COLUMNS_BYTES // <long> sizeof(real) if reads_in_place(op, like) else panel_width(like)
+    return BLOCK_COLUMNS_BYTES // <intp> sizeof(real) if reads_in_place(op, like) else panel_width(like)
 
 
-cdef inline long blocks_of(const Op *op, const real *like) noexcept nogil:
+cdef inline intp blocks_of(const Op *op, const real *like) noexcept nogil:
     return ceil_div(op.inputs, panel_width(like)) * ceil_div(op.outputs, columns_per_block(op, like))
 
 
-cdef inline Block block_at(const Layer *layer, long index, const real *like) noexcept nogil:
+cdef inline Block block_at(const Layer *layer, intp index, const real *like) noexcept nogil:
     """PANELS_TOGETHER panels of x with every panel of dy, then the next of x; by_columns, the other way round."""
     cdef Block b
-    cdef long columns = columns_per_block(&layer.op, like)
-    cdef long major = ceil_div(layer.op.inputs, panel_width(like)), minor = ceil_div(layer.op.outputs, columns)
+    cdef intp columns = columns_per_block(&layer.op, like)
+    cdef intp major = ceil_div(layer.op.inputs, panel_width(like)), minor = ceil_div(layer.op.outputs, columns)
     if layer.by_columns:
         major, minor = minor, major
-    cdef long group = index // (minor * PANELS_TOGETHER) * PANELS_TOGETHER
-    cdef long together = min(<long> PANELS_TOGETHER, major - group)
+    cdef intp group = index // (minor * PANELS_TOGETHER) * PANELS_TOGETHER
+    cdef intp together = min(<intp> PANELS_TOGETHER, major - group)
     index -= group * minor
     b.i0, b.j0 = group + index % together, index // together
     if layer.by_columns:
@@ -140,26 +140,26 @@ cdef inline real *block_in_panels(Layer *layer, Block b, const real *like) noexc
 
 cdef void pack_block(Layer *layer, Block b, const real *like) noexcept nogil:
     """weight -> panels."""
-    cdef long outputs = layer.op.outputs
+    cdef intp outputs = layer.op.outputs
     copy_rows(block_in_panels(layer, b, like), in_panels(layer.op.inputs, like),
               <const real *> layer.weight + b.i0 * outputs + b.j0, in_rows(outputs, like), 0, b.i1 - b.i0, b.j1 - b.j0)
 
 
 cdef void unpack_block(Layer *layer, Block b, const real *like) noexcept nogil:
     """panels -> weight."""
-    cdef long outputs = layer.op.outputs
+    cdef intp outputs = layer.op.outputs
     copy_rows(<real *> layer.weight + b.i0 * outputs + b.j0, in_rows(outputs, like), block_in_panels(layer, b, like),
               in_panels(layer.op.inputs, like), 0, b.i1 - b.i0, b.j1 - b.j0)
 
 
-cdef inline long transposed_offset(Layer *layer, Block b, const real *like) noexcept nogil:
+cdef inline intp transposed_offset(Layer *layer, Block b, const real *like) noexcept nogil:
     """Where a block begins in the transposed weight."""
     return b.i0 // panel_width(like) * in_panels(layer.op.outputs, like).panel + b.j0 * panel_width(like)
 
 
 cdef void transpose_block(Layer *layer, Block b, bint from_panels, const real *like) noexcept nogil:
     """weight, or the panels that stand for it in an epoch, -> transposed."""
-    cdef long width = panel_width(like), outputs = layer.op.outputs
+    cdef intp width = panel_width(like), outputs = layer.op.outputs
     cdef real *out = <real *> layer.transposed + transposed_offset(layer, b, like)
     cdef const real *weight = <const real *> layer.weight + b.i0 * outputs + b.j0
     if from_panels:
@@ -168,10 +168,10 @@ cdef void transpose_block(Layer *layer, Block b, bint from_panels, const real *l
         transpose(out, width, weight, outputs, b.i1 - b.i0, b.j1 - b.j0)
 
 
-cdef void reorder_state(Layer *layer, real *state, long i0, real *space, bint back, const real *like) noexcept nogil:
+cdef void reorder_state(Layer *layer, real *state, intp i0, real *space, bint back, const real *like) noexcept nogil:
     """Up to PANEL rows of a state vector, from rows into blocks that each lie in one piece, or back, in place."""
-    cdef long width = panel_width(like), outputs = layer.op.outputs, j = 0, w, i
-    cdef long rows = min(width, layer.op.inputs - i0)
+    cdef intp width = panel_width(like), outputs = layer.op.outputs, j = 0, w, i
+    cdef intp rows = min(width, layer.op.inputs - i0)
     memcpy(space, state, rows * outputs * sizeof(real))
     while j < outputs:
         w = min(width, outputs - j)
@@ -187,7 +187,7 @@ cdef void pack_weights(Net *net, Share *me, bint forward, bint backward, const r
     """Bring panels (forward) and transposed (backward) up to date, and wait for all."""
     cdef Layer *layer
     cdef Block b
-    cdef long index
+    cdef intp index
     for layer in net.layers[:net.count]:
         if (forward and layer.panels != NULL) or (backward and layer.transposed != NULL):
             for index in range(share_of(blocks_of(&layer.op, like), me.number, me.team),
@@ -203,7 +203,7 @@ cdef void pack_weights(Net *net, Share *me, bint forward, bint backward, const r
 cdef void unpack_weights(Net *net, Share *me, const real *like) noexcept nogil:
     """What an epoch has done to the panels goes back to the weights."""
     cdef Layer *layer
-    cdef long index
+    cdef intp index
     for layer in net.layers[:net.count]:
         if layer.panels != NULL:
             for index in range(share_of(blocks_of(&layer.op, like), me.number, me.team),
@@ -215,7 +215,7 @@ cdef void block_gradient(Net *net, int i, Block b, real *gradient, Layout gradie
                          Soon soon) noexcept nogil:
     """The block's part of dweight goes to `gradient`, its part of dbias to the flat gradients."""
     cdef Layer *layer = &net.layers[i]
-    cdef long width = panel_width(gradient)
+    cdef intp width = panel_width(gradient)
     cdef const real *dy = <const real *> layer.dy + b.j0 // width * net.layout.panel
     cdef const real *x = input_of(net, i, gradient) + b.i0 // width * net.layout.panel
     if layer.op.outputs == 1:  # dy^T x fills the vectors, and a column in rows is a row
@@ -228,14 +228,14 @@ cdef void block_gradient(Net *net, int i, Block b, real *gradient, Layout gradie
 
 # --- a thread's rows ------------------------------------------------------------------------------------------------
 
-cdef void dense_forward_rows(Net *net, int i, Share *me, const real *x, long begin, long end) noexcept nogil:
+cdef void dense_forward_rows(Net *net, int i, Share *me, const real *x, intp begin, intp end) noexcept nogil:
     """y = activation(x @ weight + bias), a thread's rows; or, by_columns, its columns of all rows."""
     cdef Layer *layer = &net.layers[i]
     cdef Op *op = &layer.op
     cdef Epilogue epilogue
     cdef const real *weight = <const real *> (layer.weight if layer.panels == NULL else layer.panels)
     cdef Layout weight_layout = in_rows(op.outputs, x) if layer.panels == NULL else in_panels(op.inputs, x)
-    cdef long width = panel_width(x), panels = ceil_div(op.outputs, width), first = 0, columns = op.outputs
+    cdef intp width = panel_width(x), panels = ceil_div(op.outputs, width), first = 0, columns = op.outputs
     if is_raised(net.stop):
         return
     if layer.by_columns:
@@ -251,13 +251,13 @@ cdef void dense_forward_rows(Net *net, int i, Share *me, const real *x, long beg
     poll(net, me, 2.0 * (end - begin) * op.inputs * columns)
 
 
-cdef void dense_backward_rows(Net *net, int i, Share *me, real *dx, long begin, long end) noexcept nogil:
+cdef void dense_backward_rows(Net *net, int i, Share *me, real *dx, intp begin, intp end) noexcept nogil:
     """dx = dy @ weight^T, times the derivative of the activation before it."""
     cdef Layer *layer = &net.layers[i]
     cdef Op *op = &layer.op
     cdef Epilogue epilogue
     cdef Layout weight_layout = in_panels(op.outputs, dx)
-    cdef long first = 0  # of its panels
+    cdef intp first = 0  # of its panels
     if is_raised(net.stop):
         return
     if i > 0 and net.layers[i - 1].op.kind == EMBEDDING and net.dx == NULL:  # which needs its tables' columns alone
@@ -272,26 +272,26 @@ cdef void dense_backward_rows(Net *net, int i, Share *me, real *dx, long begin, 
     poll(net, me, 2.0 * (end - begin) * op.inputs * op.outputs)
 
 
-cdef inline long strips(Layout layout, long n, const real *like) noexcept nogil:
+cdef inline intp strips(Layout layout, intp n, const real *like) noexcept nogil:
     """How many contiguous pieces some rows of n columns lie in."""
     return 1 if layout.panel == panel_width(like) else ceil_div(n, panel_width(like))
 
 
-cdef void activation_forward_rows(real *y, const real *z, Layout layout, int kind, long begin, long end,
-                                  long n) noexcept nogil:
-    cdef long q
+cdef void activation_forward_rows(real *y, const real *z, Layout layout, int kind, intp begin, intp end,
+                                  intp n) noexcept nogil:
+    cdef intp q
     for q in range(strips(layout, n, z)):
         activate(kind, y + q * layout.panel + begin * layout.row, z + q * layout.panel + begin * layout.row,
                  (end - begin) * layout.row)
 
 
-cdef void activation_backward_rows(Net *net, int i, long begin, long end, const real *like) noexcept nogil:
+cdef void activation_backward_rows(Net *net, int i, intp begin, intp end, const real *like) noexcept nogil:
     """dy becomes the gradient of the activation's argument."""
     cdef Layer *layer = &net.layers[i]
     cdef real *dy = <real *> layer.dy
     cdef const real *y = <const real *> layer.y
     cdef const real *z = argument_of(net, i, like)
-    cdef long q, at
+    cdef intp q, at
     for q in range(strips(net.layout, layer.op.outputs, like)):
         at = q * net.layout.panel + begin * net.layout.row
         multiply_by_derivative(layer.op.activation, dy + at, dy + at, y + at, z + at, (end - begin) * net.layout.row)
@@ -301,7 +301,7 @@ cdef void batchnorm_forward_team(Net *net, int i, const real *x, Share *me) noex
     """Columns need every thread's rows, and every thread's rows need the columns."""
     cdef Layer *layer = &net.layers[i]
     cdef Op *op = &layer.op
-    cdef long panels = ceil_div(op.inputs, panel_width(x)), q
+    cdef intp panels = ceil_div(op.inputs, panel_width(x)), q
     meet(me)
     for q in range(share_of(panels, me.number, me.team), share_of(panels, me.number + 1, me.team)):
         batchnorm_forward_panel(<real *> layer.y, <real *> layer.stats, x, net.layout, <real *> layer.weight,
@@ -312,7 +312,7 @@ cdef void batchnorm_forward_team(Net *net, int i, const real *x, Share *me) noex
 cdef void batchnorm_backward_team(Net *net, int i, real *dx, Share *me) noexcept nogil:
     cdef Layer *layer = &net.layers[i]
     cdef Op *op = &layer.op
-    cdef long panels = ceil_div(op.inputs, panel_width(dx)), q
+    cdef intp panels = ceil_div(op.inputs, panel_width(dx)), q
     meet(me)
     for q in range(share_of(panels, me.number, me.team), share_of(panels, me.number + 1, me.team)):
         batchnorm_backward_panel(<real *> layer.dweight, <real *> layer.dbias, dx, <real *> layer.dy,
@@ -321,7 +321,7 @@ cdef void batchnorm_backward_team(Net *net, int i, real *dx, Share *me) noexcept
     meet(me)
 
 
-cdef void forward_rows(Net *net, Share *me, long begin, long end, const real *like) noexcept nogil:
+cdef void forward_rows(Net *net, Share *me, intp begin, intp end, const real *like) noexcept nogil:
     """A thread's rows through all layers; the result is the last layer's y."""
     cdef int i
     cdef Layer *layer
@@ -351,7 +351,7 @@ cdef void forward_rows(Net *net, Share *me, long begin, long end, const real *li
         lap(net, me, i, IN_FORWARD)
 
 
-cdef void backward_rows(Net *net, Share *me, long begin, long end, const real *like) noexcept nogil:
+cdef void backward_rows(Net *net, Share *me, intp begin, intp end, const real *like) noexcept nogil:
     """The gradients of a thread's rows from the last layer's dy down to the first layer's, or net.dx."""
     cdef int i, j
     cdef Layer *layer
@@ -382,7 +382,7 @@ cdef void backward_rows(Net *net, Share *me, long begin, long end, const real *l
 cdef void layernorm_gradients(Net *net, int i, Share *me, const real *like) noexcept nogil:
     cdef Layer *layer = &net.layers[i]
     cdef real *moments = <real *> layer.moments
-    cdef long panels = ceil_div(layer.op.inputs, panel_width(like)), q
+    cdef intp panels = ceil_div(layer.op.inputs, panel_width(like)), q
     for q in range(share_of(panels, me.number, me.team), share_of(panels, me.number + 1, me.team)):
         column_gradients(<real *> layer.dweight, <real *> layer.dbias, <real *> layer.dy, input_of(net, i, like),
                          net.layout, moments, moments + 1, 2, 0, net.batch, layer.op.inputs, q)

@@ -9,20 +9,20 @@ cdef extern from "microkernel.h" nogil:
     ctypedef struct Ahead:
         const char *one
         const char *two
-        long step
+        intp step
     ctypedef struct Ends:
         const void *start
         bint add
         bint relu
         const void *gate
-    void tile_float(int rows, int vectors, bint transposed, long k, const float *a, long a_panel, const float *b,
-                    long b_row, float *c, long c_row, const Ends *ends, Ahead ahead)
-    void tile_double(int rows, int vectors, bint transposed, long k, const double *a, long a_panel, const double *b,
-                     long b_row, double *c, long c_row, const Ends *ends, Ahead ahead)
-    void dots_float(long rows, long k, const float *a, long a_panel, const float *b, float *c, float start)
-    void dots_double(long rows, long k, const double *a, long a_panel, const double *b, double *c, double start)
-    double peak_float(long repeats, float *sink)
-    double peak_double(long repeats, double *sink)
+    void tile_float(int rows, int vectors, bint transposed, intp k, const float *a, intp a_panel, const float *b,
+                    intp b_row, float *c, intp c_row, const Ends *ends, Ahead ahead)
+    void tile_double(int rows, int vectors, bint transposed, intp k, const double *a, intp a_panel, const double *b,
+                     intp b_row, double *c, intp c_row, const Ends *ends, Ahead ahead)
+    void dots_float(intp rows, intp k, const float *a, intp a_panel, const float *b, float *c, float start)
+    void dots_double(intp rows, intp k, const double *a, intp a_panel, const double *b, double *c, double start)
+    double peak_float(intp repeats, float *sink)
+    double peak_double(intp repeats, double *sink)
 
 cdef enum:
     BLOCK_K = 384           # a multiple of every PANEL
@@ -44,17 +44,17 @@ cdef struct Epilogue:
 
 cdef struct Soon:  # memory that will be needed after a product: two pieces for each of its first three tiles to ask for
     const char *pieces[6]
-    long bytes[3]  # of each of the two
+    intp bytes[3]  # of each of the two
 
 
-cdef inline long depth_of_blocks(long k, const real *like) noexcept nogil:
+cdef inline intp depth_of_blocks(intp k, const real *like) noexcept nogil:
     """The depth of the blocks that k is cut into: nearly equal, in whole panels."""
-    cdef long blocks = max(1, ceil_div(k, BLOCK_K))
+    cdef intp blocks = max(1, ceil_div(k, BLOCK_K))
     return max(1, ceil_div(ceil_div(k, blocks), panel_width(like))) * panel_width(like)
 
 
-cdef inline void run_tile(int rows, int vectors, bint transposed, long k, const real *a, long a_panel, const real *b,
-                          long b_row, real *c, long c_row, const Ends *ends, Ahead ahead) noexcept nogil:
+cdef inline void run_tile(int rows, int vectors, bint transposed, intp k, const real *a, intp a_panel, const real *b,
+                          intp b_row, real *c, intp c_row, const Ends *ends, Ahead ahead) noexcept nogil:
     if real is float:
         tile_float(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, ends, ahead)
     else:
@@ -66,7 +66,7 @@ cdef inline bint in_registers(const Epilogue *epilogue) noexcept nogil:
     return epilogue.activation == RELU and (epilogue.after == DERIVATIVE or epilogue.z == NULL)
 
 
-cdef inline Ends ends_of(const Epilogue *epilogue, bint first, bint last, long offset, long column,
+cdef inline Ends ends_of(const Epilogue *epilogue, bint first, bint last, intp offset, intp column,
                          const real *_) noexcept nogil:
     """What the tile itself does of the epilogue: the bias, with which it begins, and ReLU, with which it ends."""
     cdef Ends ends
@@ -78,9 +78,9 @@ cdef inline Ends ends_of(const Epilogue *epilogue, bint first, bint last, long o
     return ends
 
 
-cdef inline void finish_rows(real *c, long rows, const Epilogue *epilogue, long offset) noexcept nogil:
+cdef inline void finish_rows(real *c, intp rows, const Epilogue *epilogue, intp offset) noexcept nogil:
     """Apply the rest of the epilogue to rows of a panel; offset says where in the matrix they begin."""
-    cdef long n = rows * panel_width(c)
+    cdef intp n = rows * panel_width(c)
     cdef real *z = <real *> epilogue.z
     if epilogue.after == NOTHING or in_registers(epilogue):
         return
@@ -92,11 +92,11 @@ cdef inline void finish_rows(real *c, long rows, const Epilogue *epilogue, long 
     activate(epilogue.activation, c, c, n)
 
 
-cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, long begin, long end, long k,
+cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, intp begin, intp end, intp k,
                           const Epilogue *epilogue) noexcept nogil:
     """Rows begin..end of c (m, 1) = activation(a (m, k) @ b (k,) + bias)."""
     cdef real start = (<const real *> epilogue.bias)[0] if epilogue.bias != NULL else 0
-    cdef long at = begin * layout.row, i
+    cdef intp at = begin * layout.row, i
     if real is float:
         dots_float(end - begin, k, a + at, layout.panel, b, c + at, start)
     else:
@@ -108,10 +108,10 @@ cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, 
         activate(epilogue.activation, c + at, c + at, 1)
 
 
-cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, long begin, long end,
-                        long n, long k, const Epilogue *epilogue) noexcept nogil:
+cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, intp begin, intp end,
+                        intp n, intp k, const Epilogue *epilogue) noexcept nogil:
     """Rows begin..end of c (m, n) = a (m, k) @ b (k, n), then the epilogue; c and a are in panels."""
-    cdef long width = panel_width(c), depth = depth_of_blocks(k, c), p = 0, i0, i1, block, tiles, t, r0, r1, q
+    cdef intp width = panel_width(c), depth = depth_of_blocks(k, c), p = 0, i0, i1, block, tiles, t, r0, r1, q
     cdef int vectors
     cdef Ahead ahead
     cdef Ends ends
@@ -119,10 +119,10 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
     if b_layout.row == 1:  # a weight of one column, read in place
         multiply_vector(c, a, layout, b, begin, end, k, epilogue)
         return
-    ahead.step = b_layout.row * <long> sizeof(real)
+    ahead.step = b_layout.row * <intp> sizeof(real)
     while p == 0 or p < k:
         i0 = begin
-        block = BLOCK_ROWS_BYTES // <long> sizeof(real)
+        block = BLOCK_ROWS_BYTES // <intp> sizeof(real)
         while i0 < end:
             i1 = min(i0 + block, end)
             tiles = ceil_div(i1 - i0, MAX_ROWS)
@@ -143,15 +143,15 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
         p += depth
 
 
-cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *b, Layout layout, long rows,
-                           long columns, long k, Soon soon) noexcept nogil:
+cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *b, Layout layout, intp rows,
+                           intp columns, intp k, Soon soon) noexcept nogil:
     """c (rows, columns) = a^T b: up to PANEL columns of a (k, .) and b (k, .), both in panels that begin there.
 
     Meanwhile its tiles ask for what will be needed soon.
     """
     cdef real tile[MAX_TILE]
-    cdef long width = panel_width(c), depth = depth_of_blocks(k, c), tiles = ceil_div(rows, MAX_ROWS)
-    cdef long q, t, p, r0, r1, i, wide
+    cdef intp width = panel_width(c), depth = depth_of_blocks(k, c), tiles = ceil_div(rows, MAX_ROWS)
+    cdef intp q, t, p, r0, r1, i, wide
     cdef int vectors
     cdef bint whole
     cdef Ahead ahead
@@ -180,11 +180,11 @@ cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *
                     copy_run(out + i * c_layout.row, tile + i * width, wide)
 
 
-cdef void column_sums(real *sums, const real *b, Layout layout, long columns, long k) noexcept nogil:
+cdef void column_sums(real *sums, const real *b, Layout layout, intp columns, intp k) noexcept nogil:
     """sums (columns,) = the column sums of b (k, columns) in panels, a vector at a time, in four interleaved chains."""
     cdef real acc[4][MAX_TILE]
     cdef const real *column
-    cdef long width = panel_width(b), lane = lanes(b), v, p, i, j
+    cdef intp width = panel_width(b), lane = lanes(b), v, p, i, j
     for v in range(ceil_div(columns, lane)):
         column = b + v // 2 * layout.panel + v % 2 * lane
         for i in range(4):

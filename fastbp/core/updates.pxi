@@ -13,11 +13,11 @@ cdef struct Update:
     bint nesterov, decoupled
     bint idle     # whether a gradient of zero changes nothing
     bint eps_hat  # Adam's eps is added before the bias correction (Kingma & Ba 2015, end of section 2)
-    long step     # Adam's, from 1
+    intp step     # Adam's, from 1
     void *first   # velocity, m, square or total; NULL where SGD keeps no velocity
     void *second  # v, or RMSprop's velocity
     const int64_t *undecayed  # (undecayed_count, 2): where in the flat buffers weight decay begins and ends not to act
-    long undecayed_count
+    intp undecayed_count
     double rate, root, floor, decay, l2  # what a step's lr and number come to, see begin_update
 
 
@@ -34,8 +34,8 @@ cdef void begin_update(Update *u, double lr) noexcept nogil:
 
 
 cdef inline void sgd_run(real *param, real *velocity, const real *grad, real lr, real momentum, bint nesterov,
-                         real weight_decay, real grad_scale, long n) noexcept nogil:
-    cdef long i
+                         real weight_decay, real grad_scale, intp n) noexcept nogil:
+    cdef intp i
     cdef real g, v
     if velocity == NULL:
         for i in range(n):
@@ -51,12 +51,12 @@ cdef inline void sgd_run(real *param, real *velocity, const real *grad, real lr,
 
 cdef inline void adam_run(real *param, real *m, real *v, const real *grad, real step_size, real share1, real share2,
                           real root, real eps, real decay, real weight_decay, real grad_scale,
-                          long n) noexcept nogil:
+                          intp n) noexcept nogil:
     """share = 1 - beta, which float32 would round far off for a beta close to one.
 
     decay multiplies param (decoupled), weight_decay is added to the gradient (L2); one of them is idle.
     """
-    cdef long i
+    cdef intp i
     cdef real g, m_i, v_i
     for i in range(n):
         g = grad[i] * grad_scale + weight_decay * param[i]
@@ -68,8 +68,8 @@ cdef inline void adam_run(real *param, real *m, real *v, const real *grad, real 
 
 
 cdef inline void rmsprop_run(real *param, real *square, real *velocity, const real *grad, real lr, real share, real eps,
-                             real momentum, real weight_decay, real grad_scale, long n) noexcept nogil:
-    cdef long i
+                             real momentum, real weight_decay, real grad_scale, intp n) noexcept nogil:
+    cdef intp i
     cdef real g, s
     for i in range(n):
         g = grad[i] * grad_scale + weight_decay * param[i]
@@ -83,8 +83,8 @@ cdef inline void rmsprop_run(real *param, real *square, real *velocity, const re
 
 
 cdef inline void adagrad_run(real *param, real *total, const real *grad, real lr, real eps, real weight_decay,
-                             real grad_scale, long n) noexcept nogil:
-    cdef long i
+                             real grad_scale, intp n) noexcept nogil:
+    cdef intp i
     cdef real g, s
     for i in range(n):
         g = grad[i] * grad_scale + weight_decay * param[i]
@@ -93,15 +93,15 @@ cdef inline void adagrad_run(real *param, real *total, const real *grad, real lr
         param[i] -= lr * g / (sqrt_(s) + eps)
 
 
-cdef inline void clip_run(real *grad, real most, long n) noexcept nogil:
+cdef inline void clip_run(real *grad, real most, intp n) noexcept nogil:
     """Every entry into [-most, most]; NaN stays."""
-    cdef long i
+    cdef intp i
     for i in range(n):
         grad[i] = -most if grad[i] < -most else most if grad[i] > most else grad[i]
 
 
-cdef void update_rows(const Update *u, real *param, long param_row, long offset, long state_row, const real *grad,
-                      long grad_row, double grad_scale, bint decays, long rows, long n) noexcept nogil:
+cdef void update_rows(const Update *u, real *param, intp param_row, intp offset, intp state_row, const real *grad,
+                      intp grad_row, double grad_scale, bint decays, intp rows, intp n) noexcept nogil:
     """Update a (rows, n) part of the parameters; every array has its own distance between two rows.
 
     The gradient changes where it is clipped by value.
@@ -113,7 +113,7 @@ cdef void update_rows(const Update *u, real *param, long param_row, long offset,
     cdef real rate = <real> u.rate, eps = <real> u.floor, decay = <real> (u.decay if decays else 1)
     cdef real l2 = <real> (u.l2 if decays else 0)
     cdef real momentum = <real> u.momentum, scale = <real> grad_scale
-    cdef long r
+    cdef intp r
     if param_row == n and grad_row == n and (state_row == n or first == NULL):
         rows, n = 1, rows * n
     for r in range(rows):
@@ -134,10 +134,10 @@ cdef void update_rows(const Update *u, real *param, long param_row, long offset,
         second = second + state_row if second != NULL else NULL
 
 
-cdef double squared_norm_chunk(const real *x, long n) noexcept nogil:
+cdef double squared_norm_chunk(const real *x, intp n) noexcept nogil:
     """Eight sums side by side: one float64 chain of additions would wait four cycles for each."""
     cdef double sums[8]
-    cdef long i, j
+    cdef intp i, j
     for j in range(8):
         sums[j] = 0
     for i in range(n // 8):
@@ -148,18 +148,18 @@ cdef double squared_norm_chunk(const real *x, long n) noexcept nogil:
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
 
-cdef void squared_norm_share(double *partial, const real *x, long n, Share *me) noexcept nogil:
+cdef void squared_norm_share(double *partial, const real *x, intp n, Share *me) noexcept nogil:
     """This thread's part of CHUNKS partial sums of squares of x (n,)."""
-    cdef long chunk, begin
+    cdef intp chunk, begin
     for chunk in range(share_of(CHUNKS, me.number, me.team), share_of(CHUNKS, me.number + 1, me.team)):
         begin = share_of(n, chunk, CHUNKS)
         partial[chunk] = squared_norm_chunk(x + begin, share_of(n, chunk + 1, CHUNKS) - begin)
 
 
-cdef inline double total(const double *partial, long count) noexcept nogil:
+cdef inline double total(const double *partial, intp count) noexcept nogil:
     """Partial sums, added in their order."""
     cdef double result = 0
-    cdef long i
+    cdef intp i
     for i in range(count):
         result += partial[i]
     return result
@@ -169,11 +169,11 @@ cdef inline bint is_finite(double x) noexcept nogil:
     return x - x == 0
 
 
-cdef bint all_finite_chunk(const real *x, long n) noexcept nogil:
+cdef bint all_finite_chunk(const real *x, intp n) noexcept nogil:
     """x - x is zero for finite x and NaN otherwise; adding them up keeps a NaN."""
     cdef real sums[16]
     cdef real result = 0
-    cdef long i, j
+    cdef intp i, j
     for j in range(16):
         sums[j] = 0
     for i in range(n // 16):
