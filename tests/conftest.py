@@ -1,5 +1,7 @@
 """What the tests share: the backends of this machine, and the tolerance of a sum of n terms."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,12 @@ def dtype(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interrupts():
+    """A shell's background job ignores SIGINT, and its Python too: tests that interrupt themselves would never end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
