@@ -229,7 +229,7 @@ def audit(work: Path) -> Iterator[str]:
     needed = work / "needed.txt"
     needed.write_text("".join(line for line in listed.splitlines(True) if not line.startswith("fastbp")))
     command = [sys.executable, "-m", "pip_audit", "--requirement", needed, "--no-deps", "--format=json"]
-    answer = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout)
+    answer = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
     for package in answer["dependencies"]:
         assert not package.get("vulns"), package
         yield package.get("skip_reason") or f"{package['name']} {package['version']}: no known vulnerabilities"
