@@ -36,9 +36,12 @@ BACKENDS = {
 # The machine that is built for, which _PYTHON_HOST_PLATFORM names where it is another one
 MACHINE = sysconfig.get_platform().rsplit("-", 1)[-1]
 if MACHINE == "universal2":  # a Python for both kinds of Mac; the flags of one do not compile for the other
-    MACHINE = platform.machine()
-    os.environ.setdefault("ARCHFLAGS", f"-arch {MACHINE}")
+    MACHINE = os.environ.get("ARCHFLAGS", platform.machine()).split()[-1]
+    os.environ |= {"ARCHFLAGS": f"-arch {MACHINE}", "_PYTHON_HOST_PLATFORM": f"macosx-11.0-{MACHINE}"}
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(MACHINE, MACHINE)
+
+if sys.platform == "darwin":  # which saves these registers from their first use on: XGETBV cannot foretell it
+    del BACKENDS["x86_64"]["avx512"]
 
 # FASTBP_CHECKS=address or =bounds builds a core that stops where it leaves its memory, FASTBP_ONLY=avx2 that backend
 # alone, FASTBP_OPENMP=0 one without OpenMP. Builds of different kinds do not mix in one folder: tests/sanitize.py makes

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,8 +52,8 @@ def positive_int(name: str, value: object, low: int = 1, high: int = LARGEST) ->
     return int(value)
 
 
-#: Bytes that this machine has, as far as it says so.
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+#: Bytes that this machine has; where it does not say so, as on Windows, those that a process can address.
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**47
 
 
 def room(name: str, size: int) -> None:

@@ -1,4 +1,4 @@
-"""What the tests share: the backends of this machine, and the tolerance of a sum of n terms."""
+"""What the tests share: the backends of this machine, the state that each finds, the tolerance of a sum of n terms."""
 
 import signal
 

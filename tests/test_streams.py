@@ -276,7 +276,7 @@ def test_an_interrupt_ends_the_reader(compiled):
 
     model = fb.Sequential([fb.Dense(6, 16, activation="relu"), fb.Dense(16, 3)], seed=0)
     optimizer = fb.Adam(model.parameters())
-    interrupt = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    interrupt = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         model.fit(chunks, None, "cross_entropy", optimizer, verbose=0, buffer_size=1)

@@ -270,7 +270,7 @@ def test_threadpoolctl_sees_and_limits_it():
 
 
 SCRIPT = """
-import os, resource, signal, time
+import os, signal, time
 import numpy as np
 import fastbp as fb
 
@@ -341,6 +341,8 @@ for pause in (0, 0, 0.1):
 @on_linux
 def test_a_thread_that_cannot_start_makes_the_team_smaller():
     script("""
+import resource
+
 expected = train(1)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 _, most = resource.getrlimit(resource.RLIMIT_AS)

@@ -103,7 +103,8 @@ static int start_thread(Worker *worker)
     pthread_sigmask(SIG_SETMASK, &blocked, &before);
     const int failed = pthread_create(&thread, NULL, live, worker);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return !failed && !pthread_detach(thread);
+    if (!failed) pthread_detach(thread);
+    return !failed;
 }
 #endif
 

@@ -1,6 +1,7 @@
 """The wheel as users meet it: built twice, repaired, installed where the source is not, and started on other CPUs.
 
-    python tests/wheel.py [install] [cpus] [arm] [audit]     build, then all of these, or those that are named
+    python tests/check_wheel.py [install] [cpus] [arm] [audit]     build, then all of these, or those that are named
+    python tests/check_wheel.py WHEEL ...                          what is in these, and their size
 
 build    for every CPython from 3.11 on that is found: sdist, wheel from it, `auditwheel repair`; one of them a second
          time elsewhere, with the same bytes; size, what is in it, what it asks of the C library
@@ -13,6 +14,7 @@ Linux on x86-64. It needs `pip install fastbp[wheel]`; cpus and arm need Debian'
 gcc-aarch64-linux-gnu and `dpkg --add-architecture arm64 && apt-get update`, from which it takes a Python.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -25,6 +27,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from sanitize import ROOT, copy_source
@@ -57,14 +60,14 @@ print(perf_counter() - before)
 def run(*command, cwd: Path, **environment) -> str:
     """What a command prints; nothing of this process's Python is in its environment."""
     apart = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FASTBP", "VIRTUAL"))}
-    done = subprocess.run(
-        command, cwd=cwd, env=apart | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    done = subprocess.run(command, cwd=cwd, env=apart | environment, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{done.stdout}\nwheel.py: {' '.join(map(str, command))} ended with {done.returncode}")
+        said = done.stdout + done.stderr
+        sys.exit(f"{said}\ncheck_wheel.py: {' '.join(map(str, command))} ended with {done.returncode}")
     return done.stdout
 
 
+@functools.cache
 def pythons() -> dict[str, Path]:
     """CPython from 3.11 on, one of each version, as they are found on the path and where pyenv puts them."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -73,10 +76,11 @@ def pythons() -> dict[str, Path]:
     tell = "import sys; assert sys.version_info >= (3, 11); print(sys.implementation.cache_tag + sys.abiflags)"
     found: dict[str, Path] = {}
     for path in paths:
-        answer = subprocess.run([path, "-c", tell], capture_output=True, text=True)
-        if answer.returncode == 0 and answer.stdout.startswith("cpython-"):
-            found.setdefault(answer.stdout.strip(), path)
-    return dict(sorted(found.items()))
+        with suppress(OSError):  # a link that leads nowhere
+            answer = subprocess.run([path, "-c", tell], capture_output=True, text=True)
+            if answer.returncode == 0 and answer.stdout.startswith("cpython-"):
+                found.setdefault(answer.stdout.strip(), path)
+    return dict(sorted(found.items())) or sys.exit("check_wheel.py: no CPython from 3.11 on was found")
 
 
 def environment(python: Path, folder: Path, *packages) -> Path:
@@ -126,15 +130,18 @@ def newest_glibc(wheel: Path, folder: str) -> str:
     return max(versions, key=lambda version: [int(part) for part in version[6:].split(".")])
 
 
-def check_contents(wheel: Path, machine: str) -> None:
+def check_contents(wheel: Path) -> None:
     """Every backend, no source of them, and a licence for whatever is not ours."""
     content = files(wheel)
+    platform = wheel.stem.rpartition("-")[2]
+    machine = "aarch64" if platform.endswith(("aarch64", "arm64")) else "x86_64"
+    expected = BACKENDS[machine] - ({"avx512"} if platform.startswith("macosx") else set())  # see setup.py
     listed = next(text.decode() for name, text in content.items() if name.endswith("/THIRD-PARTY.md"))
-    built = {match[1] for name in content if (match := re.match(r"fastbp/core/_(\w+)\.[^/]*so$", name))}
-    assert built == BACKENDS[machine] | {"cpu", "gate"}, built
+    built = {match[1] for name in content if (match := re.match(r"fastbp/core/_(\w+)\.[^/]*(so|pyd)$", name))}
+    assert built == expected | {"cpu", "gate"}, built
     assert not [name for name in content if name.endswith((".c", ".pyx", ".pxi", ".h"))], content.keys()
     for name in content:
-        if name.startswith("fastbp.libs/"):
+        if name.startswith(("fastbp.libs/", "fastbp/.dylibs/")):
             assert Path(name).name.split("-")[0] in listed, f"{name} is not in THIRD-PARTY.md"
     assert wheel.stat().st_size < MOST_BYTES, wheel.stat().st_size
 
@@ -143,7 +150,7 @@ def build(work: Path) -> Iterator[str]:
     for tag, python in pythons().items():
         (work / tag).mkdir()
         sdist, wheel = build_one(python, work / tag)
-        check_contents(wheel, "x86_64")
+        check_contents(wheel)
         ours, libraries = newest_glibc(wheel, "fastbp/"), newest_glibc(wheel, "fastbp.libs/")
         yield f"{wheel.name}: {wheel.stat().st_size:,} bytes; {ours} for our modules, {libraries} for libgomp"
     (work / "again").mkdir()
@@ -157,7 +164,8 @@ def build(work: Path) -> Iterator[str]:
 def install(work: Path) -> Iterator[str]:
     tests = work / "elsewhere"
     shutil.copytree(ROOT / "tests", tests / "tests", ignore=shutil.ignore_patterns("__pycache__", "test_source.py"))
-    shutil.copy(ROOT / "pyproject.toml", tests)  # pytest's settings
+    for name in ("pyproject.toml", "README.md"):  # pytest's settings, and the blocks that a test runs
+        shutil.copy(ROOT / name, tests)
     for tag in pythons():
         (wheel,) = (work / tag).glob("*.whl")
         python = environment(pythons()[tag], work / tag / "venv", f"{wheel}[test]")
@@ -171,7 +179,9 @@ def install(work: Path) -> Iterator[str]:
 
 def cpus(work: Path) -> Iterator[str]:
     """qemu 7 emulates AVX2 and no AVX-512, and says so to CPUID; NumPy 1.26 is the last that starts without SSE4."""
-    tag, python = next(iter(pythons().items()))
+    tag, python = next(((tag, python) for tag, python in pythons().items() if tag < "cpython-313"), (None, None))
+    if tag is None:
+        sys.exit("check_wheel.py: cpus needs CPython 3.11 or 3.12, the last that NumPy 1.26 has wheels for")
     (wheel,) = (work / tag).glob("*.whl")
     installed = environment(python, work / "old", "numpy==1.26.*", wheel)
     for cpu, backend in (("qemu64", "generic"), ("Haswell", "avx2"), ("Skylake-Server", "avx2")):
@@ -207,7 +217,7 @@ def arm(work: Path) -> Iterator[str]:
         _PYTHON_HOST_PLATFORM="linux-aarch64",
     )  # fmt: skip
     (wheel,) = (work / "arm").glob("*.whl")
-    check_contents(wheel, "aarch64")
+    check_contents(wheel)
     platforms = [f"--platform={tag}_aarch64" for tag in ("linux", "manylinux2014", "manylinux_2_27", "manylinux_2_28")]
     run(host, "-m", "pip", "install", "--quiet", "--only-binary=:all:", f"--python-version={version}", *platforms,
         "--target", site, wheel, "pytest", "hypothesis", cwd=work)  # fmt: skip
@@ -229,10 +239,15 @@ def audit(work: Path) -> Iterator[str]:
     needed = work / "needed.txt"
     needed.write_text("".join(line for line in listed.splitlines(True) if not line.startswith("fastbp")))
     command = [sys.executable, "-m", "pip_audit", "--requirement", needed, "--no-deps", "--format=json"]
-    answer = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
-    for package in answer["dependencies"]:
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if not answer.stdout:
+        sys.exit(answer.stderr)
+    packages = json.loads(answer.stdout)["dependencies"]
+    assert "numpy" in {package["name"] for package in packages}, packages
+    for package in packages:
         assert not package.get("vulns"), package
-        yield package.get("skip_reason") or f"{package['name']} {package['version']}: no known vulnerabilities"
+        skipped = package.get("skip_reason")
+        yield f"NOT AUDITED: {skipped}" if skipped else f"{package['name']} {package['version']}: nothing known"
 
 
 STEPS = {step.__name__: step for step in (install, cpus, arm, audit)}
@@ -240,6 +255,11 @@ STEPS = {step.__name__: step for step in (install, cpus, arm, audit)}
 
 def main() -> None:
     names = sys.argv[1:] or list(STEPS)
+    if all(name.endswith(".whl") for name in names):
+        for name in names:
+            check_contents(Path(name))
+            print(f"{name}: {Path(name).stat().st_size:,} bytes")
+        return
     if set(names) - set(STEPS):
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory() as folder:
