@@ -136,7 +136,8 @@ def check_contents(wheel: Path) -> None:
     platform = wheel.stem.rpartition("-")[2]
     machine = "aarch64" if platform.endswith(("aarch64", "arm64")) else "x86_64"
     expected = BACKENDS[machine] - ({"avx512"} if platform.startswith("macosx") else set())  # see setup.py
-    listed = next(text.decode() for name, text in content.items() if name.endswith("/THIRD-PARTY.md"))
+    listed = "".join(text.decode() for name, text in content.items() if name.endswith("/THIRD-PARTY.md"))
+    assert "digits.npz" in listed, f"{wheel.name} does not list whose the digits are"
     built = {match[1] for name in content if (match := re.match(r"fastbp/core/_(\w+)\.[^/]*(so|pyd)$", name))}
     assert built == expected | {"cpu", "gate"}, built
     assert not [name for name in content if name.endswith((".c", ".pyx", ".pxi", ".h"))], content.keys()
