@@ -143,7 +143,7 @@ def cythonized(name, source, folder, flags=(), **options):
 
 def extensions():
     """_cpu and _gate without any instruction-set flag, then kernels.pyx under the name of each backend."""
-    parts = [str(path) for path in sorted(Path("fastbp/core").glob("*.[ph]*")) if path.suffix in (".pxi", ".h")]
+    parts = [str(path) for path in sorted(Path("fastbp/core").rglob("*.[ph]*")) if path.suffix in (".pxi", ".h")]
     yield cythonized("_cpu", "_cpu.pyx", "cpu")
     yield cythonized("_gate", "_gate.pyx", "gate")
     for backend, flags in BACKENDS.get(MACHINE, {"generic": []}).items():

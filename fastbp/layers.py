@@ -172,13 +172,13 @@ class Dense(_Parametric):
         }
 
     def fields(self) -> dict[str, float]:
-        return {"activation": plan.ACTIVATIONS[self.activation]}
+        return {"activation": plan.ACTIVATIONS[self.activation].code}
 
     def initial_values(self, rng: np.random.Generator) -> dict[str, Array]:
         shape = (self.in_features, self.out_features)
         if callable(self.init):
             return {"weight": self.init(rng, shape)}
-        name = self.init or ("glorot_uniform" if self.activation in (None, "tanh", "sigmoid") else "he_uniform")
+        name = self.init or plan.ACTIVATIONS[self.activation].init
         std = math.sqrt(_INITS[name](*shape))
         if name.endswith("normal"):
             return {"weight": rng.normal(0, std, shape)}
@@ -204,7 +204,7 @@ class Activation(Layer):
         return {"name": self.name}
 
     def fields(self) -> dict[str, float]:
-        return {"activation": plan.ACTIVATIONS[self.name]}
+        return {"activation": plan.ACTIVATIONS[self.name].code}
 
 
 class Dropout(Layer):

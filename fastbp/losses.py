@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 import numpy as np
 
 from fastbp.core import backend, get_num_threads
-from fastbp.core.plan import ELEMENTWISE_LOSSES
+from fastbp.core.plan import LossSpec
 from fastbp.data import (
     Array,
     as_array,
@@ -65,7 +65,7 @@ class Loss:
         """The loss and its gradient for arrays that were checked."""
         raise NotImplementedError
 
-    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None] | None:
+    def spec(self, outputs: int, dtype: np.dtype[Any]) -> LossSpec | None:
         """The kernel's name, its parameter and class weights, for the engine; None where the engine has no kernel."""
         return None
 
@@ -129,15 +129,12 @@ class CrossEntropy(Loss):
         self._weight(outputs, dtype)
         return labels(name, target, samples, outputs)
 
-    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None]:
-        return "cross_entropy", self.label_smoothing, self._weight(outputs, dtype)
+    def spec(self, outputs: int, dtype: np.dtype[Any]) -> LossSpec:
+        return LossSpec("cross_entropy", self.label_smoothing, self._weight(outputs, dtype))
 
     def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
-        dlogits, weight = np.empty_like(pred), self._weight(pred.shape[1], pred.dtype)
-        loss = backend().cross_entropy(
-            dlogits, pred, target, weight, sample_weight, self.label_smoothing, get_num_threads()
-        )
-        return loss, dlogits
+        dlogits, spec = np.empty_like(pred), self.spec(pred.shape[1], pred.dtype)
+        return backend().loss(dlogits, pred, target, sample_weight, spec, get_num_threads()), dlogits
 
     def mass(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
         weight = self._weight(pred.shape[1], pred.dtype)
@@ -155,13 +152,12 @@ class _Elementwise(Loss):
     name: str
     parameter = 0.0
 
-    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, None]:
-        return self.name, self.parameter, None
+    def spec(self, outputs: int, dtype: np.dtype[Any]) -> LossSpec:
+        return LossSpec(self.name, self.parameter)
 
     def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
-        dpred, kind = np.empty_like(pred), ELEMENTWISE_LOSSES[self.name]
-        loss = backend().elementwise_loss(dpred, pred, target, sample_weight, kind, self.parameter, get_num_threads())
-        return loss, dpred
+        dpred, spec = np.empty_like(pred), LossSpec(self.name, self.parameter)
+        return backend().loss(dpred, pred, target, sample_weight, spec, get_num_threads()), dpred
 
 
 class BinaryCrossEntropy(_Elementwise):

@@ -97,7 +97,7 @@ class Model:
                 op["stats"] = stats
                 stats += 4 * layer.n
             if layer.kind == plan.DENSE and ops and ops[-1]["kind"] in (plan.DENSE, plan.ACTIVATION):
-                op["prior"] = ops[-1]["activation"]
+                op["input_activation"] = ops[-1]["activation"]
             ops.append(op)
             self._layer_of_op.append(i)
         return np.array(ops, dtype=plan.OP)
@@ -225,7 +225,7 @@ class Model:
         )
         with np.errstate(all="ignore"):
             network.forward(np.empty((len(x), self.outputs), self.dtype), x, step, True, 1)
-        return zip(self._layer_of_op, network._inputs[1:], strict=True)
+        return zip(self._layer_of_op, network.layer_outputs(), strict=True)
 
     def parameters(self) -> Parameters:
         """The parameters, for an optimizer."""

@@ -1,7 +1,7 @@
-"""The kernels on plain arrays, to profile one of them against its NumPy twin.
+"""The kernels on plain arrays, to profile one of them against its NumPy reference.
 
-Each function runs on the active backend (``fb.use_backend("numpy")`` gives the twin), takes C-contiguous float32 or
-float64 arrays, all of one dtype, and writes into the arrays it is given first. These share no memory with each other
+Each function runs on the active backend (``fb.use_backend("numpy")`` gives the reference), takes C-contiguous float32
+or float64 arrays, all of one dtype, and writes into the arrays it is given first. These share no memory with each other
 and the inputs, except where a function says so. ``threads`` is what ``get_num_threads`` says unless given.
 """
 
@@ -123,8 +123,8 @@ def dense_forward(
     if bias is not None:
         _expect("bias", bias, (outputs,), x.dtype)
     _outputs(x, weight, bias, y=y, z=z)
-    kind = plan.ACTIVATIONS[choice("activation", activation, plan.ACTIVATIONS)]
-    backend().dense_forward(y, z, x, weight, bias, kind, _scratch(x.dtype, batch, outputs, inputs), _team(threads))
+    code = plan.ACTIVATIONS[choice("activation", activation, plan.ACTIVATIONS)].code
+    backend().dense_forward(y, z, x, weight, bias, code, _scratch(x.dtype, batch, outputs, inputs), _team(threads))
 
 
 def dense_backward(
@@ -135,13 +135,13 @@ def dense_backward(
     x: Array,
     x_z: Array | None,
     weight: Array,
-    prior: str | None = None,
+    input_activation: str | None = None,
     threads: int | None = None,
 ) -> None:
-    """dweight (I, O) = x^T dz, dbias (O,) = sum of dz (B, O), dx (B, I) = dz weight^T * prior'(x_z).
+    """dweight (I, O) = x^T dz, dbias (O,) = sum of dz (B, O), dx (B, I) = dz weight^T * input_activation'(x_z).
 
-    ``prior`` is the activation that produced x (B, I); None leaves dx the gradient of x itself. x_z, its argument, is
-    needed for GELU and SiLU.
+    ``input_activation`` is the activation that gave x (B, I); None leaves dx the gradient of x itself. x_z, its input,
+    is needed for GELU and SiLU.
     """
     (batch, inputs), (_, outputs) = _two_dimensional("x", x), _two_dimensional("weight", weight)
     _expect("x", x, (batch, inputs), x.dtype)
@@ -152,11 +152,11 @@ def dense_backward(
     if dbias is not None:
         _expect("dbias", dbias, (outputs,), x.dtype)
     _outputs(dz, x, x_z, weight, dweight=dweight, dbias=dbias, dx=dx)
-    kind = plan.ACTIVATIONS[choice("prior", prior, plan.ACTIVATIONS)]
-    if kind in plan.NEEDS_INPUT and x_z is None:
-        raise ValueError(f"x_z: expected the argument of {prior}, got None")
+    activation = plan.ACTIVATIONS[choice("input_activation", input_activation, plan.ACTIVATIONS)]
+    if activation.needs_input and x_z is None:
+        raise ValueError(f"x_z: expected the input of {input_activation}, got None")
     scratch = _scratch(x.dtype, batch, outputs, inputs)
-    backend().dense_backward(dweight, dbias, dx, dz, x, x_z, weight, kind, scratch, _team(threads))
+    backend().dense_backward(dweight, dbias, dx, dz, x, x_z, weight, activation.code, scratch, _team(threads))
 
 
 def activation_forward(y: Array, z: Array, name: str, threads: int | None = None) -> None:
@@ -165,8 +165,8 @@ def activation_forward(y: Array, z: Array, name: str, threads: int | None = None
     _expect("z", z, z.shape, z.dtype)
     _expect_like(z, y=y)
     _outputs(in_place=z, y=y)
-    kind = plan.ACTIVATIONS[choice("name", name, plan.ACTIVATIONS)]
-    backend().activation_forward(y, z, kind, _team(threads))
+    code = plan.ACTIVATIONS[choice("name", name, plan.ACTIVATIONS)].code
+    backend().activation_forward(y, z, code, _team(threads))
 
 
 def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, name: str, threads: int | None = None) -> None:
@@ -175,10 +175,10 @@ def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, name: s
     _expect("dz", dz, dz.shape, dz.dtype)
     _expect_like(dz, dy=dy, y=y, z=z)
     _outputs(y, z, in_place=dy, dz=dz)
-    kind = plan.ACTIVATIONS[choice("name", name, plan.ACTIVATIONS)]
-    if kind in plan.NEEDS_INPUT and z is None:
-        raise ValueError(f"z: expected the argument of {name}, got None")
-    backend().activation_backward(dz, dy, y, z, kind, _team(threads))
+    activation = plan.ACTIVATIONS[choice("name", name, plan.ACTIVATIONS)]
+    if activation.needs_input and z is None:
+        raise ValueError(f"z: expected the input of {name}, got None")
+    backend().activation_backward(dz, dy, y, z, activation.code, _team(threads))
 
 
 def dropout(y: Array, x: Array, p: float, key: int, step: int, threads: int | None = None) -> None:
@@ -293,9 +293,8 @@ def cross_entropy(
         _expect("sample_weight", sample_weight, (batch,), logits.dtype)
     _outputs(logits, target, class_weight, sample_weight, dlogits=dlogits)
     real_number("label_smoothing", label_smoothing, 0, 1)
-    loss: float = backend().cross_entropy(
-        dlogits, logits, target, class_weight, sample_weight, label_smoothing, _team(threads)
-    )
+    spec = plan.LossSpec("cross_entropy", label_smoothing, class_weight)
+    loss: float = backend().loss(dlogits, logits, target, sample_weight, spec, _team(threads))
     return loss
 
 
@@ -313,7 +312,7 @@ def elementwise_loss(
     ``parameter`` is Huber's delta or the quantile, and needed for these two alone. With weights of the samples (B,) it
     is the weighted mean.
     """
-    choice("name", name, plan.ELEMENTWISE_LOSSES)
+    choice("name", name, [known for known in backend().CODES["losses"] if known != "cross_entropy"])
     if (parameter is None) is (name in ("huber", "quantile")):
         raise ValueError(
             f"parameter: expected {'a number' if parameter is None else 'none'} for {name!r}, got {parameter}"
@@ -324,9 +323,8 @@ def elementwise_loss(
     if sample_weight is not None:
         _expect("sample_weight", sample_weight, (batch,), pred.dtype)
     _outputs(pred, target, sample_weight, dpred=dpred)
-    kind = plan.ELEMENTWISE_LOSSES[name]
     parameter = 0.0 if parameter is None else real_number("parameter", parameter, 0, open_low=True)
-    loss: float = backend().elementwise_loss(dpred, pred, target, sample_weight, kind, parameter, _team(threads))
+    loss: float = backend().loss(dpred, pred, target, sample_weight, plan.LossSpec(name, parameter), _team(threads))
     return loss
 
 
@@ -345,8 +343,8 @@ def sgd_update(
     _flat(param, grad, velocity=velocity)
     _shares(momentum=momentum)
     _numbers(lr=lr, weight_decay=weight_decay, grad_scale=grad_scale)
-    settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-    backend().update(param, grad, ("sgd", (velocity,), settings), lr, grad_scale, _team(threads))
+    spec = plan.UpdateSpec("sgd", (velocity,), lr, weight_decay, momentum=momentum, nesterov=nesterov)
+    backend().update(param, grad, spec, grad_scale, _team(threads))
 
 
 def adam_update(
@@ -369,10 +367,10 @@ def adam_update(
     _shares(beta1=beta1, beta2=beta2)
     _numbers(lr=lr, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale)
     positive_int("step", step)
-    settings = {
-        "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled, "step": step
-    }  # fmt: skip
-    backend().update(param, grad, ("adam", (m, v), settings), lr, grad_scale, _team(threads))
+    spec = plan.UpdateSpec(
+        "adam", (m, v), lr, weight_decay, beta1=beta1, beta2=beta2, eps=eps, decoupled=decoupled, step=step
+    )
+    backend().update(param, grad, spec, grad_scale, _team(threads))
 
 
 def rmsprop_update(
@@ -392,8 +390,8 @@ def rmsprop_update(
     _flat(param, grad, square=square, velocity=velocity)
     _shares(alpha=alpha, momentum=momentum)
     _numbers(lr=lr, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale)
-    settings = {"alpha": alpha, "eps": eps, "momentum": momentum, "weight_decay": weight_decay}
-    backend().update(param, grad, ("rmsprop", (square, velocity), settings), lr, grad_scale, _team(threads))
+    spec = plan.UpdateSpec("rmsprop", (square, velocity), lr, weight_decay, alpha=alpha, eps=eps, momentum=momentum)
+    backend().update(param, grad, spec, grad_scale, _team(threads))
 
 
 def adagrad_update(
@@ -409,8 +407,8 @@ def adagrad_update(
     """One step of Adagrad over flat vectors (n,); see ``fb.Adagrad``."""
     _flat(param, grad, total=total)
     _numbers(lr=lr, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale)
-    settings = {"eps": eps, "weight_decay": weight_decay}
-    backend().update(param, grad, ("adagrad", (total,), settings), lr, grad_scale, _team(threads))
+    spec = plan.UpdateSpec("adagrad", (total,), lr, weight_decay, eps=eps)
+    backend().update(param, grad, spec, grad_scale, _team(threads))
 
 
 def _flat(param: Array, grad: Array, **state: Array | None) -> None:

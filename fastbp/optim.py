@@ -12,7 +12,7 @@ import numpy as np
 
 from fastbp import schedules
 from fastbp.core import backend, get_num_threads
-from fastbp.core.plan import aligned
+from fastbp.core.plan import UpdateSpec, aligned
 from fastbp.data import LARGEST, Array, real_number, shaped
 from fastbp.divergence import DivergenceError, in_gradient
 from fastbp.parameters import Parameters
@@ -101,7 +101,7 @@ class Optimizer:
             if not math.isfinite(norm):
                 raise DivergenceError("gradient", norm, in_gradient(self.params), self.steps + 1, lr)
             scale = min(1.0, self.clip_norm / (norm + 1e-6))
-        backend().update(self.params.values, self.params.grads, self.recipe(), lr, scale, threads)
+        backend().update(self.params.values, self.params.grads, self.update_spec(lr), scale, threads)
         self.steps += 1
 
     def rates(self, steps: int) -> Array | float:
@@ -110,8 +110,8 @@ class Optimizer:
             return self.lr
         return np.array([real_number("lr", self.schedule(self.steps + t), 0) for t in range(steps)])
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        """The update rule's name, its state vectors and its settings: what ``step`` and the engine apply."""
+    def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
+        """What ``step`` and the engine apply, with these rates, of one step or of several."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,12 +140,27 @@ class Optimizer:
         for name, array in arrays.items():
             self._slot(name)[:] = array
 
-    def _common(self) -> dict[str, Any]:
-        """The settings of weight decay and of clipping by value, in a ``recipe``."""
-        settings: dict[str, Any] = {"weight_decay": self.weight_decay}
-        if self.clip_value is not None:
-            settings["clip_value"] = self.clip_value
-        return settings if self.decay_bias or not self.weight_decay else settings | {"undecayed": self.params.vectors}
+    def _spec(
+        self,
+        rule: str,
+        state: tuple[Array | None, ...],
+        lr: Array | float,
+        weight_decay: Array | float | None,
+        **settings: Any,
+    ) -> UpdateSpec:
+        """A rule's settings, and those that all rules have."""
+        undecayed = None if self.decay_bias or not self.weight_decay else self.params.vectors
+        return UpdateSpec(
+            rule,
+            state,
+            lr,
+            self.weight_decay if weight_decay is None else weight_decay,
+            clip_norm=self.clip_norm or 0.0,
+            clip_value=self.clip_value or 0.0,
+            undecayed=undecayed,
+            idle=rule in ("sgd", "adagrad") and self.weight_decay == 0 and self.momentum == 0,
+            **settings,
+        )
 
     def _used(self) -> set[str]:
         """The state vectors that these settings need: a velocity only with momentum."""
@@ -192,9 +207,9 @@ class SGD(Optimizer):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: expected a momentum above 0 with it, got momentum=0")
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+    def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
         state = (self._slot("velocity") if self.momentum else None,)
-        return "sgd", state, {"momentum": self.momentum, "nesterov": self.nesterov, **self._common()}
+        return self._spec("sgd", state, lr, weight_decay, momentum=self.momentum, nesterov=self.nesterov)
 
 
 class Adam(Optimizer):
@@ -230,16 +245,20 @@ class Adam(Optimizer):
         self.betas = (real_number("betas[0]", betas[0], 0, 1), real_number("betas[1]", betas[1], 0, 1))
         self.eps = self._eps(eps)
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        settings = {
-            "beta1": self.betas[0],
-            "beta2": self.betas[1],
-            "eps": self.eps,
-            "decoupled": self._decoupled,
-            "step": self.steps + 1,
-            **self._common(),
-        }
-        return "adam", (self._slot("m"), self._slot("v")), settings
+    def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
+        state = (self._slot("m"), self._slot("v"))
+        beta1, beta2 = self.betas
+        return self._spec(
+            "adam",
+            state,
+            lr,
+            weight_decay,
+            beta1=beta1,
+            beta2=beta2,
+            eps=self.eps,
+            decoupled=self._decoupled,
+            step=self.steps + 1,
+        )
 
 
 class AdamW(Adam):
@@ -295,9 +314,9 @@ class RMSprop(Optimizer):
         self.eps = self._eps(eps)
         self.momentum = real_number("momentum", momentum, 0, 1)
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+    def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
         state = (self._slot("square"), self._slot("velocity") if self.momentum else None)
-        return "rmsprop", state, {"alpha": self.alpha, "eps": self.eps, "momentum": self.momentum, **self._common()}
+        return self._spec("rmsprop", state, lr, weight_decay, alpha=self.alpha, eps=self.eps, momentum=self.momentum)
 
 
 class Adagrad(Optimizer):
@@ -326,5 +345,5 @@ class Adagrad(Optimizer):
         super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
         self.eps = self._eps(eps)
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        return "adagrad", (self._slot("total"),), {"eps": self.eps, **self._common()}
+    def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
+        return self._spec("adagrad", (self._slot("total"),), lr, weight_decay, eps=self.eps)

@@ -27,7 +27,7 @@ Epoch = Callable[["Sequential", "Optimizer"], Result]  # trains any copy of the 
 
 _KINDS = {plan.DENSE: "Dense", plan.ACTIVATION: "Activation", plan.DROPOUT: "Dropout"}
 _KINDS |= {plan.BATCHNORM: "BatchNorm", plan.LAYERNORM: "LayerNorm", plan.EMBEDDING: "Embedding"}
-_ACTIVATIONS = {code: name for name, code in plan.ACTIVATIONS.items()}
+_ACTIVATIONS = {activation.code: name for name, activation in plan.ACTIVATIONS.items()}
 _PHASES = ("forward", "backward dx", "backward dw + update")
 _MARKERS = dict(zip(_PHASES, "ovs", strict=True))
 _NOTHING = "nothing was trained by fit with a built-in loss in this block"
@@ -71,10 +71,10 @@ class Table:
         network, spent = self.model._network(), np.zeros_like(self._spent)
         start = time.perf_counter()
         try:
-            network.watch(spent)
+            network.record_times(spent)
             result = epoch(self.model, self.optimizer)
         finally:
-            network.watch(None)
+            network.record_times(None)
         self.seconds += time.perf_counter() - start
         self.threads = max(self.threads, network.threads)
         self.steps += -(-result[2] // self.batch_size)
@@ -95,13 +95,12 @@ class Table:
         """The operations of an op's forward, dx and dweight with its update, and how many numbers each has to move."""
         n, m = int(op["inputs"]), int(op["outputs"])
         weight, bias = plan.sizes(op, self.model._tables)
-        rule, state, settings = self.optimizer.recipe()
-        vectors = sum(vector is not None for vector in state)
+        spec = self.optimizer.update_spec(0.0)
+        vectors = sum(vector is not None for vector in spec.state)
         activations = self.samples * (n + m)
         if op["kind"] == plan.EMBEDDING:
             found = self.samples * (m - int(op["numeric"]))  # in the tables
-            idle = plan.idle_without_gradient(rule, settings)
-            updated = min(found, self.steps * weight) if idle else self.steps * weight
+            updated = min(found, self.steps * weight) if spec.idle else self.steps * weight
             return [(0, activations + found), (0, 0), (0, activations + 2 * (1 + vectors) * updated)]
         product = 2 * self.samples * n * m if op["kind"] == plan.DENSE else 0
         late = 0 if op["kind"] == plan.BATCHNORM else activations  # whose dweight comes with dx
@@ -310,6 +309,6 @@ _peak = functools.cache(fma_peak)
 def _bandwidth(name: str, dtype: np.dtype[Any], threads: int) -> float:
     """Bytes/s of an SGD update, which reads and writes the one and reads the other of two vectors of 64 MB."""
     param, grad = np.ones((2, 2**26 // dtype.itemsize), dtype)
-    recipe = "sgd", (None,), {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    run = functools.partial(_kernels(name).update, param, grad, recipe, 1e-3, 1.0, threads)
+    spec = plan.UpdateSpec("sgd", (None,), 1e-3)
+    run = functools.partial(_kernels(name).update, param, grad, spec, 1.0, threads)
     return float(3 * param.nbytes / min(timeit.repeat(run, number=1, repeat=10)))

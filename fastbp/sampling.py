@@ -53,7 +53,7 @@ def epoch_key(shuffle: bool, rng: np.random.Generator) -> int | None:
 def epoch_rows(first: int, count: int, samples: int, key: int | Array | None) -> Array:
     """The row numbers at positions first..first+count of an epoch's order, (count,) int64."""
     rows = np.empty(min(count, samples - first), np.int64)
-    backend().order(rows, first, samples, key)
+    backend().batch_order(rows, first, samples, key)
     return rows
 
 

@@ -44,7 +44,7 @@ except ImportError as error:
 from fastbp import losses, schedules
 from fastbp.callbacks import Callback, begin, listed
 from fastbp.core import get_num_threads, set_num_threads
-from fastbp.core.plan import ACTIVATIONS
+from fastbp.core.plan import ACTIVATIONS, UpdateSpec
 from fastbp.core.threads import MAX_THREADS
 from fastbp.data import Array, Samples, choice, real_number, shaped, taken
 from fastbp.divergence import DivergenceError
@@ -119,9 +119,10 @@ def _threads(n: int | None) -> Iterator[None]:
 class _Adam(Adam):
     """Adam with its epsilon where scikit-learn has it."""
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        rule, state, settings = super().recipe()
-        return rule, state, settings | {"eps_hat": True}
+    def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
+        spec = super().update_spec(lr, weight_decay)
+        spec.eps_hat = True
+        return spec
 
 
 class _MLP(BaseEstimator):  # type: ignore[misc]
@@ -520,7 +521,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
 
     def _epoch(self, data: _Data, rows: Array, batch_size: int, objective: _Objective, optimizer: Optimizer) -> float:
         """One pass over the rows in their order; the loss with its penalty, averaged over the batches."""
-        recipe = objective.criterion.recipe(self.n_outputs_, self._model.dtype)
+        recipe = objective.criterion.spec(self.n_outputs_, self._model.dtype)
         total, squares = 0.0, self._squares()
         for samples, order in data.blocks(rows, batch_size):
             weight, count = samples[2], len(samples[1] if order is None else order)

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastbp import files, losses, profiling, state
 from fastbp.callbacks import Best, Callback, begin, listed
-from fastbp.core import backend, get_num_threads
+from fastbp.core import backend, get_num_threads, plan
 from fastbp.data import Array, Samples, choice, generator, positive_int, room, taken, weights
 from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
 from fastbp.history import Bars, History, line
@@ -153,7 +153,7 @@ class Sequential(Model):
         criterion = losses.resolve(loss)
         self._check_optimizer(optimizer)
         batch = self._check_batch(xb, yb, sample_weight, criterion)
-        recipe = criterion.recipe(self.outputs, self.dtype)
+        recipe = criterion.spec(self.outputs, self.dtype)
         self._gate.enter_alone()
         try:
             if recipe is None:
@@ -348,7 +348,7 @@ class Sequential(Model):
         """One pass over the data in the order of key, batch after batch, then validation; the epoch's figures."""
         start = time.perf_counter()
         profile = profiling.active()
-        if profile and criterion.recipe(self.outputs, self.dtype) is not None:
+        if profile and criterion.spec(self.outputs, self.dtype) is not None:
             total, correct, samples = profile.train(
                 lambda model, optimizer: model._steps(data, criterion, optimizer, key, batch_size, None),
                 self,
@@ -376,7 +376,7 @@ class Sequential(Model):
     ) -> tuple[float, int, int]:
         """An epoch's steps: the loss summed over the samples, how many were right, and how many there were."""
         total, correct, samples = 0.0, 0, 0
-        recipe = criterion.recipe(self.outputs, self.dtype)
+        recipe = criterion.spec(self.outputs, self.dtype)
         with closing(parts(data, key, batch_size)) as all_of_it:
             for part in all_of_it:
                 if recipe is None:
@@ -419,34 +419,19 @@ class Sequential(Model):
         if batch_size > 1024:  # a few samples more or less are not the question
             room("batch_size", min(batch_size, len(data[0])) * self._row_bytes)
         network, self._ready = self._network(), None
-        progress: list[Any] = [0.0, 0, 0]
-        update, lrs = optimizer.recipe(), optimizer.rates(steps)
-        clip_norm, threads = optimizer.clip_norm or 0.0, get_num_threads()
-        try:
-            network.train(
-                progress,
-                *data,
-                key,
-                first,
-                steps,
-                batch_size,
-                recipe,
-                update,
-                lrs,
-                decays,
-                clip_norm,
-                self._step + 1,
-                threads,
-            )
-        finally:  # an interrupt ends the epoch after a whole step
-            self._step += progress[2]
-            optimizer.steps += progress[2]
-        loss, right, done = progress
-        if done < steps:
-            rows = epoch_rows(first + done * batch_size, batch_size, len(data[0]), key)
-            lr = lrs if isinstance(lrs, float) else float(lrs[done])
-            raise self._divergence(loss, data[0][rows], self._step + 1, optimizer, lr)
-        return loss, right
+        lrs = optimizer.rates(steps)
+        update = optimizer.update_spec(lrs, decays)
+        batches = plan.BatchPlan(key, first, steps, batch_size, self._step + 1)
+        report = network.train(data, batches, [recipe], update, get_num_threads())
+        self._step += report.steps
+        optimizer.steps += report.steps
+        if report.interrupt is not None:  # the epoch ended after a whole step
+            raise report.interrupt
+        if report.steps < steps:
+            rows = epoch_rows(first + report.steps * batch_size, batch_size, len(data[0]), key)
+            lr = lrs if isinstance(lrs, float) else float(lrs[report.steps])
+            raise self._divergence(report.loss, data[0][rows], self._step + 1, optimizer, lr)
+        return report.loss, report.correct
 
     def _divergence(self, loss: float, x: Array, step: int, optimizer: Optimizer, lr: float) -> DivergenceError:
         """The error for a training step on the rows of x that was not taken, for its loss or its gradient."""

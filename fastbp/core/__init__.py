@@ -1,4 +1,4 @@
-"""The one door to the numeric floor: it picks the backend, shows what it picked, and counts the threads.
+"""The entrance to everything numeric: it picks the backend, shows which one it picked, and counts the threads.
 
 A backend is a module with the functions of `reference`. The compiled ones are the same source under other flags; the
 best one that this CPU and operating system can run is picked at import, or the one that FASTBP_BACKEND names.
@@ -17,7 +17,8 @@ from types import ModuleType
 
 import numpy as np
 
-from fastbp.core.threads import MAX_THREADS, asked, cpus, default_threads
+from fastbp.core.plan import check_codes
+from fastbp.core.threads import MAX_THREADS, available_cpus, default_threads, requested_threads
 
 try:
     import fastbp.core._cpu as _cpu
@@ -59,7 +60,9 @@ def _load(name: str, asked_by: str) -> tuple[str, ModuleType]:
     reason = why_not(name)
     if reason is not None:
         raise RuntimeError(f"{asked_by}: backend {name!r} cannot run here: {reason}")
-    return name, importlib.import_module("fastbp.core.reference" if name == "numpy" else f"fastbp.core._{name}")
+    module = importlib.import_module("fastbp.core.reference" if name == "numpy" else f"fastbp.core._{name}")
+    check_codes(module)
+    return name, module
 
 
 def _pick() -> tuple[str, ModuleType]:
@@ -109,12 +112,14 @@ def use_backend(name: str) -> Iterator[None]:
 
 _num_threads = default_threads()
 _openmp_threads = _picked[1].openmp_threads
-_openmp_threads_before = asked() or cpus()  # fewer now: somebody has told OpenMP so since, as threadpoolctl does
+_openmp_threads_before = (
+    requested_threads() or available_cpus()
+)  # if fewer later, another library has set OpenMP's limit
 
 
 def _after_fork() -> None:
-    # GNU's OpenMP keeps the parent's idle team in mind, which a forked child does not have: it would wait forever. The
-    # pool would not, but children are many as a rule, and share the cores
+    # GNU's OpenMP remembers the parent's idle team, which a forked child does not have: the child would wait for ever. The
+    # pool would not, but there are usually many children, which share the cores.
     global _num_threads
     _num_threads = 1
 

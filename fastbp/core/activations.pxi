@@ -1,9 +1,12 @@
-# Activations and their derivatives, a row at a time: the epilogues of the products and the loops of `Activation`.
+# Activations and their derivatives over vectors: for the epilogues of the products and for the layer `Activation`.
 #
-# Each is a scalar formula; the loop around it is what the compiler vectorises. A derivative is written in terms of the
-# output y where that is possible, so that z, the input, is kept only for GELU and SiLU. NaN passes through every one.
+# Each is a scalar formula in a loop that the compiler vectorises. A derivative uses the output y where it can, so that
+# the input z is kept only for activations that need it (`needs_input` in plan.ACTIVATIONS). All pass NaN on.
+#
+# To add one: a code here, a branch with its two loops below, an entry in plan.ACTIVATIONS, a class in
+# reference/activations.py.
 
-cdef enum Activation:  # the codes of fastbp.core.plan.ACTIVATIONS
+cpdef enum _Activation:  # checked against plan.ACTIVATIONS when the package is imported
     LINEAR, RELU, LEAKY_RELU, ELU, GELU, SILU, TANH, SIGMOID, SOFTPLUS
 
 
@@ -69,66 +72,84 @@ cdef inline real normal_pdf(real x) noexcept nogil:
     return <real> 0.3989422804014327 * exp_(-<real> 0.5 * x * x)
 
 
-cdef void activate(int kind, real *y, const real *z, intp n) noexcept nogil:
-    """y (n,) = activation(z (n,)); y may be z."""
-    cdef intp j
-    if kind == RELU:
-        for j in range(n):
-            y[j] = 0 if z[j] < 0 else z[j]
-    elif kind == LEAKY_RELU:
-        for j in range(n):
-            y[j] = <real> 0.01 * z[j] if z[j] < 0 else z[j]
-    elif kind == ELU:
-        for j in range(n):
-            y[j] = expm1_(z[j]) if z[j] < 0 else z[j]
-    elif kind == GELU:
-        for j in range(n):
-            y[j] = z[j] * normal_cdf(z[j])
-    elif kind == SILU:
-        for j in range(n):
-            y[j] = z[j] * sigmoid(z[j])
-    elif kind == TANH:
-        for j in range(n):
-            y[j] = tanh_(z[j])
-    elif kind == SIGMOID:
-        for j in range(n):
-            y[j] = sigmoid(z[j])
-    elif kind == SOFTPLUS:
-        for j in range(n):
-            y[j] = softplus(z[j])
-    elif y != z:
-        memcpy(y, z, n * sizeof(real))
+cdef void apply_activation(int code, real *out, const real *dy, const real *y, const real *z, intp n) noexcept nogil:
+    """out (n,) = activation(z (n,)) or, where dy is given, dy * activation'(z), from the output y or the input z.
 
-
-cdef void multiply_by_derivative(int kind, real *dz, const real *dy, const real *y, const real *z,
-                                 intp n) noexcept nogil:
-    """dz (n,) = dy (n,) * activation'(z), from the output y or, for GELU and SiLU, the input z; dz may be dy."""
+    out may be z, or dy.
+    """
+    cdef bint forward = dy == NULL
     cdef intp j
     cdef real s
-    if kind == RELU:
-        for j in range(n):
-            dz[j] = 0 if y[j] <= 0 else dy[j]
-    elif kind == LEAKY_RELU:
-        for j in range(n):
-            dz[j] = dy[j] if y[j] > 0 else <real> 0.01 * dy[j]
-    elif kind == ELU:
-        for j in range(n):
-            dz[j] = dy[j] if y[j] > 0 else dy[j] * (y[j] + 1)
-    elif kind == GELU:
-        for j in range(n):
-            dz[j] = dy[j] * (normal_cdf(z[j]) + z[j] * normal_pdf(z[j]))
-    elif kind == SILU:
-        for j in range(n):
-            s = sigmoid(z[j])
-            dz[j] = dy[j] * (s + z[j] * s * (1 - s))
-    elif kind == TANH:
-        for j in range(n):
-            dz[j] = dy[j] * (1 - y[j] * y[j])
-    elif kind == SIGMOID:
-        for j in range(n):
-            dz[j] = dy[j] * (y[j] * (1 - y[j]))
-    elif kind == SOFTPLUS:
-        for j in range(n):
-            dz[j] = dy[j] * -expm1_(-y[j])
-    elif dz != dy:
-        memcpy(dz, dy, n * sizeof(real))
+    if code == RELU:
+        if forward:
+            for j in range(n):
+                out[j] = 0 if z[j] < 0 else z[j]
+        else:
+            for j in range(n):
+                out[j] = 0 if y[j] <= 0 else dy[j]
+    elif code == LEAKY_RELU:
+        if forward:
+            for j in range(n):
+                out[j] = <real> 0.01 * z[j] if z[j] < 0 else z[j]
+        else:
+            for j in range(n):
+                out[j] = dy[j] if y[j] > 0 else <real> 0.01 * dy[j]
+    elif code == ELU:
+        if forward:
+            for j in range(n):
+                out[j] = expm1_(z[j]) if z[j] < 0 else z[j]
+        else:
+            for j in range(n):
+                out[j] = dy[j] if y[j] > 0 else dy[j] * (y[j] + 1)
+    elif code == GELU:
+        if forward:
+            for j in range(n):
+                out[j] = z[j] * normal_cdf(z[j])
+        else:
+            for j in range(n):
+                out[j] = dy[j] * (normal_cdf(z[j]) + z[j] * normal_pdf(z[j]))
+    elif code == SILU:
+        if forward:
+            for j in range(n):
+                out[j] = z[j] * sigmoid(z[j])
+        else:
+            for j in range(n):
+                s = sigmoid(z[j])
+                out[j] = dy[j] * (s + z[j] * s * (1 - s))
+    elif code == TANH:
+        if forward:
+            for j in range(n):
+                out[j] = tanh_(z[j])
+        else:
+            for j in range(n):
+                out[j] = dy[j] * (1 - y[j] * y[j])
+    elif code == SIGMOID:
+        if forward:
+            for j in range(n):
+                out[j] = sigmoid(z[j])
+        else:
+            for j in range(n):
+                out[j] = dy[j] * (y[j] * (1 - y[j]))
+    elif code == SOFTPLUS:
+        if forward:
+            for j in range(n):
+                out[j] = softplus(z[j])
+        else:
+            for j in range(n):
+                out[j] = dy[j] * -expm1_(-y[j])
+    elif code == LINEAR:
+        if forward and out != z:
+            memcpy(out, z, n * sizeof(real))
+        elif not forward and out != dy:
+            memcpy(out, dy, n * sizeof(real))
+
+
+cdef inline void activate(int code, real *y, const real *z, intp n) noexcept nogil:
+    """y (n,) = activation(z (n,)); y may be z."""
+    apply_activation(code, y, <const real *> NULL, <const real *> NULL, z, n)
+
+
+cdef inline void multiply_by_derivative(int code, real *dz, const real *dy, const real *y, const real *z,
+                                        intp n) noexcept nogil:
+    """dz (n,) = dy (n,) * activation'(z), from the output y or, where the activation needs it, z; dz may be dy."""
+    apply_activation(code, dz, dy, y, z, n)

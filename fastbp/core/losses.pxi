@@ -1,38 +1,38 @@
 # Losses and their gradients in one pass over the predictions.
 #
 # A loss is the mean over the batch (cross-entropy) or over all entries (the others), weighted where samples or labels
-# have weights. Rows are summed in float64 over fixed chunks, which are then added in order.
+# have weights. Rows are summed in float64 over the chunks of partition.pxi, which are then added in order.
+#
+# To add an elementwise loss: a code here, a branch in `elementwise_term`, a class in fastbp/losses.py, a function in
+# reference/losses.py.
 
-cdef enum:
-    CROSS_ENTROPY = -1  # beside the codes of ElementwiseLoss
-
-cdef enum ElementwiseLoss:  # the codes of fastbp.core.plan.ELEMENTWISE_LOSSES
-    BINARY_CROSS_ENTROPY, MSE, MAE, HUBER, QUANTILE, POISSON
+cpdef enum _Loss:  # checked against fastbp.losses.LOSSES when the package is imported
+    CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, MAE, HUBER, QUANTILE, POISSON
 
 
 cdef double cross_entropy_row(real *dlogits, const real *logits, double normal, double log_sum, intp label,
                               const real *weight, double weight_sum, double smoothing, double scale,
                               intp classes) noexcept nogil:
-    """One row's loss and gradient, both divided by the total weight; dlogits comes as exp(logits - top).
+    """One row's loss and gradient, both times scale; dlogits holds exp(logits - top), which `normal` is the sum of.
 
-    normal is the sum of those, log_sum that of exp(logits), as a logarithm.
+    log_sum is the logarithm of the sum of exp(logits).
     """
-    cdef double of_label = weight[label] if weight != NULL else 1
+    cdef double label_weight = weight[label] if weight != NULL else 1
     cdef double uniform = smoothing / classes, loss = 0
-    cdef real hot = <real> ((1 - smoothing) * of_label * scale)
-    cdef real mass = <real> (((1 - smoothing) * of_label + uniform * weight_sum) * scale), share
+    cdef real label_target = <real> ((1 - smoothing) * label_weight * scale)
+    cdef real row_target = <real> (((1 - smoothing) * label_weight + uniform * weight_sum) * scale), factor
     cdef intp j
-    loss = (1 - smoothing) * of_label * (log_sum - logits[label])
+    loss = (1 - smoothing) * label_weight * (log_sum - logits[label])
     if smoothing != 0:
         for j in range(classes):
             loss += uniform * (weight[j] if weight != NULL else 1) * (log_sum - logits[j])
-    share = <real> (mass / normal)
+    factor = <real> (row_target / normal)
     for j in range(classes):
-        dlogits[j] *= share
+        dlogits[j] *= factor
     if smoothing != 0:
         for j in range(classes):
             dlogits[j] -= <real> (uniform * (weight[j] if weight != NULL else 1) * scale)
-    dlogits[label] -= hot
+    dlogits[label] -= label_target
     return loss * scale
 
 
@@ -45,7 +45,7 @@ cdef inline double sum_of(const real *x, intp n) noexcept nogil:
 
 
 cdef inline real largest(const real *logits, intp classes) noexcept nogil:
-    """What log-sum-exp is shifted by. A NaN may be lost here, but not in the sum of exponentials."""
+    """The shift of log-sum-exp. A NaN may be lost here, but not in the sum of exponentials."""
     cdef real top = logits[0]
     cdef intp j
     for j in range(1, classes):
@@ -69,7 +69,7 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
         weight_sum = 0
         for i in range(classes):
             weight_sum += weight[i]
-    for i in range(ROWS_PER_CHUNK):  # of rows that the last chunk may not have, there is a logarithm too
+    for i in range(ROWS_PER_CHUNK):  # the loop below takes ROWS_PER_CHUNK logarithms, also where there are fewer rows
         normal[i] = 1
     while first < rows:  # a few rows at a time: their exponentials are one vectorised loop, however few the classes
         count = min(rows - first, <intp> ROWS_PER_CHUNK)
@@ -92,62 +92,65 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
     return loss
 
 
-cdef inline double elementwise_term(real *gradient, real p, real t, int kind, real parameter) noexcept nogil:
+cdef inline double elementwise_term(real *gradient, real p, real t, int code, real parameter) noexcept nogil:
     cdef real e = p - t
-    if kind == BINARY_CROSS_ENTROPY:
+    if code == BINARY_CROSS_ENTROPY:
         gradient[0] = sigmoid(p) - t
         return (0 if p < 0 else p) - p * t + log1p_(exp_(-abs_(p)))
-    if kind == MSE:
+    if code == MSE:
         gradient[0] = 2 * e
         return e * e
-    if kind == MAE:
+    if code == MAE:
         gradient[0] = 1 if e > 0 else -1 if e < 0 else e  # e: zero, or NaN
         return abs_(e)
-    if kind == HUBER:
+    if code == HUBER:
         if abs_(e) > parameter:
             gradient[0] = parameter if e > 0 else -parameter
             return parameter * (abs_(e) - <real> 0.5 * parameter)
         gradient[0] = e
         return <real> 0.5 * e * e
-    if kind == QUANTILE:
+    if code == QUANTILE:
         gradient[0] = 1 - parameter if e > 0 else -parameter if e < 0 else e
         return (1 - parameter) * e if e > 0 else -parameter * e
-    gradient[0] = exp_(p) - t
-    return exp_(p) - t * p
+    if code == POISSON:
+        gradient[0] = exp_(p) - t
+        return exp_(p) - t * p
+    gradient[0] = NAN  # not reached: bindings.pxi refuses unknown codes
+    return NAN
 
 
-cdef double elementwise_run(real *dpred, const real *pred, const real *target, int kind, real parameter, real scale,
+cdef double elementwise_run(real *dpred, const real *pred, const real *target, int code, real parameter, real scale,
                             intp n) noexcept nogil:
     """The sum of an elementwise loss of pred (n,) and target (n,), not scaled; dpred is the gradient, scaled."""
     cdef double loss = 0
     cdef real gradient = 0
     cdef intp i
     for i in range(n):
-        loss += elementwise_term(&gradient, pred[i], target[i], kind, parameter)
+        loss += elementwise_term(&gradient, pred[i], target[i], code, parameter)
         dpred[i] = gradient * scale
     return loss
 
 
 cdef struct Criterion:
-    int kind             # of ElementwiseLoss, or CROSS_ENTROPY
-    double parameter
+    int code
+    double parameter     # label smoothing, delta or quantile
     const void *weight   # (classes,) or NULL
 
 
 cdef double loss_scale(const Criterion *criterion, const void *targets, const real *sample_weight, intp batch,
                        intp outputs) noexcept nogil:
-    """What a batch's weighted sum of losses is multiplied with to be their mean."""
+    """The factor that turns a batch's weighted sum of losses into their mean."""
     cdef const real *class_weight = <const real *> criterion.weight
-    cdef double of_sample, sum_of_weights = 0
+    cdef double weight, total_weight = 0
     cdef intp i
     if class_weight == NULL and sample_weight == NULL:
-        return 1.0 / batch if criterion.kind == CROSS_ENTROPY else 1.0 / (batch * outputs)
+        return 1.0 / batch if criterion.code == CROSS_ENTROPY else 1.0 / (batch * outputs)
     for i in range(batch):
-        of_sample = sample_weight[i] if sample_weight != NULL else 1
-        sum_of_weights += of_sample * (class_weight[(<const int64_t *> targets)[i]] if class_weight != NULL else 1)
-    if sum_of_weights == 0:
-        return 0  # a batch that weighs nothing teaches nothing
-    return 1 / sum_of_weights if criterion.kind == CROSS_ENTROPY else 1 / (sum_of_weights * outputs)
+        weight = sample_weight[i] if sample_weight != NULL else 1
+        total_weight += weight * (class_weight[(<const int64_t *> targets)[i]] if class_weight != NULL else 1)
+    if total_weight == 0:
+        return 0  # all weights are zero: neither loss nor gradient
+    return 1 / total_weight if criterion.code == CROSS_ENTROPY else 1 / (total_weight * outputs)
 
 
 cdef double loss_rows(const Criterion *criterion, real *dpred, const real *pred, const void *targets,
@@ -155,33 +158,35 @@ cdef double loss_rows(const Criterion *criterion, real *dpred, const real *pred,
     """Rows begin..end of a batch: their part of the loss, and its gradient in dpred (B, O)."""
     cdef const real *target = <const real *> targets
     cdef real parameter = <real> criterion.parameter
-    cdef double loss = 0, of_row
+    cdef double loss = 0, row_scale
     cdef intp i
-    if criterion.kind == CROSS_ENTROPY:
+    if criterion.code == CROSS_ENTROPY:
         return cross_entropy_rows(dpred + begin * outputs, pred + begin * outputs, <const int64_t *> targets + begin,
                                   <const real *> criterion.weight,
                                   sample_weight + begin if sample_weight != NULL else sample_weight,
                                   criterion.parameter, scale, end - begin, outputs)
     if sample_weight == NULL:
         return scale * elementwise_run(dpred + begin * outputs, pred + begin * outputs, target + begin * outputs,
-                                       criterion.kind, parameter, <real> scale, (end - begin) * outputs)
+                                       criterion.code, parameter, <real> scale, (end - begin) * outputs)
     for i in range(begin, end):
-        of_row = scale * sample_weight[i]
-        loss += of_row * elementwise_run(dpred + i * outputs, pred + i * outputs, target + i * outputs,
-                                         criterion.kind, parameter, <real> of_row, outputs)
+        row_scale = scale * sample_weight[i]
+        loss += row_scale * elementwise_run(dpred + i * outputs, pred + i * outputs, target + i * outputs,
+                                            criterion.code, parameter, <real> row_scale, outputs)
     return loss
 
 
-cdef void loss_share(double *partial, const Criterion *criterion, real *dpred, const real *pred, const void *targets,
-                     const real *sample_weight, double scale, intp batch, intp outputs, Share *me) noexcept nogil:
-    """A thread's rows, chunk by chunk; partial (CHUNKS,) gets each one's part of the loss."""
+cdef void thread_loss(double *partial, const Criterion *criterion, real *dpred, const real *pred, const void *targets,
+                      const real *sample_weight, double scale, intp batch, intp outputs,
+                      const Thread *thread) noexcept nogil:
+    """A thread's rows, chunk by chunk; partial (CHUNKS,) gets each chunk's part of the loss."""
+    cdef Range chunks = thread_chunks(batch, thread)
     cdef intp chunk, rows = chunk_rows(batch)
-    for chunk in range(first_chunk(batch, me.number, me.team), first_chunk(batch, me.number + 1, me.team)):
+    for chunk in range(chunks.begin, chunks.end):
         partial[chunk] = loss_rows(criterion, dpred, pred, targets, sample_weight, scale, chunk * rows,
                                    min(batch, (chunk + 1) * rows), outputs)
 
 
-cdef intp count_correct(const real *pred, const void *targets, int kind, intp begin, intp end,
+cdef intp count_correct(const real *pred, const void *targets, int code, intp begin, intp end,
                         intp outputs) noexcept nogil:
     """Rows whose largest logit is the label's, or whose every output is on its target's side; 0 for a regression."""
     cdef const int64_t *labels = <const int64_t *> targets
@@ -190,7 +195,7 @@ cdef intp count_correct(const real *pred, const void *targets, int kind, intp be
     cdef intp i, j, correct = 0
     cdef real top
     cdef bint right
-    if kind == CROSS_ENTROPY:
+    if code == CROSS_ENTROPY:
         for i in range(begin, end):
             row = pred + i * outputs
             top = largest(row, outputs)
@@ -198,7 +203,7 @@ cdef intp count_correct(const real *pred, const void *targets, int kind, intp be
             for j in range(labels[i]):  # the first of the largest counts
                 right = right & (row[j] != top)
             correct += right
-    elif kind == BINARY_CROSS_ENTROPY:
+    elif code == BINARY_CROSS_ENTROPY:
         for i in range(begin, end):
             right = True
             for j in range(i * outputs, (i + 1) * outputs):

@@ -1,9 +1,9 @@
 /* The register tile: C[rows, cols] = A[rows, k] @ B[k, cols], and the transpose that packs its operands.
  *
- * The compiler is told the vector width by -m flags alone; this file turns it into the table below. A tile is up to
+ * The -m flags alone tell the compiler the vector width; this file turns them into the table below. A tile is up to
  * MAX_ROWS rows of up to two vectors, held in registers for the whole of k: 14 x 2 accumulators, two vectors of B and
  * one broadcast use 31 of AVX-512's and NEON's 32 registers, 6 x 2 use 15 of the 16 of AVX2 and SSE2. Every height has
- * a function of its own, so that a product is cut into tiles of nearly equal height and no edge is computed for the bin.
+ * a function of its own, so that a product is cut into tiles of nearly equal height and no row is computed in vain.
  *
  * Operands lie in panels (panels.pxi): PANEL columns of a matrix, one row after the other. The step between two rows
  * of a panel is a constant of the machine, so the addresses of a tile's rows need no registers.
@@ -66,7 +66,7 @@ typedef long long pair_mask __attribute__((vector_size(16)));
 #define EACH(rows, vectors)                                                                                           \
     _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++) _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++)
 
-/* acc += outer product of `rows` numbers, A_STEP apart from a on, with a row of B. Two lines are asked for on the side. */
+/* acc += outer product of `rows` numbers, A_STEP apart from a on, with a row of B; prefetches two cache lines. */
 #define RANK_ONE(T, A_STEP)                                                                                           \
     {                                                                                                                 \
         vec_##T row[2];                                                                                               \
@@ -76,25 +76,26 @@ typedef long long pair_mask __attribute__((vector_size(16)));
             _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) acc[i][v] = FMA_##T(spread, row[v], acc[i][v]); \
         }                                                                                                             \
         b += b_row;                                                                                                   \
-        __builtin_prefetch(ahead.one, 0, 2);                                                                          \
-        __builtin_prefetch(ahead.two, 0, 2);                                                                          \
-        ahead.one += ahead.step;                                                                                      \
-        ahead.two += ahead.step;                                                                                      \
+        __builtin_prefetch(prefetch.first, 0, 2);                                                                     \
+        __builtin_prefetch(prefetch.second, 0, 2);                                                                    \
+        prefetch.first += prefetch.step;                                                                              \
+        prefetch.second += prefetch.step;                                                                             \
     }
 
-/* What will be needed soon: a tile spreads the requests over its k steps, where the hardware does not foresee them. */
+/* Two streams of memory that is used after this product. A tile prefetches a cache line of each in every step of k,
+ * because the hardware does not predict these accesses. */
 typedef struct {
-    const char *one, *two;
-    intp step; /* bytes */
-} Ahead;
+    const char *first, *second;
+    intp step; /* bytes between two lines */
+} Prefetch;
 
-/* How a tile begins and ends, besides the product. All of it happens in registers; gate is for rows of a matrix alone. */
+/* What a tile does besides the product, all of it in registers; gate is for operands in rows alone. */
 typedef struct {
-    const void *start; /* what every row of sums starts from (the bias), NULL for zero */
-    int add;           /* whether the sums are added to C */
-    int relu;          /* whether negative results become zero */
-    const void *gate;  /* laid out as C: where it is not positive the result is zero (ReLU's derivative), or NULL */
-} Ends;
+    const void *initial; /* what every row of sums starts from (the bias), NULL for zero */
+    int accumulate;      /* whether the sums are added to C */
+    int relu;            /* whether negative results become zero */
+    const void *gate;    /* laid out as C: where it is not positive the result is zero (ReLU's derivative), or NULL */
+} TileEpilogue;
 
 #define ZERO_WHERE(T, condition, value) ((vec_##T)((bits_##T)(value) & ~(bits_##T)(condition)))
 
@@ -103,14 +104,15 @@ typedef struct {
  * compile-time constants wherever this is inlined, so that acc lives in registers. */
 #define DEFINE_TILE(T)                                                                                                \
     INLINE void tile_fixed_##T(const int rows, const int vectors, const int transposed, intp k, const T *a,           \
-                               intp a_panel, const T *b, intp b_row, T *c, intp c_row, const Ends *ends, Ahead ahead) \
+                               intp a_panel, const T *b, intp b_row, T *c, intp c_row,                                \
+                               const TileEpilogue *epilogue, Prefetch prefetch)                                       \
     {                                                                                                                 \
-        vec_##T acc[MAX_ROWS][2], start[2] = {(vec_##T){0}, (vec_##T){0}};                                            \
-        if (ends->start)                                                                                              \
+        vec_##T acc[MAX_ROWS][2], initial[2] = {(vec_##T){0}, (vec_##T){0}};                                          \
+        if (epilogue->initial)                                                                                        \
             _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++)                                                 \
-                start[v] = *(const vec_##T *)((const T *)ends->start + v * LANES(T));                                 \
+                initial[v] = *(const vec_##T *)((const T *)epilogue->initial + v * LANES(T));                         \
         EACH(rows, vectors) {                                                                                         \
-            acc[i][v] = start[v];                                                                                     \
+            acc[i][v] = initial[v];                                                                                   \
             if (!transposed) __builtin_prefetch(c + i * c_row + v * LANES(T), 1);                                     \
         }                                                                                                             \
         if (transposed)                                                                                               \
@@ -121,17 +123,18 @@ typedef struct {
                 for (; a < stop; a++) RANK_ONE(T, PANEL(T))                                                           \
                 a = end;                                                                                              \
             }                                                                                                         \
-        EACH(rows, vectors) if (ends->add) acc[i][v] = *(vec_##T *)(c + i * c_row + v * LANES(T)) + acc[i][v];        \
-        if (ends->relu) EACH(rows, vectors) acc[i][v] = ZERO_WHERE(T, acc[i][v] < (vec_##T){0}, acc[i][v]);           \
-        if (!transposed && ends->gate) {                                                                              \
-            const T *gate = (const T *)ends->gate;                                                                    \
+        EACH(rows, vectors)                                                                                           \
+            if (epilogue->accumulate) acc[i][v] = *(vec_##T *)(c + i * c_row + v * LANES(T)) + acc[i][v];             \
+        if (epilogue->relu) EACH(rows, vectors) acc[i][v] = ZERO_WHERE(T, acc[i][v] < (vec_##T){0}, acc[i][v]);       \
+        if (!transposed && epilogue->gate) {                                                                          \
+            const T *gate = (const T *)epilogue->gate;                                                                \
             EACH(rows, vectors) acc[i][v] = ZERO_WHERE(                                                               \
                 T, *(const vec_##T *)(gate + i * c_row + v * LANES(T)) <= (vec_##T){0}, acc[i][v]);                   \
         }                                                                                                             \
         EACH(rows, vectors) *(vec_##T *)(c + i * c_row + v * LANES(T)) = acc[i][v];                                   \
     }                                                                                                                 \
     static void tile_##T(int rows, int vectors, int transposed, intp k, const T *a, intp a_panel, const T *b,         \
-                         intp b_row, T *c, intp c_row, const Ends *ends, Ahead ahead)                                 \
+                         intp b_row, T *c, intp c_row, const TileEpilogue *epilogue, Prefetch prefetch)               \
     {                                                                                                                 \
         switch ((rows * 2 + vectors - 1) * 2 + transposed) {                                                          \
             ROWS_OF_THIS_MACHINE(T)                                                                                   \
@@ -140,7 +143,7 @@ typedef struct {
 
 #define CASE(T, rows, vectors, transposed)                                                                            \
     case ((rows) * 2 + (vectors) - 1) * 2 + (transposed):                                                             \
-        tile_fixed_##T(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, ends, ahead);                           \
+        tile_fixed_##T(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, epilogue, prefetch);             \
         break;
 #define ROW(T, r) CASE(T, r, 1, 0) CASE(T, r, 2, 0) CASE(T, r, 1, 1) CASE(T, r, 2, 1)
 #define ROWS_TO_6(T) ROW(T, 1) ROW(T, 2) ROW(T, 3) ROW(T, 4) ROW(T, 5) ROW(T, 6)
@@ -154,7 +157,7 @@ typedef struct {
 DEFINE_TILE(float)
 DEFINE_TILE(double)
 
-static inline void ask_for(const char *p) { __builtin_prefetch(p); }
+static inline void prefetch_line(const char *p) { __builtin_prefetch(p); }
 
 /* out[j * ld_out + i] = in[i * ld_in + j] for a square block that fills whole 16-byte vectors: the inner step of
  * packing an operand that is stored the other way round. */

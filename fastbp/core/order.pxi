@@ -1,9 +1,15 @@
 # The order of an epoch: a pseudo-random permutation that is computed row by row and takes no memory.
 #
 # A Feistel network (Luby & Rackoff 1988) permutes the numbers of so many bits; numbers beyond the last row are sent
-# through it again until they fall inside (cycle walking, Black & Rogaway 2002), which keeps it a permutation. The twin
-# in reference.py gives the same order. A caller who has an order of his own gives its row numbers instead; they may
-# leave rows out.
+# through it again until they fall inside (cycle walking, Black & Rogaway 2002), which keeps it a permutation. The
+# reference gives the same order. Instead of a key, a caller may give row numbers, which need not contain every row.
+
+cdef inline uint64_t mix(uint64_t h) noexcept nogil:
+    """SplitMix64's output function (Steele, Lea & Flood 2014)."""
+    h = (h ^ (h >> 30)) * <uint64_t> 0xBF58476D1CE4E5B9
+    h = (h ^ (h >> 27)) * <uint64_t> 0x94D049BB133111EB
+    return h ^ (h >> 31)
+
 
 cdef enum:
     ROUNDS = 4
@@ -17,7 +23,7 @@ cdef struct Shuffle:
     const int64_t *given  # the row numbers themselves, or NULL
 
 
-cdef begin_shuffle(Shuffle *s, intp samples, order):
+cdef init_shuffle(Shuffle *s, intp samples, order):
     """order is a key below 2**64, row numbers (n,) int64, or None for the rows as they lie."""
     cdef int i, bits = FEWEST_BITS
     cdef uint64_t key

@@ -1,9 +1,11 @@
-# How matrices lie in memory: rows, as NumPy has them, or panels, as the register tile wants them.
+# How matrices lie in memory: in rows, as in NumPy, or in panels, as the register tile reads them.
 #
-# A panel is PANEL columns (two vectors) of a matrix, row after row; the last one is as wide as the others and what it
-# holds beyond the matrix is never looked at. In panels, an activation is an operand of all three products as it is: the
-# rows of y = x W and of dx = dy W^T, the columns of dW = x^T dy, and the rows of dy there. So nothing is packed in a
-# step but the weights, and those only once for all threads.
+# A panel is PANEL columns (two vectors) of a matrix, row after row. The last panel is as wide as the others; what it
+# holds beyond the matrix is never used. An activation in panels is an operand of all three products as it is: of the
+# rows of y = x W and dx = dy W^T, and of the columns of dW = x^T dy. So a step packs only the weights, once for all
+# threads.
+#
+# `witness` is an argument that only tells the compiler whether `real` is float or double; it may be NULL.
 
 cdef extern from "microkernel.h" nogil:
     const char *TARGET
@@ -19,40 +21,36 @@ cdef struct Layout:  # element (i, j) lies at i * row + (j // PANEL) * panel + j
     intp row, panel
 
 
-cdef inline intp ceil_div(intp a, intp b) noexcept nogil:
-    return (a + b - 1) // b
-
-
-cdef inline intp lanes(const real *_) noexcept nogil:
+cdef inline intp lanes(const real *witness) noexcept nogil:
     return VECTOR_BYTES // <intp> sizeof(real)
 
 
-cdef inline intp panel_width(const real *like) noexcept nogil:
-    return 2 * lanes(like)
+cdef inline intp panel_width(const real *witness) noexcept nogil:
+    return 2 * lanes(witness)
 
 
-cdef inline Layout in_rows(intp n, const real *like) noexcept nogil:
+cdef inline Layout in_rows(intp n, const real *witness) noexcept nogil:
     """A C-contiguous matrix of n columns."""
     cdef Layout layout
-    layout.row, layout.panel = n, panel_width(like)
+    layout.row, layout.panel = n, panel_width(witness)
     return layout
 
 
-cdef inline Layout in_panels(intp rows, const real *like) noexcept nogil:
-    """A matrix of so many rows in panels; the gap between two of them keeps a row from falling into one cache set."""
+cdef inline Layout in_panels(intp rows, const real *witness) noexcept nogil:
+    """A matrix of so many rows in panels; gaps between them keep the pieces of a row out of the same cache set."""
     cdef Layout layout
-    layout.row = panel_width(like)
-    layout.panel = rows * layout.row + lanes(like)
+    layout.row = panel_width(witness)
+    layout.panel = rows * layout.row + lanes(witness)
     return layout
 
 
-cdef inline intp panels_size(intp rows, intp n, const real *like) noexcept nogil:
+cdef inline intp panels_size(intp rows, intp n, const real *witness) noexcept nogil:
     """Elements of a (rows, n) matrix in panels."""
-    return ceil_div(n, panel_width(like)) * in_panels(rows, like).panel
+    return ceil_div(n, panel_width(witness)) * in_panels(rows, witness).panel
 
 
 cdef inline void copy_run(real *out, const real *src, intp n) noexcept nogil:
-    """out (n,) = src (n,) by whole vectors, the last one overlapping the one before it."""
+    """out (n,) = src (n,) by whole vectors; the last one overlaps the one before it."""
     cdef intp i = 0, quad = 16 // <intp> sizeof(real), lane = lanes(out)
     if n < quad:
         for i in range(n):

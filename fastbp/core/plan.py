@@ -1,44 +1,60 @@
-"""What both sides of the core agree on: codes, and the op record that a model is lowered to.
+"""What Python and the core agree on: the registry of activations, the plan of a model, and the specs of a training.
 
-A plan is a C-contiguous array of OP records in the order the data flows. Parameters, their gradients and statistics
-live in flat buffers and a record holds offsets into them, in elements: parameters and gradients at ``weight`` and
-``bias``, running and batch statistics at ``stats``. Minus one means that the op has no such tensor. The parameters of
-an embedding, which can only be the first op, are described by TABLE records beside the plan. Where activations lie is
-the backend's own business.
+A plan is a C-contiguous array of OP records in the order in which the data flows. Parameters, their gradients and
+statistics live in flat buffers, and a record holds offsets into them, in elements: parameters and gradients at
+``weight`` and ``bias``, running and batch statistics at ``stats``. Minus one means that the op has no such tensor. The
+parameters of an embedding, which can only be the first op, are described by TABLE records beside the plan. Where
+activations lie is the backend's own business.
+
+Losses and update rules cross as specs that name them; their registries are ``fastbp.losses.LOSSES`` and
+``fastbp.optim.OPTIMIZERS``, and their codes are the core's own.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM, EMBEDDING = range(6)
+Array = Any  # np.ndarray
 
-ACTIVATIONS: dict[str | None, int] = {
-    None: 0,
-    "relu": 1,
-    "leaky_relu": 2,
-    "elu": 3,
-    "gelu": 4,
-    "silu": 5,
-    "tanh": 6,
-    "sigmoid": 7,
-    "softplus": 8,
+KINDS = {"dense": 0, "activation": 1, "dropout": 2, "batchnorm": 3, "layernorm": 4, "embedding": 5}
+DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM, EMBEDDING = KINDS.values()
+
+
+class Activation(NamedTuple):
+    """An activation as both sides of the core know it."""
+
+    code: int
+    #: Whether the derivative needs the input z; that of the others follows from the output y.
+    needs_input: bool = False
+    #: The initialisation of the weights before it, where the user names none.
+    init: str = "he_uniform"
+    #: The ONNX operator that computes it, or "" where fastbp.formats.onnx builds it from several.
+    onnx: str = ""
+
+
+#: The registry of activations; codes are compared with those of the compiled core when it is loaded.
+ACTIVATIONS: dict[str | None, Activation] = {
+    None: Activation(0, init="glorot_uniform", onnx="Identity"),
+    "relu": Activation(1, onnx="Relu"),
+    "leaky_relu": Activation(2),
+    "elu": Activation(3),
+    "gelu": Activation(4, needs_input=True),
+    "silu": Activation(5, needs_input=True),
+    "tanh": Activation(6, init="glorot_uniform", onnx="Tanh"),
+    "sigmoid": Activation(7, init="glorot_uniform", onnx="Sigmoid"),
+    "softplus": Activation(8),
 }
-#: Activations whose derivative needs the input z; that of the others follows from the output y.
-NEEDS_INPUT = frozenset({ACTIVATIONS["gelu"], ACTIVATIONS["silu"]})
-
-ELEMENTWISE_LOSSES = {"binary_cross_entropy": 0, "mse": 1, "mae": 2, "huber": 3, "quantile": 4, "poisson": 5}
-
-#: Update rules of the optimizers.
-RULES = {"sgd": 0, "adam": 1, "rmsprop": 2, "adagrad": 3}
 
 OP = np.dtype(
     [
         ("kind", np.int32),
         ("activation", np.int32),  # applied to the op's result, fused into a dense op
-        ("prior", np.int32),  # the previous op's activation, if this op's dx includes its derivative
+        ("input_activation", np.int32),  # the activation that gave the input, if this op's dx includes its derivative
         ("numeric", np.int32),  # an embedding's columns before those that hold ids
         ("inputs", np.int64),
         ("outputs", np.int64),
@@ -52,9 +68,86 @@ OP = np.dtype(
     ]
 )
 
-#: A table of an embedding: a row of ``dim`` numbers per category from ``offset`` on in the flat buffers, which as many
-#: neighbouring columns of the input look their ids up in.
+#: A table of an embedding: a row of ``dim`` numbers per category, from ``offset`` on in the flat buffers, and how many
+#: neighbouring columns of the input hold ids of it.
 TABLE = np.dtype([("rows", np.int64), ("dim", np.int64), ("offset", np.int64), ("columns", np.int64)])
+
+
+@dataclass(slots=True)
+class LossSpec:
+    """A loss: its name in ``fastbp.losses.LOSSES``, its parameter (label smoothing, delta, quantile), class weights."""
+
+    name: str
+    parameter: float = 0.0
+    class_weight: Array | None = None  # (C,), of the model's dtype
+
+
+@dataclass(slots=True)
+class UpdateSpec:
+    """An update rule: its name in ``fastbp.optim.OPTIMIZERS``, its state vectors, and its settings.
+
+    ``lr`` and ``weight_decay`` are numbers or, for the steps of an epoch, arrays (steps,) of float64.
+    """
+
+    rule: str
+    state: tuple[Array | None, ...]
+    lr: Array | float
+    weight_decay: Array | float = 0.0
+    momentum: float = 0.0
+    nesterov: bool = False
+    beta1: float = 0.0
+    beta2: float = 0.0
+    alpha: float = 0.0
+    eps: float = 0.0
+    eps_hat: bool = False  # whether Adam's eps is added before the bias correction
+    decoupled: bool = False  # whether weight decay multiplies the parameter, as in AdamW
+    step: int = 1  # Adam's, from 1
+    clip_norm: float = 0.0  # 0 for none, as below
+    clip_value: float = 0.0
+    undecayed: Array | None = None  # (k, 2) int64: from where to where in the flat buffers weight decay does not act
+    idle: bool = False  # whether a gradient of zero changes nothing
+
+
+@dataclass(slots=True)
+class BatchPlan:
+    """Which samples the steps of an epoch take, and in which order."""
+
+    order: int | Array | None  # as for ``batch_order``
+    first: int  # position in the order
+    steps: int
+    batch_size: int
+    dropout_step: int  # numbers the first step, and so selects dropout's masks
+
+
+@dataclass(slots=True)
+class Report:
+    """What the core has done of a BatchPlan."""
+
+    loss: float  # summed over the samples; if it is not finite, the loss of the step that was not taken is included
+    correct: int
+    steps: int
+    interrupt: BaseException | None = None  # what a signal handler raised: the work ended after a whole step
+
+
+def check_codes(backend: ModuleType) -> None:
+    """Raise an ImportError unless the backend was compiled with these layer kinds and activations."""
+    activations = {name or "linear": activation.code for name, activation in ACTIVATIONS.items()}
+    for family, expected in (("kinds", KINDS), ("activations", activations)):
+        if backend.CODES[family] != expected:
+            raise _other_build(backend, family, expected)
+
+
+def check_names(backend: ModuleType, family: str, names: Iterable[str]) -> None:
+    """Raise an ImportError unless these are the names of a family, "losses" or "rules", in the backend."""
+    if set(backend.CODES[family]) != set(names):
+        raise _other_build(backend, family, sorted(names))
+
+
+def _other_build(backend: ModuleType, family: str, expected: object) -> ImportError:
+    return ImportError(
+        f"{backend.__name__} was built from other sources: expected the {family} {expected}, got "
+        f"{backend.CODES[family]}; build fastbp again"
+    )
 
 
 def sizes(op: np.void, tables: np.ndarray) -> tuple[int, int]:
@@ -64,11 +157,6 @@ def sizes(op: np.void, tables: np.ndarray) -> tuple[int, int]:
     inputs, outputs = int(op["inputs"]), int(op["outputs"])
     weight = 0 if op["weight"] < 0 else inputs * outputs if op["kind"] == DENSE else inputs
     return weight, outputs if op["bias"] >= 0 else 0
-
-
-def idle_without_gradient(rule: str, settings: dict[str, Any]) -> bool:
-    """Whether an optimizer's update by a gradient of zero changes nothing: no momentum, no decay, no running mean."""
-    return rule in ("sgd", "adagrad") and settings["weight_decay"] == 0 and settings.get("momentum", 0) == 0
 
 
 ALIGNMENT = 64  # bytes: a cache line and the widest vector register

@@ -1,8 +1,8 @@
-/* A pool of threads, where there is no OpenMP. Included by team.h, and built on how threads wait there.
+/* A pool of threads, for builds without OpenMP. Included by team.h, whose waiting it uses.
  *
- * A worker starts when a team first needs it, and stays. Between two teams it waits awake for a moment, because a step
- * of a small network takes no longer than waking it, and then asleep. One team works at a time: who finds it taken
- * works alone, and no result depends on it.
+ * A worker starts when a team first needs it, and is kept. Between two teams it first spins, because a step of a small
+ * network takes no longer than waking a thread, and then sleeps. One team works at a time: a caller that finds the pool
+ * in use works alone, and no result depends on that.
  */
 #ifndef FASTBP_POOL_H
 #define FASTBP_POOL_H
@@ -29,51 +29,51 @@ typedef pthread_cond_t Condition;
 #define THREAD void *
 #endif
 
-enum { LARGEST_TEAM = 64 }; /* the kernels share no more than this, see CHUNKS; their products make do with it */
-#define AWAKE 1e-3          /* seconds that an idle worker offers its core to others before it sleeps */
+enum { MAX_TEAM = 64 }; /* the kernels split their work into at most 64 parts (CHUNKS in partition.pxi) */
+#define IDLE_SECONDS 1e-3 /* that a worker without work yields its core before it sleeps */
 
-/* The flag has a cache line of its own, at which the worker looks while the caller holds the lock; no two workers share
- * a pair of lines, which CPUs fetch together. */
+/* has_task has a cache line of its own: the worker reads it while the caller holds the lock. Two workers share no pair
+ * of lines, because CPUs fetch lines in pairs. */
 typedef struct __attribute__((aligned(128))) {
-    int go; /* raised by the caller, taken down by the worker when it has done its share */
+    int has_task; /* set by the caller, cleared by the worker when it has done its part */
     __attribute__((aligned(64))) Lock lock;
-    Condition condition; /* go has been raised */
+    Condition condition; /* has_task has been set */
 } Worker;
 
 static struct {
-    int taken;          /* by the caller of a team, who alone touches what follows */
-    int started, forks; /* workers, from number 1; whether forks are seen to */
+    int in_use;                 /* the lock of the caller that has a team; the rest is this caller's */
+    int started, fork_handled;  /* workers, numbered from 1; whether a fork resets the pool */
     Task task;
     void *work;
-    int team;
+    int team_size;
     ptrdiff_t *arrived;
-    Worker workers[LARGEST_TEAM]; /* by their number in the team: 0 is the caller */
+    Worker workers[MAX_TEAM]; /* by their number in the team: 0 is the caller */
 } pool;
 
-static void wait_for_go(Worker *me)
+static void wait_for_task(Worker *worker)
 {
     for (int spins = 0; spins < SPINS; spins++) {
-        if (is_raised(&me->go)) return;
+        if (is_set(&worker->has_task)) return;
         RELAX();
     }
-    const double until = clock_now() + AWAKE;
+    const double until = clock_now() + IDLE_SECONDS;
     while (clock_now() < until) {
-        if (is_raised(&me->go)) return;
+        if (is_set(&worker->has_task)) return;
         YIELD();
     }
-    LOCK(&me->lock);
-    while (!is_raised(&me->go)) SLEEP(&me->condition, &me->lock);
-    UNLOCK(&me->lock);
+    LOCK(&worker->lock);
+    while (!is_set(&worker->has_task)) SLEEP(&worker->condition, &worker->lock);
+    UNLOCK(&worker->lock);
 }
 
-/* The kernels take up to 16 KiB of its stack: the smallest default, 128 KiB of musl, is enough. */
-static THREAD live(void *worker)
+/* The kernels use up to 16 KiB of its stack: the smallest default, 128 KiB of musl, is enough. */
+static THREAD run_worker(void *argument)
 {
-    Worker *me = worker;
+    Worker *worker = argument;
     for (;;) {
-        wait_for_go(me);
-        run_share(pool.task, pool.work, (int)(me - pool.workers), pool.team, pool.arrived);
-        take_down(&me->go);
+        wait_for_task(worker);
+        run_thread(pool.task, pool.work, (int)(worker - pool.workers), pool.team_size, pool.arrived);
+        clear_flag(&worker->has_task);
     }
     return 0;
 }
@@ -81,60 +81,60 @@ static THREAD live(void *worker)
 #ifdef _WIN32
 static int start_thread(Worker *worker)
 {
-    const HANDLE thread = CreateThread(NULL, 0, live, worker, 0, NULL);
+    const HANDLE thread = CreateThread(NULL, 0, run_worker, worker, 0, NULL);
     return thread != NULL && CloseHandle(thread);
 }
 #else
-/* A child has none of its parent's threads, only their locks as they were. */
-static void forget_workers(void) { pool.taken = pool.started = 0; }
+/* A forked child has none of its parent's threads, only copies of their locks. */
+static void forget_workers(void) { pool.in_use = pool.started = 0; }
 
-/* Signals are for the threads that were there before, all but a worker's own faults. */
+/* A worker blocks all signals but those of its own faults: signals are for the user's threads. */
 static int start_thread(Worker *worker)
 {
     pthread_t thread;
     sigset_t blocked, before;
-    if (!pool.forks && pthread_atfork(NULL, NULL, forget_workers)) return 0;
-    pool.forks = 1;
+    if (!pool.fork_handled && pthread_atfork(NULL, NULL, forget_workers)) return 0;
+    pool.fork_handled = 1;
     sigfillset(&blocked);
     sigdelset(&blocked, SIGSEGV);
     sigdelset(&blocked, SIGBUS);
     sigdelset(&blocked, SIGFPE);
     sigdelset(&blocked, SIGILL);
     pthread_sigmask(SIG_SETMASK, &blocked, &before);
-    const int failed = pthread_create(&thread, NULL, live, worker);
+    const int failed = pthread_create(&thread, NULL, run_worker, worker);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (!failed) pthread_detach(thread);
     return !failed;
 }
 #endif
 
-/* How large a team there can be, of at most so many threads. */
-static int gather_workers(int team)
+/* Start the workers that a team of this size still needs; how large a team there can be. */
+static int start_workers(int team_size)
 {
-    if (team > LARGEST_TEAM) team = LARGEST_TEAM;
-    while (pool.started + 1 < team) {
+    if (team_size > MAX_TEAM) team_size = MAX_TEAM;
+    while (pool.started + 1 < team_size) {
         Worker *next = &pool.workers[pool.started + 1];
-        next->go = 0;
+        next->has_task = 0;
         MAKE(&next->lock, &next->condition);
         if (!start_thread(next)) return pool.started + 1;
         pool.started++;
     }
-    return team;
+    return team_size;
 }
 
-static void call_worker(Worker *worker)
+static void wake_worker(Worker *worker)
 {
     LOCK(&worker->lock);
-    raise_flag(&worker->go);
+    set_flag(&worker->has_task);
     UNLOCK(&worker->lock);
     WAKE(&worker->condition);
 }
 
-static void wait_for_workers(int team)
+static void wait_for_workers(int team_size)
 {
     int spins = 0;
-    for (int i = 1; i < team; i++) {
-        while (is_raised(&pool.workers[i].go)) {
+    for (int i = 1; i < team_size; i++) {
+        while (is_set(&pool.workers[i].has_task)) {
             if (spins++ < SPINS)
                 RELAX();
             else
@@ -143,18 +143,18 @@ static void wait_for_workers(int team)
     }
 }
 
-static void run_in_pool(Task task, void *work, int team, ptrdiff_t *arrived)
+static void run_in_pool(Task task, void *work, int team_size, ptrdiff_t *arrived)
 {
-    if (!take_workspace(&pool.taken)) {
-        run_share(task, work, 0, 1, arrived);
+    if (!try_lock(&pool.in_use)) {
+        run_thread(task, work, 0, 1, arrived);
         return;
     }
     pool.task = task, pool.work = work, pool.arrived = arrived;
-    pool.team = team = gather_workers(team);
-    for (int i = 1; i < team; i++) call_worker(&pool.workers[i]);
-    run_share(task, work, 0, team, arrived);
-    wait_for_workers(team);
-    give_back(&pool.taken);
+    pool.team_size = team_size = start_workers(team_size);
+    for (int i = 1; i < team_size; i++) wake_worker(&pool.workers[i]);
+    run_thread(task, work, 0, team_size, arrived);
+    wait_for_workers(team_size);
+    unlock(&pool.in_use);
 }
 
 #endif

@@ -1,24 +1,24 @@
 # The three products of training: y = x W, dx = dy W^T and dW = x^T dy.
 #
-# All are blocked as in Goto & van de Geijn 2008: a block of k is worked off while its panel of B (48 KiB on AVX-512)
-# and its rows of A stay in L2. The cut along k depends on k alone and a tile sums in the order of k, so neither the
-# number of threads nor the caller changes a bit. A tile begins with the bias and ends with ReLU or its derivative, all
-# in registers; other activations follow while it is still in L1.
+# All are blocked as in Goto & van de Geijn 2008: while a block of k is computed, its panel of B (48 KiB on AVX-512) and
+# its rows of A stay in L2. The cut along k depends on k alone and a tile sums in the order of k, so neither the number
+# of threads nor the caller changes a bit. A tile's epilogue in registers adds the bias and applies ReLU or its
+# derivative; other activations follow while the tile is still in L1.
 
 cdef extern from "microkernel.h" nogil:
-    ctypedef struct Ahead:
-        const char *one
-        const char *two
+    ctypedef struct Prefetch:
+        const char *first
+        const char *second
         intp step
-    ctypedef struct Ends:
-        const void *start
-        bint add
+    ctypedef struct TileEpilogue:
+        const void *initial
+        bint accumulate
         bint relu
         const void *gate
     void tile_float(int rows, int vectors, bint transposed, intp k, const float *a, intp a_panel, const float *b,
-                    intp b_row, float *c, intp c_row, const Ends *ends, Ahead ahead)
+                    intp b_row, float *c, intp c_row, const TileEpilogue *epilogue, Prefetch prefetch)
     void tile_double(int rows, int vectors, bint transposed, intp k, const double *a, intp a_panel, const double *b,
-                     intp b_row, double *c, intp c_row, const Ends *ends, Ahead ahead)
+                     intp b_row, double *c, intp c_row, const TileEpilogue *epilogue, Prefetch prefetch)
     void dots_float(intp rows, intp k, const float *a, intp a_panel, const float *b, float *c, float start)
     void dots_double(intp rows, intp k, const double *a, intp a_panel, const double *b, double *c, double start)
     double peak_float(intp repeats, float *sink)
@@ -30,61 +30,60 @@ cdef enum:
     BLOCK_COLUMNS_BYTES = 512  # of one row of dW: 128 columns of float32
     IN_PLACE_BYTES = 256   # rows of W up to this long are read where they are, longer ones from panels
 
-# What happens to a finished tile. The pointers address whole matrices in the layout of the output.
-ctypedef enum After:
-    NOTHING, BIAS_ACTIVATION, DERIVATIVE
+ctypedef enum EpilogueAction:
+    NO_ACTION, BIAS_ACTIVATION, DERIVATIVE
 
-cdef struct Epilogue:
-    After after
+cdef struct Epilogue:  # what is done to a product; the pointers are to whole matrices in the layout of the output
+    EpilogueAction action
     int activation
     const void *bias   # (n,) or NULL
-    const void *y      # the activation's output (derivative)
-    void *z            # its argument, or NULL where the activation does not need it
+    const void *y      # the activation's output, for its derivative
+    void *z            # its input, or NULL where the activation does not need it
 
 
-cdef struct Soon:  # memory that will be needed after a product: two pieces for each of its first three tiles to ask for
+cdef struct PrefetchPlan:  # memory that is used after a product: each of its first three tiles prefetches two pieces
     const char *pieces[6]
-    intp bytes[3]  # of each of the two
+    intp bytes[3]  # of each of a tile's two pieces
 
 
-cdef inline intp depth_of_blocks(intp k, const real *like) noexcept nogil:
+cdef inline intp block_depth(intp k, const real *witness) noexcept nogil:
     """The depth of the blocks that k is cut into: nearly equal, in whole panels."""
     cdef intp blocks = max(1, ceil_div(k, BLOCK_K))
-    return max(1, ceil_div(ceil_div(k, blocks), panel_width(like))) * panel_width(like)
+    return max(1, ceil_div(ceil_div(k, blocks), panel_width(witness))) * panel_width(witness)
 
 
 cdef inline void run_tile(int rows, int vectors, bint transposed, intp k, const real *a, intp a_panel, const real *b,
-                          intp b_row, real *c, intp c_row, const Ends *ends, Ahead ahead) noexcept nogil:
+                          intp b_row, real *c, intp c_row, const TileEpilogue *epilogue, Prefetch prefetch) noexcept nogil:
     if real is float:
-        tile_float(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, ends, ahead)
+        tile_float(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, epilogue, prefetch)
     else:
-        tile_double(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, ends, ahead)
+        tile_double(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, epilogue, prefetch)
 
 
-cdef inline bint in_registers(const Epilogue *epilogue) noexcept nogil:
-    """Whether the tile itself applies the activation or its derivative: ReLU, unless its argument has to be kept."""
-    return epilogue.activation == RELU and (epilogue.after == DERIVATIVE or epilogue.z == NULL)
+cdef inline bint fused_in_tile(const Epilogue *epilogue) noexcept nogil:
+    """Whether the tile itself applies the activation or its derivative: ReLU, unless its input has to be kept."""
+    return epilogue.activation == RELU and (epilogue.action == DERIVATIVE or epilogue.z == NULL)
 
 
-cdef inline Ends ends_of(const Epilogue *epilogue, bint first, bint last, intp offset, intp column,
-                         const real *_) noexcept nogil:
-    """What the tile itself does of the epilogue: the bias, with which it begins, and ReLU, with which it ends."""
-    cdef Ends ends
-    cdef bint relu = last and in_registers(epilogue)
-    ends.add = not first
-    ends.start = <const real *> epilogue.bias + column if first and epilogue.bias != NULL else NULL
-    ends.relu = relu and epilogue.after == BIAS_ACTIVATION
-    ends.gate = <const real *> epilogue.y + offset if relu and epilogue.after == DERIVATIVE else NULL
-    return ends
+cdef inline TileEpilogue tile_epilogue(const Epilogue *epilogue, bint first, bint last, intp offset, intp column,
+                                       const real *witness) noexcept nogil:
+    """The tile's part of the epilogue: it starts from the bias in the first block of k, and applies ReLU in the last."""
+    cdef TileEpilogue tile
+    cdef bint relu = last and fused_in_tile(epilogue)
+    tile.accumulate = not first
+    tile.initial = <const real *> epilogue.bias + column if first and epilogue.bias != NULL else NULL
+    tile.relu = relu and epilogue.action == BIAS_ACTIVATION
+    tile.gate = <const real *> epilogue.y + offset if relu and epilogue.action == DERIVATIVE else NULL
+    return tile
 
 
-cdef inline void finish_rows(real *c, intp rows, const Epilogue *epilogue, intp offset) noexcept nogil:
-    """Apply the rest of the epilogue to rows of a panel; offset says where in the matrix they begin."""
+cdef inline void apply_epilogue(real *c, intp rows, const Epilogue *epilogue, intp offset) noexcept nogil:
+    """Apply the rest of the epilogue to rows of a panel, which begin at this offset in the matrix."""
     cdef intp n = rows * panel_width(c)
     cdef real *z = <real *> epilogue.z
-    if epilogue.after == NOTHING or in_registers(epilogue):
+    if epilogue.action == NO_ACTION or fused_in_tile(epilogue):
         return
-    if epilogue.after == DERIVATIVE:
+    if epilogue.action == DERIVATIVE:
         multiply_by_derivative(epilogue.activation, c, c, <const real *> epilogue.y + offset, z + offset, n)
         return
     if z != NULL:
@@ -95,12 +94,12 @@ cdef inline void finish_rows(real *c, intp rows, const Epilogue *epilogue, intp 
 cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, intp begin, intp end, intp k,
                           const Epilogue *epilogue) noexcept nogil:
     """Rows begin..end of c (m, 1) = activation(a (m, k) @ b (k,) + bias)."""
-    cdef real start = (<const real *> epilogue.bias)[0] if epilogue.bias != NULL else 0
+    cdef real initial = (<const real *> epilogue.bias)[0] if epilogue.bias != NULL else 0
     cdef intp at = begin * layout.row, i
     if real is float:
-        dots_float(end - begin, k, a + at, layout.panel, b, c + at, start)
+        dots_float(end - begin, k, a + at, layout.panel, b, c + at, initial)
     else:
-        dots_double(end - begin, k, a + at, layout.panel, b, c + at, start)
+        dots_double(end - begin, k, a + at, layout.panel, b, c + at, initial)
     for i in range(begin, end):
         at = i * layout.row
         if epilogue.z != NULL:
@@ -111,15 +110,15 @@ cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, 
 cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, intp begin, intp end,
                         intp n, intp k, const Epilogue *epilogue) noexcept nogil:
     """Rows begin..end of c (m, n) = a (m, k) @ b (k, n), then the epilogue; c and a are in panels."""
-    cdef intp width = panel_width(c), depth = depth_of_blocks(k, c), p = 0, i0, i1, block, tiles, t, r0, r1, q
+    cdef intp width = panel_width(c), depth = block_depth(k, c), p = 0, i0, i1, block, tiles, t, r0, r1, q
     cdef int vectors
-    cdef Ahead ahead
-    cdef Ends ends
+    cdef Prefetch prefetch
+    cdef TileEpilogue tile
     cdef real *out
     if b_layout.row == 1:  # a weight of one column, read in place
         multiply_vector(c, a, layout, b, begin, end, k, epilogue)
         return
-    ahead.step = b_layout.row * <intp> sizeof(real)
+    prefetch.step = b_layout.row * <intp> sizeof(real)
     while p == 0 or p < k:
         i0 = begin
         block = BLOCK_ROWS_BYTES // <intp> sizeof(real)
@@ -128,56 +127,57 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
             tiles = ceil_div(i1 - i0, MAX_ROWS)
             for q in range(ceil_div(n, width)):
                 vectors = 1 if n - q * width <= lanes(c) else 2
-                ahead.one = <const char *> (b + (q + 1) * b_layout.panel + p * b_layout.row)
-                ahead.two = ahead.one + 64
+                prefetch.first = <const char *> (b + (q + 1) * b_layout.panel + p * b_layout.row)
+                prefetch.second = prefetch.first + 64
                 for t in range(tiles):
                     r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
                     out = c + q * layout.panel + r0 * width
-                    ends = ends_of(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
+                    tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
                     run_tile(<int> (r1 - r0), vectors, False, min(depth, k - p),
                              a + p // width * layout.panel + r0 * width, layout.panel,
-                             b + q * b_layout.panel + p * b_layout.row, b_layout.row, out, width, &ends, ahead)
+                             b + q * b_layout.panel + p * b_layout.row, b_layout.row, out, width, &tile, prefetch)
                     if p + depth >= k:
-                        finish_rows(out, r1 - r0, epilogue, out - c)
+                        apply_epilogue(out, r1 - r0, epilogue, out - c)
             i0 = i1
         p += depth
 
 
 cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *b, Layout layout, intp rows,
-                           intp columns, intp k, Soon soon) noexcept nogil:
+                           intp columns, intp k, const PrefetchPlan *plan) noexcept nogil:
     """c (rows, columns) = a^T b: up to PANEL columns of a (k, .) and b (k, .), both in panels that begin there.
 
-    Meanwhile its tiles ask for what will be needed soon.
+    Its tiles prefetch what the plan says.
     """
     cdef real tile[MAX_TILE]
-    cdef intp width = panel_width(c), depth = depth_of_blocks(k, c), tiles = ceil_div(rows, MAX_ROWS)
-    cdef intp q, t, p, r0, r1, i, wide
+    cdef intp width = panel_width(c), depth = block_depth(k, c), tiles = ceil_div(rows, MAX_ROWS)
+    cdef intp q, t, p, r0, r1, i, n
     cdef int vectors
     cdef bint whole
-    cdef Ahead ahead
-    cdef Ends ends
+    cdef Prefetch prefetch
+    cdef TileEpilogue epilogue
     cdef real *out
-    ends.start, ends.relu, ends.gate = NULL, False, NULL
+    epilogue.initial, epilogue.relu, epilogue.gate = NULL, False, NULL
     for q in range(ceil_div(columns, width)):
-        wide = min(width, columns - q * width)
-        vectors = 1 if wide <= lanes(c) else 2
-        whole = wide == vectors * lanes(c) or c_layout.row == width  # a tile wider than c goes through the stack
+        n = min(width, columns - q * width)
+        vectors = 1 if n <= lanes(c) else 2
+        whole = n == vectors * lanes(c) or c_layout.row == width  # a tile wider than c goes through the stack
         for t in range(tiles):
             r0, r1 = t * rows // tiles, (t + 1) * rows // tiles
             out = c + r0 * c_layout.row + q * c_layout.panel
-            ahead.one, ahead.two = soon.pieces[2 * t % 6], soon.pieces[2 * t % 6 + 1]
-            ahead.step = ceil_div(soon.bytes[t % 3], max(1, k))
+            prefetch.first, prefetch.second = plan.pieces[2 * t % 6], plan.pieces[2 * t % 6 + 1]
+            prefetch.step = ceil_div(plan.bytes[t % 3], max(1, k))
             p = 0
             while p == 0 or p < k:
-                ends.add = p > 0
+                epilogue.accumulate = p > 0
                 run_tile(<int> (r1 - r0), vectors, True, min(depth, k - p), a + p * width + r0, 0,
                          b + q * layout.panel + p * width, width, out if whole else tile,
-                         c_layout.row if whole else width, &ends, ahead)
+                         c_layout.row if whole else width, &epilogue, prefetch)
                 p += depth
-                ahead.one, ahead.two = ahead.one + depth * ahead.step, ahead.two + depth * ahead.step
+                prefetch.first = prefetch.first + depth * prefetch.step
+                prefetch.second = prefetch.second + depth * prefetch.step
             if not whole:
                 for i in range(r1 - r0):
-                    copy_run(out + i * c_layout.row, tile + i * width, wide)
+                    copy_run(out + i * c_layout.row, tile + i * width, n)
 
 
 cdef void column_sums(real *sums, const real *b, Layout layout, intp columns, intp k) noexcept nogil:

@@ -1,8 +1,8 @@
-/* A team of threads: the one place where threads start, wait for each other and change how the CPU rounds.
- * They are OpenMP's, or where the compiler was not told of it those of pool.h.
+/* A team of threads: the only place where threads start, wait for each other and change how the CPU rounds.
+ * They are OpenMP's threads or, where the compiler was not asked for OpenMP, those of pool.h.
  *
- * A task runs once in every thread of its team, told by its Share which part is its own. Inside a task threads wait for
- * each other at a counter in user space: a step of a small network takes microseconds, and so does waking a thread.
+ * A task runs once in every thread of its team; its Thread record says which one it is. Inside a task the threads meet at
+ * barriers, a counter in user space: a step of a small network takes microseconds, and so does waking a thread.
  */
 #ifndef FASTBP_TEAM_H
 #define FASTBP_TEAM_H
@@ -28,7 +28,7 @@
 #endif
 
 /* Denormal numbers (below 1e-38 in float32) are treated as zero while a task runs: they cost up to a hundred cycles
- * each and mean nothing to a gradient. The caller's state is put back. */
+ * each and mean nothing to a gradient. The caller's state is restored. */
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #define RELAX() _mm_pause()
@@ -60,7 +60,7 @@ static inline uint64_t flush_denormals(void) { return 0; }
 static inline void restore_denormals(uint64_t before) { (void)before; }
 #endif
 
-/* Seconds on a clock that nobody sets. */
+/* Seconds on a monotonic clock. */
 static inline double clock_now(void)
 {
 #ifdef _WIN32
@@ -76,33 +76,33 @@ static inline double clock_now(void)
 }
 
 typedef struct {
-    int number, team;   /* this thread, of how many */
-    ptrdiff_t round;    /* how often this thread has met the others */
-    ptrdiff_t *arrived; /* shared: arrivals since the team started */
-    double lost;        /* seconds that it has offered its core to others, waiting for the team */
-} Share;
+    int number, team_size; /* this thread's number, and how many there are */
+    ptrdiff_t barriers;    /* how many barriers this thread has reached */
+    ptrdiff_t *arrived;    /* shared: arrivals at all barriers since the team started */
+    double waited;         /* seconds that it has yielded its core while it waited at barriers */
+} Thread;
 
-typedef void (*Task)(void *work, Share *me);
+typedef void (*Task)(void *work, Thread *thread);
 
-enum { SPINS = 2000 }; /* about 10 us; then the core is offered to whoever else wants it, perhaps one of the team */
+enum { SPINS = 2000 }; /* about 10 us; after that a waiting thread yields its core, which a thread of the team may need */
 
-/* Wait until every thread of the team has come here. */
-static void meet(Share *me)
+/* Wait until every thread of the team has reached this barrier. */
+static void barrier(Thread *thread)
 {
-    if (me->team == 1) return;
-    const ptrdiff_t all = ++me->round * me->team;
-    __atomic_add_fetch(me->arrived, 1, __ATOMIC_ACQ_REL);
+    if (thread->team_size == 1) return;
+    const ptrdiff_t all = ++thread->barriers * thread->team_size;
+    __atomic_add_fetch(thread->arrived, 1, __ATOMIC_ACQ_REL);
     for (int spins = 0; spins < SPINS; spins++) {
-        if (__atomic_load_n(me->arrived, __ATOMIC_ACQUIRE) >= all) return;
+        if (__atomic_load_n(thread->arrived, __ATOMIC_ACQUIRE) >= all) return;
         RELAX();
     }
     const double since = clock_now();
-    while (__atomic_load_n(me->arrived, __ATOMIC_ACQUIRE) < all) YIELD();
-    me->lost += clock_now() - since;
+    while (__atomic_load_n(thread->arrived, __ATOMIC_ACQUIRE) < all) YIELD();
+    thread->waited += clock_now() - since;
 }
 
-/* How many threads others have left to this one. */
-static inline int most_threads(void)
+/* How many threads OpenMP allows here; other libraries may have set its limit. */
+static inline int max_threads(void)
 {
 #ifdef _OPENMP
     return omp_get_max_threads();
@@ -111,24 +111,24 @@ static inline int most_threads(void)
 #endif
 }
 
-/* A flag that one thread raises and the others look at. */
-static inline void raise_flag(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELEASE); }
-static inline void take_down(int *flag) { __atomic_store_n(flag, 0, __ATOMIC_RELEASE); }
-static inline int is_raised(const int *flag) { return flag && __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
+/* A flag that one thread sets and the others read. */
+static inline void set_flag(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELEASE); }
+static inline void clear_flag(int *flag) { __atomic_store_n(flag, 0, __ATOMIC_RELEASE); }
+static inline int is_set(const int *flag) { return flag && __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
 
-/* A workspace that one thread at a time may take; nobody waits for it. */
-static inline int take_workspace(int *taken)
+/* A lock that is never waited for: 1 if it was free and is ours now. */
+static inline int try_lock(int *lock)
 {
-    int nobody = 0;
-    return __atomic_compare_exchange_n(taken, &nobody, 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    int unlocked = 0;
+    return __atomic_compare_exchange_n(lock, &unlocked, 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
-static inline void give_back(int *taken) { take_down(taken); }
+static inline void unlock(int *lock) { clear_flag(lock); }
 
-static void run_share(Task task, void *work, int number, int team, ptrdiff_t *arrived)
+static void run_thread(Task task, void *work, int number, int team_size, ptrdiff_t *arrived)
 {
-    Share me = {number, team, 0, arrived, 0};
+    Thread thread = {number, team_size, 0, arrived, 0};
     const uint64_t before = flush_denormals();
-    task(work, &me);
+    task(work, &thread);
     restore_denormals(before);
 }
 
@@ -136,19 +136,19 @@ static void run_share(Task task, void *work, int number, int team, ptrdiff_t *ar
 #include "pool.h"
 #endif
 
-/* Run the task in a team of at most so many threads; a team of one is the caller alone and costs nothing. */
-static void run_team(Task task, void *work, int team)
+/* Run the task in a team of at most team_size threads; a team of one is the caller alone and costs nothing. */
+static void run_team(Task task, void *work, int team_size)
 {
     ptrdiff_t arrived[16] = {0}; /* two cache lines, so that one of them holds the counter and nothing else */
-    if (team <= 1) {
-        run_share(task, work, 0, 1, arrived + 8);
+    if (team_size <= 1) {
+        run_thread(task, work, 0, 1, arrived + 8);
         return;
     }
 #ifdef _OPENMP
-#pragma omp parallel num_threads(team)
-    run_share(task, work, omp_get_thread_num(), omp_get_num_threads(), arrived + 8);
+#pragma omp parallel num_threads(team_size)
+    run_thread(task, work, omp_get_thread_num(), omp_get_num_threads(), arrived + 8);
 #else
-    run_in_pool(task, work, team, arrived + 8);
+    run_in_pool(task, work, team_size, arrived + 8);
 #endif
 }
 

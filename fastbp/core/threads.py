@@ -27,12 +27,12 @@ def _quotas(root: Path) -> Iterator[float]:
                         yield int(quota) / int(period)
 
 
-def cpus() -> int:
+def available_cpus() -> int:
     """The CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def asked() -> int:
+def requested_threads() -> int:
     """OMP_NUM_THREADS, or 0 if it is not set."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(first) if first.isdigit() else 0
@@ -41,9 +41,9 @@ def asked() -> int:
 def default_threads(root: Path = Path("/")) -> int:
     """As many as this process may run at once: its CPUs, the quota of its control group, and OMP_NUM_THREADS.
 
-    A fraction of a CPU is no thread: a team of which one waits for its next slice waits as a whole.
+    A fraction of a CPU is not counted: a team waits for its slowest thread, and one would wait for its next time slice.
     """
-    most = cpus()
+    most = available_cpus()
     with suppress(OSError, ValueError):
         most = min([most, *(max(1, int(quota)) for quota in _quotas(root))])
-    return min(asked() or most, most)
+    return min(requested_threads() or most, most)

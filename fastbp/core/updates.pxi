@@ -1,28 +1,33 @@
-# The optimizers: one pass over the flat buffers of parameters, gradients and state.
+# The optimizers: one pass over the flat buffers of parameters, gradients and state vectors.
 #
-# Every entry of a buffer is updated alike, whether a whole buffer is or the rows of a block whose gradient was just
-# computed. grad_scale is what clipping by the global norm multiplies the gradient with: it costs no pass of its own.
+# An entry is updated in the same way whether a whole buffer is or the rows of a block whose gradient was just computed.
+# grad_scale multiplies the gradient: clipping by the global norm costs no pass of its own.
+#
+# To add a rule: a code here, a function over a vector, its branch in `update_vector`, a class in fastbp/optim.py, a
+# function in reference/updates.py.
 
-cdef enum Rule:  # the codes of fastbp.core.plan.RULES
+cpdef enum _Rule:  # checked against fastbp.optim.OPTIMIZERS when the package is imported
     SGD, ADAM, RMSPROP, ADAGRAD
+
+cdef enum:
+    MAX_STATE = 4  # state vectors of a rule
 
 cdef struct Update:
     int rule
     double lr, momentum, beta1, beta2, alpha, eps, weight_decay
-    double clip_value  # that no entry of a gradient exceeds; 0 for any
+    double clip_value  # bound on the entries of a gradient; 0 for none
     bint nesterov, decoupled
     bint idle     # whether a gradient of zero changes nothing
     bint eps_hat  # Adam's eps is added before the bias correction (Kingma & Ba 2015, end of section 2)
     intp step     # Adam's, from 1
-    void *first   # velocity, m, square or total; NULL where SGD keeps no velocity
-    void *second  # v, or RMSprop's velocity
-    const int64_t *undecayed  # (undecayed_count, 2): where in the flat buffers weight decay begins and ends not to act
+    void *state[MAX_STATE]  # vectors as long as the parameters, in the rule's order; NULL for those it does not use
+    const int64_t *undecayed  # (undecayed_count, 2): from where to where in the flat buffers weight decay does not act
     intp undecayed_count
-    double rate, root, floor, decay, l2  # what a step's lr and number come to, see begin_update
+    double rate, root, floor, decay, l2  # derived from lr and step by prepare_update
 
 
-cdef void begin_update(Update *u, double lr) noexcept nogil:
-    """Set the learning rate and what follows from it and, for Adam, the step: its bias corrections."""
+cdef void prepare_update(Update *u, double lr) noexcept nogil:
+    """Set a step's learning rate and what follows from it: for Adam the bias corrections."""
     u.lr = lr
     u.rate, u.root = lr, 1
     if u.rule == ADAM:
@@ -52,9 +57,9 @@ cdef inline void sgd_run(real *param, real *velocity, const real *grad, real lr,
 cdef inline void adam_run(real *param, real *m, real *v, const real *grad, real step_size, real share1, real share2,
                           real root, real eps, real decay, real weight_decay, real grad_scale,
                           intp n) noexcept nogil:
-    """share = 1 - beta, which float32 would round far off for a beta close to one.
+    """share = 1 - beta comes from float64: float32 would lose it for a beta close to one.
 
-    decay multiplies param (decoupled), weight_decay is added to the gradient (L2); one of them is idle.
+    decay multiplies param (decoupled); weight_decay times param is added to the gradient (L2). One of them has no effect.
     """
     cdef intp i
     cdef real g, m_i, v_i
@@ -100,87 +105,41 @@ cdef inline void clip_run(real *grad, real most, intp n) noexcept nogil:
         grad[i] = -most if grad[i] < -most else most if grad[i] > most else grad[i]
 
 
+cdef inline void update_vector(const Update *u, real *param, real **state, const real *grad, real scale, real decay,
+                               real l2, intp n) noexcept nogil:
+    """Apply the rule to n parameters that lie side by side."""
+    cdef real rate = <real> u.rate, eps = <real> u.floor, momentum = <real> u.momentum
+    if u.rule == SGD:
+        sgd_run(param, state[0], grad, rate, momentum, u.nesterov, l2, scale, n)
+    elif u.rule == ADAM:
+        adam_run(param, state[0], state[1], grad, rate, <real> (1 - u.beta1), <real> (1 - u.beta2), <real> u.root, eps,
+                 decay, l2, scale, n)
+    elif u.rule == RMSPROP:
+        rmsprop_run(param, state[0], state[1], grad, rate, <real> (1 - u.alpha), eps, momentum, l2, scale, n)
+    elif u.rule == ADAGRAD:
+        adagrad_run(param, state[0], grad, rate, eps, l2, scale, n)
+
+
 cdef void update_rows(const Update *u, real *param, intp param_row, intp offset, intp state_row, const real *grad,
                       intp grad_row, double grad_scale, bint decays, intp rows, intp n) noexcept nogil:
     """Update a (rows, n) part of the parameters; every array has its own distance between two rows.
 
-    The gradient changes where it is clipped by value.
     offset says where in the flat buffers, and so in the state vectors, the part begins; decays, whether weight decay
-    acts on it.
+    acts on it. Clipping by value changes grad.
     """
-    cdef real *first = <real *> u.first + offset if u.first != NULL else NULL
-    cdef real *second = <real *> u.second + offset if u.second != NULL else NULL
-    cdef real rate = <real> u.rate, eps = <real> u.floor, decay = <real> (u.decay if decays else 1)
-    cdef real l2 = <real> (u.l2 if decays else 0)
-    cdef real momentum = <real> u.momentum, scale = <real> grad_scale
+    cdef real *state[MAX_STATE]
+    cdef real scale = <real> grad_scale, decay = <real> (u.decay if decays else 1), l2 = <real> (u.l2 if decays else 0)
     cdef intp r
-    if param_row == n and grad_row == n and (state_row == n or first == NULL):
+    cdef int v
+    for v in range(MAX_STATE):
+        state[v] = <real *> u.state[v] + offset if u.state[v] != NULL else NULL
+    if param_row == n and grad_row == n and (state_row == n or state[0] == NULL):
         rows, n = 1, rows * n
     for r in range(rows):
-        if u.clip_value > 0:  # where it lies, as in PyTorch
+        if u.clip_value > 0:  # in place, as in PyTorch
             clip_run(<real *> grad, <real> u.clip_value, n)
-        if u.rule == SGD:
-            sgd_run(param, first, grad, rate, momentum, u.nesterov, l2, scale, n)
-        elif u.rule == ADAM:
-            adam_run(param, first, second, grad, rate, <real> (1 - u.beta1), <real> (1 - u.beta2), <real> u.root, eps,
-                     decay, l2, scale, n)
-        elif u.rule == RMSPROP:
-            rmsprop_run(param, first, second, grad, rate, <real> (1 - u.alpha), eps, momentum, l2, scale, n)
-        else:
-            adagrad_run(param, first, grad, rate, eps, l2, scale, n)
+        update_vector(u, param, state, grad, scale, decay, l2, n)
         param += param_row
         grad += grad_row
-        first = first + state_row if first != NULL else NULL
-        second = second + state_row if second != NULL else NULL
-
-
-cdef double squared_norm_chunk(const real *x, intp n) noexcept nogil:
-    """Eight sums side by side: one float64 chain of additions would wait four cycles for each."""
-    cdef double sums[8]
-    cdef intp i, j
-    for j in range(8):
-        sums[j] = 0
-    for i in range(n // 8):
-        for j in range(8):
-            sums[j] += <double> x[8 * i + j] * <double> x[8 * i + j]
-    for i in range(n - n % 8, n):
-        sums[0] += <double> x[i] * <double> x[i]
-    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
-
-
-cdef void squared_norm_share(double *partial, const real *x, intp n, Share *me) noexcept nogil:
-    """This thread's part of CHUNKS partial sums of squares of x (n,)."""
-    cdef intp chunk, begin
-    for chunk in range(share_of(CHUNKS, me.number, me.team), share_of(CHUNKS, me.number + 1, me.team)):
-        begin = share_of(n, chunk, CHUNKS)
-        partial[chunk] = squared_norm_chunk(x + begin, share_of(n, chunk + 1, CHUNKS) - begin)
-
-
-cdef inline double total(const double *partial, intp count) noexcept nogil:
-    """Partial sums, added in their order."""
-    cdef double result = 0
-    cdef intp i
-    for i in range(count):
-        result += partial[i]
-    return result
-
-
-cdef inline bint is_finite(double x) noexcept nogil:
-    return x - x == 0
-
-
-cdef bint all_finite_chunk(const real *x, intp n) noexcept nogil:
-    """x - x is zero for finite x and NaN otherwise; adding them up keeps a NaN."""
-    cdef real sums[16]
-    cdef real result = 0
-    cdef intp i, j
-    for j in range(16):
-        sums[j] = 0
-    for i in range(n // 16):
-        for j in range(16):
-            sums[j] += x[16 * i + j] - x[16 * i + j]
-    for i in range(n - n % 16, n):
-        result += x[i] - x[i]
-    for j in range(16):
-        result += sums[j]
-    return result == 0
+        for v in range(MAX_STATE):
+            state[v] = state[v] + state_row if state[v] != NULL else NULL

@@ -1,31 +1,10 @@
-# The layers that are not products: dropout, batch norm and layer norm, over matrices in any layout.
+# Batch norm and layer norm, over matrices in any layout.
 #
-# Rows are shared among threads where rows are independent, panels where a column is reduced over the batch; column sums
-# are float64 and run down the batch in order.
+# Threads share rows where rows are independent, and panels where columns are reduced over the batch. Column sums are
+# float64 and run down the batch in order.
 
 cdef enum:
     MAX_PANEL = 32  # columns, over all machines and dtypes
-
-
-cdef inline uint64_t mix(uint64_t h) noexcept nogil:
-    h = (h ^ (h >> 30)) * <uint64_t> 0xBF58476D1CE4E5B9
-    h = (h ^ (h >> 27)) * <uint64_t> 0x94D049BB133111EB
-    return h ^ (h >> 31)
-
-
-cdef void dropout_rows(real *y, const real *x, Layout layout, double p, uint64_t key, uint64_t step, intp begin,
-                       intp end, intp n) noexcept nogil:
-    """y (B, n) = x * mask / (1 - p), the mask from a counter: the same for every team and in the backward pass."""
-    cdef uint64_t golden = 0x9E3779B97F4A7C15, start = mix(key + golden * step)
-    cdef uint64_t threshold = <uint64_t> (p * 4294967296.0)
-    cdef real scale = <real> (1 / (1 - p))
-    cdef intp width = panel_width(x), i, q, j, first, at
-    for i in range(begin, end):
-        for q in range(ceil_div(n, width)):
-            at = i * layout.row + q * layout.panel
-            first = i * n + q * width + 1
-            for j in range(min(width, n - q * width)):
-                y[at + j] = x[at + j] * scale if mix(start + golden * <uint64_t> (first + j)) >> 32 >= threshold else 0
 
 
 cdef inline void column_moments(const real *x, intp row, intp batch, intp width, double *mean,
@@ -49,7 +28,7 @@ cdef inline void column_moments(const real *x, intp row, intp batch, intp width,
 cdef void batchnorm_forward_panel(real *y, real *stats, const real *x, Layout layout, const real *weight,
                                   const real *bias, double eps, bint training, intp batch, intp n,
                                   intp q) noexcept nogil:
-    """Panel q of y (B, n) = (x - mean) / std * weight + bias; stats (4, n) as in the reference."""
+    """Panel q of y (B, n) = (x - mean) / std * weight + bias; stats (4, n): as in the reference."""
     cdef double mean[MAX_PANEL]
     cdef double variance[MAX_PANEL]
     cdef real center[MAX_PANEL]
@@ -74,8 +53,8 @@ cdef void batchnorm_forward_panel(real *y, real *stats, const real *x, Layout la
             y[at + i * layout.row + j] = (x[at + i * layout.row + j] - center[j]) * scale[j] + bias[j0 + j]
 
 
-cdef void batchnorm_track(real *stats, double momentum, double eps, intp batch, intp n, intp begin,
-                          intp end) noexcept nogil:
+cdef void update_running_statistics(real *stats, double momentum, double eps, intp batch, intp n, intp begin,
+                                   intp end) noexcept nogil:
     """Move columns begin..end of the running mean and variance towards the batch's; one sample has no variance."""
     cdef intp j
     cdef double variance
@@ -90,8 +69,10 @@ cdef void batchnorm_track(real *stats, double momentum, double eps, intp batch, 
 cdef inline void column_gradients(real *dweight, real *dbias, const real *dy, const real *x, Layout layout,
                                   const real *center, const real *scale, intp center_row, intp center_column,
                                   intp batch, intp n, intp q) noexcept nogil:
-    """dweight = sums of dy * xhat, dbias = sums of dy, for the columns of panel q; xhat = (x - center) * scale, which
-    are vectors along the columns (batch norm) or the rows (layer norm), as their strides say."""
+    """For the columns of panel q: dweight = sums of dy * xhat, dbias = sums of dy, with xhat = (x - center) * scale.
+
+    center and scale are vectors along the columns (batch norm) or the rows (layer norm), as their strides say.
+    """
     cdef double weight_sum[MAX_PANEL]
     cdef double bias_sum[MAX_PANEL]
     cdef intp i, j, k, j0 = q * panel_width(x), width = min(n - j0, panel_width(x)), at = q * layout.panel
@@ -122,6 +103,32 @@ cdef void batchnorm_backward_panel(real *dweight, real *dbias, real *dx, const r
             dx[at + j - j0] = (weight[j] * scale[j]) * (
                 dy[at + j - j0] - dbias[j] / batch - (x[at + j - j0] - mean[j]) * scale[j] * (dweight[j] / batch))
         at += layout.row
+
+
+cdef void thread_batchnorm_forward(Net *net, int i, const real *x, Thread *thread) noexcept nogil:
+    """Its statistics need every thread's rows, and every thread's rows then need all columns: hence two barriers."""
+    cdef Layer *layer = &net.layers[i]
+    cdef Op *op = &layer.op
+    cdef Range panels = thread_part(ceil_div(op.inputs, panel_width(x)), thread)
+    cdef intp q
+    barrier(thread)
+    for q in range(panels.begin, panels.end):
+        batchnorm_forward_panel(<real *> layer.y, <real *> layer.stats, x, net.layout, <real *> layer.weight,
+                                <real *> layer.bias, op.eps, net.training, net.batch, op.inputs, q)
+    barrier(thread)
+
+
+cdef void thread_batchnorm_backward(Net *net, int i, real *dx, Thread *thread) noexcept nogil:
+    cdef Layer *layer = &net.layers[i]
+    cdef Op *op = &layer.op
+    cdef Range panels = thread_part(ceil_div(op.inputs, panel_width(dx)), thread)
+    cdef intp q
+    barrier(thread)
+    for q in range(panels.begin, panels.end):
+        batchnorm_backward_panel(<real *> layer.dweight, <real *> layer.dbias, dx, <real *> layer.dy,
+                                 layer_input(net, i, dx), net.layout, <real *> layer.stats, <real *> layer.weight,
+                                 net.batch, op.inputs, q)
+    barrier(thread)
 
 
 cdef void layernorm_forward_rows(real *y, real *moments, const real *x, Layout layout, const real *weight,
@@ -163,3 +170,14 @@ cdef void layernorm_backward_rows(real *dx, const real *dy, const real *moments,
         for j in range(n):
             k = at + j // width * layout.panel + j % width
             dx[k] = scale * (dy[k] * weight[j] - a - (x[k] - center) * scale * b)
+
+
+cdef void layernorm_gradients(Net *net, int i, const Thread *thread, const real *witness) noexcept nogil:
+    """A thread's panels of dweight and dbias."""
+    cdef Layer *layer = &net.layers[i]
+    cdef real *moments = <real *> layer.moments
+    cdef Range panels = thread_part(ceil_div(layer.op.inputs, panel_width(witness)), thread)
+    cdef intp q
+    for q in range(panels.begin, panels.end):
+        column_gradients(<real *> layer.dweight, <real *> layer.dbias, <real *> layer.dy, layer_input(net, i, witness),
+                         net.layout, moments, moments + 1, 2, 0, net.batch, layer.op.inputs, q)

@@ -1,0 +1,124 @@
+# Blocks of a weight matrix: the unit in which threads share its gradient, its update and its packing.
+
+cdef struct Block:     # one panel of x by some columns
+    intp i0, i1, j0, j1
+
+
+cdef inline bint reads_in_place(const Op *op, const real *witness) noexcept nogil:
+    """Whether the rows of weight are short enough to be read where they are."""
+    return op.outputs * <intp> sizeof(real) <= IN_PLACE_BYTES
+
+
+cdef enum:
+    PANELS_TOGETHER = 4  # of x, which stay in L2 while the panels of dy pass through it
+
+
+cdef inline intp columns_per_block(const Op *op, const real *witness) noexcept nogil:
+    """A panel; of a weight that is read in place, as many columns as let one run update a row."""
+    return BLOCK_COLUMNS_BYTES // <intp> sizeof(real) if reads_in_place(op, witness) else panel_width(witness)
+
+
+cdef inline intp block_count(const Op *op, const real *witness) noexcept nogil:
+    return ceil_div(op.inputs, panel_width(witness)) * ceil_div(op.outputs, columns_per_block(op, witness))
+
+
+cdef inline Block block_at(const Layer *layer, intp index, const real *witness) noexcept nogil:
+    """PANELS_TOGETHER panels of x with every panel of dy, then the next of x; by_columns, the other way round."""
+    cdef Block b
+    cdef intp columns = columns_per_block(&layer.op, witness)
+    cdef intp major = ceil_div(layer.op.inputs, panel_width(witness)), minor = ceil_div(layer.op.outputs, columns)
+    if layer.by_columns:
+        major, minor = minor, major
+    cdef intp group = index // (minor * PANELS_TOGETHER) * PANELS_TOGETHER
+    cdef intp together = min(<intp> PANELS_TOGETHER, major - group)
+    index -= group * minor
+    b.i0, b.j0 = group + index % together, index // together
+    if layer.by_columns:
+        b.i0, b.j0 = b.j0, b.i0
+    b.i0, b.j0 = b.i0 * panel_width(witness), b.j0 * columns
+    b.i1, b.j1 = min(layer.op.inputs, b.i0 + panel_width(witness)), min(layer.op.outputs, b.j0 + columns)
+    return b
+
+
+cdef inline real *block_in_panels(Layer *layer, Block b, const real *witness) noexcept nogil:
+    return <real *> layer.panels + b.j0 // panel_width(witness) * in_panels(layer.op.inputs, witness).panel + (
+        b.i0 * panel_width(witness))
+
+
+cdef void pack_block(Layer *layer, Block b, const real *witness) noexcept nogil:
+    """weight -> panels."""
+    cdef intp outputs = layer.op.outputs
+    copy_rows(block_in_panels(layer, b, witness), in_panels(layer.op.inputs, witness),
+              <const real *> layer.weight + b.i0 * outputs + b.j0, in_rows(outputs, witness), 0, b.i1 - b.i0, b.j1 - b.j0)
+
+
+cdef void unpack_block(Layer *layer, Block b, const real *witness) noexcept nogil:
+    """panels -> weight."""
+    cdef intp outputs = layer.op.outputs
+    copy_rows(<real *> layer.weight + b.i0 * outputs + b.j0, in_rows(outputs, witness), block_in_panels(layer, b, witness),
+              in_panels(layer.op.inputs, witness), 0, b.i1 - b.i0, b.j1 - b.j0)
+
+
+cdef inline intp transposed_offset(Layer *layer, Block b, const real *witness) noexcept nogil:
+    """Where a block begins in the transposed weight."""
+    return b.i0 // panel_width(witness) * in_panels(layer.op.outputs, witness).panel + b.j0 * panel_width(witness)
+
+
+cdef void transpose_block(Layer *layer, Block b, bint from_panels, const real *witness) noexcept nogil:
+    """weight, or in an epoch the panels that replace it, -> transposed."""
+    cdef intp width = panel_width(witness), outputs = layer.op.outputs
+    cdef real *out = <real *> layer.transposed + transposed_offset(layer, b, witness)
+    cdef const real *weight = <const real *> layer.weight + b.i0 * outputs + b.j0
+    if from_panels:
+        transpose(out, width, block_in_panels(layer, b, witness), width, b.i1 - b.i0, b.j1 - b.j0)
+    else:
+        transpose(out, width, weight, outputs, b.i1 - b.i0, b.j1 - b.j0)
+
+
+cdef void reorder_state(Layer *layer, real *state, intp i0, real *buffer, bint back, const real *witness) noexcept nogil:
+    """Reorder up to PANEL rows of a state vector in place: from rows into contiguous blocks, or back."""
+    cdef intp width = panel_width(witness), outputs = layer.op.outputs, j = 0, w, i
+    cdef intp rows = min(width, layer.op.inputs - i0)
+    memcpy(buffer, state, rows * outputs * sizeof(real))
+    while j < outputs:
+        w = min(width, outputs - j)
+        for i in range(rows):
+            if back:
+                copy_run(state + i * outputs + j, buffer + j * rows + i * w, w)
+            else:
+                copy_run(state + j * rows + i * w, buffer + i * outputs + j, w)
+        j += w
+
+
+cdef inline Range thread_blocks(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
+    return thread_part(block_count(&layer.op, witness), thread)
+
+
+cdef void pack_weights(Net *net, Thread *thread, bint forward, bint backward, const real *witness) noexcept nogil:
+    """Bring panels (forward) and transposed (backward) up to date, and wait for all threads."""
+    cdef Layer *layer
+    cdef Range blocks
+    cdef Block b
+    cdef intp index
+    for layer in net.layers[:net.count]:
+        if (forward and layer.panels != NULL) or (backward and layer.transposed != NULL):
+            blocks = thread_blocks(layer, thread, witness)
+            for index in range(blocks.begin, blocks.end):
+                b = block_at(layer, index, witness)
+                if forward and layer.panels != NULL:
+                    pack_block(layer, b, witness)
+                if backward and layer.transposed != NULL:
+                    transpose_block(layer, b, False, witness)
+    barrier(thread)
+
+
+cdef void unpack_weights(Net *net, const Thread *thread, const real *witness) noexcept nogil:
+    """Write what an epoch has done to the panels back to the weights."""
+    cdef Layer *layer
+    cdef Range blocks
+    cdef intp index
+    for layer in net.layers[:net.count]:
+        if layer.panels != NULL:
+            blocks = thread_blocks(layer, thread, witness)
+            for index in range(blocks.begin, blocks.end):
+                unpack_block(layer, block_at(layer, index, witness), witness)

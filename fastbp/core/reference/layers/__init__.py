@@ -1,0 +1,1 @@
+"""The layers' kernels in NumPy, one module per kind, as in core/layers/."""

@@ -1,0 +1,19 @@
+"""Dropout (Srivastava et al. 2014)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastbp.core.plan import Array
+from fastbp.core.reference.order import GOLDEN, MASK, mix
+
+
+def dropout(y: Array, x: Array, p: float, key: int, step: int, threads: int) -> None:
+    """y = x * mask / (1 - p); the mask is element i of the SplitMix64 stream that key and step select.
+
+    Serves both directions: the backward pass computes the same mask again instead of keeping it.
+    """
+    start = int(mix(np.array([(key + GOLDEN * step) & MASK], dtype=np.uint64))[0])
+    index = np.arange(1, x.size + 1, dtype=np.uint64) * np.uint64(GOLDEN) + np.uint64(start)
+    keep = (mix(index) >> np.uint64(32)) >= np.uint64(p * 2.0**32)
+    y[:] = np.where(keep.reshape(x.shape), x * x.dtype.type(1 / (1 - p)), 0)

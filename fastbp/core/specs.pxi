@@ -1,0 +1,75 @@
+# From the specs that Python hands over (plan.py) to the structs of the kernels. Codes that are unknown are errors here.
+
+# Name to code, by family. The registries in Python are compared with these names when the package is imported.
+CODES = {
+    "kinds": {member.name.lower(): member.value for member in _Kind},
+    "activations": {member.name.lower(): member.value for member in _Activation},
+    "losses": {member.name.lower(): member.value for member in _Loss},
+    "rules": {member.name.lower(): member.value for member in _Rule},
+}
+cdef dict LOSS_CODES = CODES["losses"], RULE_CODES = CODES["rules"]
+cdef int KIND_COUNT = len(CODES["kinds"]), ACTIVATION_COUNT = len(CODES["activations"])
+cdef bint NEEDS_INPUT[256]  # by activation code
+
+
+cdef fill_needs_input():
+    for activation in ACTIVATIONS.values():
+        NEEDS_INPUT[<int> activation.code] = activation.needs_input
+
+
+fill_needs_input()
+
+
+cdef int check_activation(int code) except -1:
+    if not 0 <= code < ACTIVATION_COUNT:
+        raise ValueError(f"activation: expected a code below {ACTIVATION_COUNT}, got {code}")
+    return 0
+
+
+cdef int check_op(const Op *op) except -1:
+    if not 0 <= op.kind < KIND_COUNT:
+        raise ValueError(f"ops: expected a layer kind below {KIND_COUNT}, got {op.kind}")
+    check_activation(op.activation)
+    return check_activation(op.input_activation)
+
+
+cdef int read_criterion(Criterion *criterion, spec) except -1:
+    """A plan.LossSpec, which the caller keeps alive."""
+    code = LOSS_CODES.get(spec.name)
+    if code is None:
+        raise ValueError(f"loss: expected one of {', '.join(LOSS_CODES)}, got {spec.name!r}")
+    criterion.code, criterion.parameter = code, spec.parameter
+    criterion.weight = address_or_null(spec.class_weight)
+    return 0
+
+
+cdef int read_update(Update *u, spec) except -1:
+    """A plan.UpdateSpec, which the caller keeps alive; but for its learning rate and weight decay, see `read_rates`."""
+    cdef int v
+    state, undecayed, code = spec.state, spec.undecayed, RULE_CODES.get(spec.rule)
+    if code is None:
+        raise ValueError(f"rule: expected one of {', '.join(RULE_CODES)}, got {spec.rule!r}")
+    if len(state) > MAX_STATE:
+        raise ValueError(f"state: expected at most {<int> MAX_STATE} state vectors, got {len(state)}")
+    u.rule = code
+    for v in range(MAX_STATE):
+        u.state[v] = address_or_null(state[v]) if v < len(state) else NULL
+    u.momentum, u.nesterov, u.beta1, u.beta2 = spec.momentum, spec.nesterov, spec.beta1, spec.beta2
+    u.alpha, u.eps, u.eps_hat = spec.alpha, spec.eps, spec.eps_hat
+    u.decoupled, u.step, u.clip_value = spec.decoupled, spec.step, spec.clip_value
+    u.undecayed, u.undecayed_count = NULL, 0
+    if undecayed is not None:
+        u.undecayed, u.undecayed_count = <const int64_t *> address(undecayed), len(undecayed)
+    return 0
+
+
+cdef int read_rates(double *rate, const double **rates, given, intp steps) except -1:
+    """One number for all steps, or an array (steps,) float64 of one for each."""
+    rates[0] = NULL
+    if isinstance(given, float):
+        rate[0] = given
+        return 0
+    if len(given) != steps:
+        raise ValueError(f"update: expected {steps} rates, one for each step, got {len(given)}")
+    rates[0] = <const double *> address(given)
+    return 0
