@@ -5,6 +5,8 @@ import platform
 import sys
 import sysconfig
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -43,9 +45,9 @@ MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(MACHINE, MACHINE)
 if sys.platform == "darwin":  # which saves these registers from their first use on: XGETBV cannot foretell it
     del BACKENDS["x86_64"]["avx512"]
 
-# FASTBP_CHECKS=address or =bounds builds a core that stops where it leaves its memory, FASTBP_ONLY=avx2 that backend
-# alone, FASTBP_OPENMP=0 one without OpenMP. Builds of different kinds do not mix in one folder: tests/sanitize.py makes
-# them in a copy.
+# FASTBP_CHECKS=address or =bounds builds a core that stops where it leaves its memory or an array of known size,
+# FASTBP_ONLY=avx2 that backend alone, FASTBP_OPENMP=0 one without OpenMP. Builds of different kinds do not mix in one
+# folder: tests/sanitize.py makes them in a copy.
 CHECKS = os.environ.get("FASTBP_CHECKS", "")
 CHECKING = {
     "": [],
@@ -56,7 +58,7 @@ CHECKING = {
         "-fsanitize=address,undefined,float-cast-overflow",
         "-fno-sanitize-recover=all",
     ],
-    "bounds": ["-O1"],
+    "bounds": ["-O1", "-fsanitize=bounds-strict", "-fsanitize-undefined-trap-on-error"],
 }
 if CHECKS not in CHECKING:
     raise SystemExit(f"FASTBP_CHECKS: expected address, bounds or nothing, got {CHECKS!r}")
@@ -72,8 +74,10 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": CHECKS == "bounds",
     "embedsignature": True,
-    "freethreading_compatible": True,  # a model's gate is atomic, and there is no scratch but in models and callers
+    "freethreading_compatible": True,  # a model's lock is atomic, and all scratch memory belongs to a model or a caller
 }
+
+_translation = threading.Lock()  # Cython is not known to be safe in threads
 
 
 class BuildExt(build_ext):
@@ -96,7 +100,17 @@ class BuildExt(build_ext):
             extension.extra_compile_args += threads
             extension.extra_link_args += threads
         self.parallel = self.parallel or os.cpu_count()
+        names = ", ".join(extension.name.rpartition(".")[2] for extension in self.extensions)
+        print(f"fastbp: compiling {names}; this takes about a minute on two cores", flush=True)
         super().build_extensions()
+
+    def build_extension(self, extension):
+        """Translate to C, then compile: while one thread translates, the compiler works for another."""
+        start = time.perf_counter()
+        with _translation:
+            translate(extension)
+        super().build_extension(extension)
+        print(f"fastbp: {extension.name} took {time.perf_counter() - start:.0f} s", flush=True)
 
     def use_clang(self):
         """In the place of Microsoft's compiler, which has neither vector types nor __atomic; flags bear a prefix."""
@@ -129,34 +143,38 @@ class BuildExt(build_ext):
         return True
 
 
-def cythonized(name, source, folder, flags=(), **options):
-    """One extension; its generated C goes into a folder of its own, because the module's name is written into it.
+def translate(extension):
+    """Make C of the extension's Cython source, in a folder of its own: the module's name is written into the C file.
 
-    The flags are set afterwards: cythonize remembers those of a source file and would give them to the next backend.
+    Flags are kept out of Cython's sight: it remembers those of a source file and would give them to the next backend.
     """
-    extension = Extension(f"fastbp.core.{name}", [f"fastbp/core/{source}"], **options)
-    (extension,) = cythonize([extension], build_dir=f"build/cython/{folder}", compiler_directives=DIRECTIVES)
-    extension.extra_compile_args = [*COMMON, *flags, *CHECKING[CHECKS]]
-    extension.extra_link_args = list(CHECKING[CHECKS])
-    return extension
+    name = extension.name.rpartition(".")[2]
+    plain = Extension(extension.name, extension.sources, depends=extension.depends)
+    (made,) = cythonize([plain], build_dir=f"build/cython/{name}", compiler_directives=DIRECTIVES)
+    extension.sources = made.sources
 
 
 def extensions():
-    """_cpu and _gate without any instruction-set flag, then kernels.pyx under the name of each backend."""
-    parts = [str(path) for path in sorted(Path("fastbp/core").rglob("*.[ph]*")) if path.suffix in (".pxi", ".h")]
-    yield cythonized("_cpu", "_cpu.pyx", "cpu")
-    yield cythonized("_gate", "_gate.pyx", "gate")
+    """kernels.pyx under the name of each backend, then _cpu and _gate without any instruction-set flag."""
+    included = [str(path) for path in sorted(Path("fastbp/core").rglob("*.[ph]*")) if path.suffix in (".pxi", ".h")]
     for backend, flags in BACKENDS.get(MACHINE, {"generic": []}).items():
         if os.environ.get("FASTBP_ONLY", backend) != backend:
             continue
-        yield cythonized(
-            f"_{backend}",
-            "kernels.pyx",
-            backend,
-            flags,
-            depends=parts,
+        yield Extension(
+            f"fastbp.core._{backend}",
+            ["fastbp/core/kernels.pyx"],
+            depends=included,
             include_dirs=["fastbp/core"],
             libraries=[] if os.name == "nt" else ["m"],
+            extra_compile_args=[*COMMON, *flags, *CHECKING[CHECKS]],
+            extra_link_args=list(CHECKING[CHECKS]),
+        )
+    for name in ("_cpu", "_gate"):
+        yield Extension(
+            f"fastbp.core.{name}",
+            [f"fastbp/core/{name}.pyx"],
+            extra_compile_args=[*COMMON, *CHECKING[CHECKS]],
+            extra_link_args=list(CHECKING[CHECKS]),
         )
 
 

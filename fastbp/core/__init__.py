@@ -118,8 +118,8 @@ _openmp_threads_before = (
 
 
 def _after_fork() -> None:
-    # GNU's OpenMP remembers the parent's idle team, which a forked child does not have: the child would wait for ever. The
-    # pool would not, but there are usually many children, which share the cores.
+    # GNU's OpenMP remembers the parent's idle team, which a forked child does not have: the child would wait for ever.
+    # The pool would not, but there are usually many children, which share the cores.
     global _num_threads
     _num_threads = 1
 

@@ -1,20 +1,23 @@
-# The doors of kernels.pyx, under any name that it is built by. What each computes stands at its twin in reference.py.
-# All floats of a call have one dtype; nothing is checked.
+# The bindings of kernels.pyx, under any name that it is built by. What each computes is documented at the function of
+# the same name in reference/. All floats of a call have one dtype; nothing but sizes is checked.
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
-from fastbp.core.plan import ELEMENTWISE_LOSSES as ELEMENTWISE_LOSSES
-from fastbp.core.plan import RULES as RULES
+from fastbp.core.plan import ACTIVATIONS as ACTIVATIONS
+from fastbp.core.plan import BatchPlan, LossSpec, UpdateSpec
+from fastbp.core.plan import Report as Report
 
 _Real = TypeVar("_Real", np.float32, np.float64)
-_LossRecipe = tuple[str, float, NDArray[_Real] | None]  # name, parameter, class weight
-_UpdateRecipe = tuple[str, tuple[NDArray[_Real] | None, ...], dict[str, Any]]  # rule, state vectors, settings
 _Dtype = np.dtype[np.float32] | np.dtype[np.float64]
 _Records = NDArray[np.void]  # of plan.OP or plan.TABLE
+_Order = int | NDArray[np.int64] | None
+
+CODES: dict[str, dict[str, int]]
 
 def openmp() -> bool: ...
 def openmp_threads() -> int: ...
@@ -44,13 +47,13 @@ def dense_backward(
     x: NDArray[_Real],
     x_z: NDArray[_Real] | None,
     weight: NDArray[_Real],
-    prior: int,
+    input_activation: int,
     scratch: NDArray[np.int8],
     threads: int,
 ) -> None: ...
-def activation_forward(y: NDArray[_Real], z: NDArray[_Real], kind: int, threads: int) -> None: ...
+def activation_forward(y: NDArray[_Real], z: NDArray[_Real], code: int, threads: int) -> None: ...
 def activation_backward(
-    dz: NDArray[_Real], dy: NDArray[_Real], y: NDArray[_Real], z: NDArray[_Real] | None, kind: int, threads: int
+    dz: NDArray[_Real], dy: NDArray[_Real], y: NDArray[_Real], z: NDArray[_Real] | None, code: int, threads: int
 ) -> None: ...
 def dropout(y: NDArray[_Real], x: NDArray[_Real], p: float, key: int, step: int, threads: int) -> None: ...
 def batchnorm_forward(
@@ -96,37 +99,20 @@ def layernorm_backward(
 
 # --- losses and updates
 
-def cross_entropy(
-    dlogits: NDArray[_Real],
-    logits: NDArray[_Real],
-    labels: NDArray[np.int64],
-    class_weight: NDArray[_Real] | None,
-    sample_weight: NDArray[_Real] | None,
-    label_smoothing: float,
-    threads: int,
-) -> float: ...
-def elementwise_loss(
+def loss(
     dpred: NDArray[_Real],
     pred: NDArray[_Real],
-    target: NDArray[_Real],
+    target: NDArray[_Real] | NDArray[np.int64],
     sample_weight: NDArray[_Real] | None,
-    kind: int,
-    parameter: float,
+    spec: LossSpec,
     threads: int,
 ) -> float: ...
-def update(
-    param: NDArray[_Real],
-    grad: NDArray[_Real],
-    recipe: _UpdateRecipe[_Real],
-    lr: float,
-    grad_scale: float,
-    threads: int,
-) -> None: ...
+def update(param: NDArray[_Real], grad: NDArray[_Real], spec: UpdateSpec, grad_scale: float, threads: int) -> None: ...
 def squared_norm(x: NDArray[_Real], threads: int) -> float: ...
 
 # --- the rest
 
-def order(rows: NDArray[np.int64], first: int, samples: int, key: int | NDArray[np.int64] | None) -> None: ...
+def batch_order(rows: NDArray[np.int64], first: int, samples: int, order: _Order) -> None: ...
 def all_finite(x: NDArray[np.float32] | NDArray[np.float64]) -> bool: ...
 def unknown_category(x: NDArray[_Real], categories: NDArray[np.int64]) -> int: ...
 def peak_flops(dtype: _Dtype, repeats: int) -> float: ...
@@ -138,24 +124,14 @@ class Network:
     ) -> None: ...
     @property
     def threads(self) -> int: ...
-    def watch(self, spent: NDArray[np.float64] | None) -> None: ...
+    def record_times(self, times: NDArray[np.float64] | None) -> None: ...
     def forward(self, y: NDArray[_Real], x: NDArray[_Real], step: int, training: bool, threads: int) -> None: ...
     def backward(self, dx: NDArray[_Real] | None, dy: NDArray[_Real], threads: int) -> None: ...
     def train(
         self,
-        progress: list[Any],
-        X: NDArray[_Real],
-        y: NDArray[_Real] | NDArray[np.int64],
-        sample_weight: NDArray[_Real] | None,
-        key: int | NDArray[np.int64] | None,
-        first: int,
-        steps: int,
-        batch_size: int,
-        loss: _LossRecipe[_Real],
-        update: _UpdateRecipe[_Real],
-        lrs: NDArray[np.float64] | float,
-        decays: NDArray[np.float64] | None,
-        clip_norm: float,
-        step: int,
+        data: tuple[NDArray[_Real], NDArray[_Real] | NDArray[np.int64], NDArray[_Real] | None],
+        batches: BatchPlan,
+        losses: Sequence[LossSpec],
+        update: UpdateSpec,
         threads: int,
-    ) -> None: ...
+    ) -> Report: ...

@@ -1,15 +1,14 @@
 # Bindings of single kernels, over arrays that Python has checked: each releases the GIL and runs a team.
 #
 # A layer's binding is a network of that one layer. Every function has a reference in NumPy with the same name and its
-# documentation, in reference/; arguments run outputs, inputs, scalars, scratch, threads.
+# documentation, in reference/; arguments run outputs, inputs, scalars, scratch, threads. `size` is that of a number, 4
+# or 8 bytes, and selects the kernel for float or double.
 
-cdef double ELEMENTS_PER_THREAD = 65536.0  # of an elementwise kernel; with fewer, waking a thread costs more than it saves
+cdef double ELEMENTS_PER_THREAD = 65536.0  # of an elementwise kernel; with fewer, a thread costs more than it saves
 
 cdef struct Product:
-    void *c
-    const void *a
-    const void *b
-    intp a_row, a_column, b_row, b_column, m, n, k  # strides in elements
+    Matrix c
+    Strided a, b
     void *c_panels
     void *a_panels
     void *b_panels
@@ -23,24 +22,19 @@ cdef struct DenseBackward:
 
 cdef struct LossCall:
     Criterion criterion
-    void *dpred
-    const void *pred
+    Matrix dpred, pred
     const void *targets
     const void *sample_weight  # or NULL
-    intp batch, outputs
     double scale
     double partial[CHUNKS]
 
 cdef struct UpdateCall:
     Update update
-    void *param
-    const void *grad
+    Matrix param, grad
     double grad_scale
-    intp n
 
 cdef struct NormCall:
-    const void *x
-    intp n
+    Matrix x
     double partial[CHUNKS]
 
 
@@ -48,72 +42,69 @@ cdef inline int elementwise_team(double elements, int threads) noexcept nogil:
     return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), elements / ELEMENTS_PER_THREAD))
 
 
+cdef inline int product_team(double operations, int threads) noexcept nogil:
+    return <int> max(1.0, min(<double> threads, operations / OPERATIONS_PER_THREAD_AND_CALL))
+
+
 # --- products
 
-cdef void pack_rows(real *out, Layout layout, const real *src, intp row, intp column, intp begin, intp end,
-                    intp n) noexcept nogil:
-    """Rows begin..end of an (m, n) matrix with any strides, into panels."""
-    cdef intp width = panel_width(out), i, j, q
+cdef void pack_rows(real *out, Layout layout, const Strided *src, intp begin, intp end) noexcept nogil:
+    """Rows begin..end of a matrix with any strides, into panels."""
+    cdef intp width = panel_width(out), i, j, q, n = src.columns
+    cdef const real *data = <const real *> src.data
     cdef Layout rows
-    if column == 1:
-        rows.row, rows.panel = row, width
-        copy_rows(out, layout, src, rows, begin, end, n)
-    elif row == 1:
+    if src.column == 1:
+        rows.row, rows.panel = src.row, width
+        copy_rows(out, layout, data, rows, begin, end, n)
+    elif src.row == 1:
         for q in range(ceil_div(n, width)):
-            transpose(out + q * layout.panel + begin * width, width, src + q * width * column + begin, column,
+            transpose(out + q * layout.panel + begin * width, width, data + q * width * src.column + begin, src.column,
                       min(width, n - q * width), end - begin)
     else:
         for i in range(begin, end):
             for j in range(n):
-                out[j // width * layout.panel + i * width + j % width] = src[i * row + j * column]
+                out[j // width * layout.panel + i * width + j % width] = data[i * src.row + j * src.column]
 
 
 cdef void thread_product(Product *p, Thread *thread, const real *witness) noexcept nogil:
-    cdef Range rows = thread_part(p.m, thread), b_rows = thread_part(p.k, thread)
-    cdef Layout layout = in_panels(p.m, witness), b_layout = in_panels(p.k, witness)
+    cdef Range rows = thread_part(p.a.rows, thread), b_rows = thread_part(p.b.rows, thread)
+    cdef Layout layout = in_panels(p.a.rows, witness), b_layout = in_panels(p.b.rows, witness)
     cdef Epilogue epilogue
     epilogue.action, epilogue.activation, epilogue.bias = NO_ACTION, LINEAR, NULL
-    pack_rows(<real *> p.a_panels, layout, <const real *> p.a, p.a_row, p.a_column, rows.begin, rows.end, p.k)
-    pack_rows(<real *> p.b_panels, b_layout, <const real *> p.b, p.b_row, p.b_column, b_rows.begin,
-              b_rows.end, p.n)
+    pack_rows(<real *> p.a_panels, layout, &p.a, rows.begin, rows.end)
+    pack_rows(<real *> p.b_panels, b_layout, &p.b, b_rows.begin, b_rows.end)
     barrier(thread)
     multiply_rows(<real *> p.c_panels, <real *> p.a_panels, layout, <real *> p.b_panels, b_layout, rows.begin,
-                  rows.end, p.n, p.k, &epilogue)
-    copy_rows(<real *> p.c, in_rows(p.n, witness), <real *> p.c_panels, layout, rows.begin, rows.end, p.n)
+                  rows.end, p.b.columns, p.a.columns, &epilogue)
+    copy_rows(<real *> p.c.data, in_rows(p.b.columns, witness), <real *> p.c_panels, layout, rows.begin, rows.end,
+              p.b.columns)
 
 
-cdef inline void *scratch_panels(char **scratch, intp rows, intp n, const real *witness) noexcept nogil:
+cdef inline void *scratch_panels(char **scratch, intp rows, intp n, intp size) noexcept nogil:
     """The next piece of scratch: a (rows, n) matrix in panels."""
     cdef char *begin = scratch[0]
-    scratch[0] += ceil_div(panels_size(rows, n, witness) * <intp> sizeof(real), 64) * 64
+    scratch[0] += panel_bytes(rows, n, size)
     return begin
 
 
 def scratch_bytes(intp m, intp n, intp k, dtype):
-    """Scratch for an (m, k) x (k, n) product, or for the backward pass of a layer that does it."""
-    cdef char *end = NULL
-    cdef intp rows, columns
+    cdef intp rows, columns, size = dtype.itemsize, total = 0
     for rows, columns in [(m, n), (m, n), (m, k), (m, k), (m, k), (k, n), (n, k), (1, n)]:
-        if dtype.itemsize == 4:
-            scratch_panels(&end, rows, columns, <float *> NULL)
-        else:
-            scratch_panels(&end, rows, columns, <double *> NULL)
-    return <intp> end
+        total += panel_bytes(rows, columns, size)
+    return total
 
 
-def matmul(real[:, ::1] c, const real[:, :] a, const real[:, :] b, char[::1] scratch, int threads):
-    cdef intp size = sizeof(real)
-    cdef char *free = &scratch[0]
+def matmul(c, a, b, scratch, int threads):
+    cdef intp size = c.itemsize
+    cdef char *free = <char *> address(scratch)
     cdef Product p
-    p.c, p.a, p.b, p.m, p.n, p.k = matrix(c), strided(a), strided(b), c.shape[0], c.shape[1], a.shape[1]
-    p.a_row, p.a_column = a.strides[0] // size, a.strides[1] // size
-    p.b_row, p.b_column = b.strides[0] // size, b.strides[1] // size
-    p.c_panels = scratch_panels(&free, p.m, p.n, matrix(c))
-    p.a_panels = scratch_panels(&free, p.m, p.k, matrix(c))
-    p.b_panels = scratch_panels(&free, p.k, p.n, matrix(c))
+    p.c, p.a, p.b = output(c, size), strided(a, size), strided(b, size)
+    p.c_panels = scratch_panels(&free, p.c.rows, p.c.columns, size)
+    p.a_panels = scratch_panels(&free, p.a.rows, p.a.columns, size)
+    p.b_panels = scratch_panels(&free, p.b.rows, p.b.columns, size)
+    threads = product_team(2.0 * p.a.rows * p.a.columns * p.b.columns, threads)
     with nogil:
-        run_team(<Task> thread_product[real], &p, <int> max(1.0, min(
-            <double> threads, 2.0 * p.m * p.n * p.k / OPERATIONS_PER_THREAD_AND_CALL)))
+        run_team(<Task> thread_product[float] if size == 4 else <Task> thread_product[double], &p, threads)
 
 
 # --- layers
@@ -132,195 +123,231 @@ cdef void thread_layer_backward(Net *net, Thread *thread, const real *witness) n
     thread_gradients(net, thread, witness)
 
 
-cdef void init_layer(Net *net, Layer *layer, int kind, const void *y, const void *x, const void *dy, void *dx,
-                     intp batch, intp n, const real *witness) noexcept nogil:
-    """A network of one layer over arrays that lie row by row."""
+cdef void run_layer_forward(Net *net, intp size, int threads) noexcept nogil:
+    threads = elementwise_team(<double> net.batch * net.layers[0].op.outputs, threads)
+    run_team(<Task> thread_layer_forward[float] if size == 4 else <Task> thread_layer_forward[double], net, threads)
+
+
+cdef void run_layer_backward(Net *net, intp size, int threads) noexcept nogil:
+    threads = elementwise_team(<double> net.batch * net.layers[0].op.outputs, threads)
+    run_team(<Task> thread_layer_backward[float] if size == 4 else <Task> thread_layer_backward[double], net, threads)
+
+
+cdef void init_layer(Net *net, Layer *layer, int kind, Matrix like, intp size) noexcept:
+    """A network of one layer of a kind, over arrays of this shape that lie row by row."""
     memset(net, 0, sizeof(Net))
     memset(layer, 0, sizeof(Layer))
-    net.layers, net.count, net.x, net.dx, net.batch = layer, 1, <void *> x, dx, batch
-    net.layout, net.training = in_rows(n, witness), True
-    layer.op.kind, layer.op.inputs, layer.op.outputs, layer.y, layer.dy = kind, n, n, <void *> y, <void *> dy
+    net.layers, net.count, net.batch, net.training = layer, 1, like.rows, True
+    net.layout = in_rows(like.columns, <float *> NULL) if size == 4 else in_rows(like.columns, <double *> NULL)
+    layer.op.kind, layer.op.inputs, layer.op.outputs = kind, like.columns, like.columns
 
 
-def dense_forward(real[:, ::1] y, real[:, ::1] z, const real[:, ::1] x, const real[:, ::1] weight,
-                  const real[::1] bias, int activation, char[::1] scratch, int threads):
+def dense_forward(y, z, x, weight, bias, int activation, scratch, int threads):
+    cdef intp size = x.itemsize
+    cdef char *free = <char *> address(scratch)
+    cdef Matrix from_x = matrix(x, size), to_y = output(y, size), to_z = output(z, size), w = matrix(weight, size)
+    cdef Matrix b = matrix(bias, size)
     cdef Pass p
     cdef Layer layer
-    cdef intp batch = x.shape[0], inputs = weight.shape[0], outputs = weight.shape[1]
-    cdef char *free = &scratch[0]
     check_activation(activation)
+    init_layer(&p.net, &layer, DENSE, to_y, size)
+    p.net.layout, p.x, p.y = panel_layout(to_y.rows, size), from_x.data, to_y.data
+    layer.op.inputs, layer.op.activation, layer.weight = w.rows, activation, w.data
+    if b.data != NULL:  # a kernel reads whole registers of it
+        layer.bias = scratch_panels(&free, 1, b.columns, size)
+        memcpy(layer.bias, b.data, b.columns * size)
+    layer.y = scratch_panels(&free, to_y.rows, to_y.columns, size)
+    p.net.x = scratch_panels(&free, to_y.rows, w.rows, size)
+    layer.panels = scratch_panels(&free, w.rows, w.columns, size)
+    layer.z = scratch_panels(&free, to_y.rows, to_y.columns, size) if to_z.data != NULL else NULL
+    threads = product_team(2.0 * to_y.rows * w.rows * w.columns, threads)
     with nogil:
-        init_layer(&p.net, &layer, DENSE, NULL, NULL, NULL, NULL, batch, outputs, matrix(x))
-        layer.op.inputs, layer.op.activation, p.net.layout = inputs, activation, in_panels(batch, matrix(x))
-        layer.weight = matrix(weight)
-        if bias is not None:  # whole registers of it are read
-            layer.bias = scratch_panels(&free, 1, outputs, matrix(x))
-            memcpy(layer.bias, vector(bias), outputs * sizeof(real))
-        layer.y, p.net.x = scratch_panels(&free, batch, outputs, matrix(x)), scratch_panels(&free, batch, inputs, matrix(x))
-        layer.panels = scratch_panels(&free, inputs, outputs, matrix(x))
-        layer.z = scratch_panels(&free, batch, outputs, matrix(x)) if z is not None else NULL
-        p.x, p.y = matrix(x), matrix(y)
-        run_team(<Task> thread_forward[real], &p, <int> max(1.0, min(
-            <double> threads, 2.0 * batch * inputs * outputs / OPERATIONS_PER_THREAD_AND_CALL)))
-        if z is not None:
-            copy_rows(matrix(z), in_rows(outputs, matrix(x)), <real *> layer.z, p.net.layout, 0, batch, outputs)
+        run_team(<Task> thread_forward[float] if size == 4 else <Task> thread_forward[double], &p, threads)
+        if to_z.data != NULL:
+            copy_from_panels(to_z, layer.z, size)
+
+
+cdef void copy_from_panels(Matrix out, const void *panels, intp size) noexcept nogil:
+    if size == 4:
+        copy_rows(<float *> out.data, in_rows(out.columns, <float *> NULL), <const float *> panels,
+                  in_panels(out.rows, <float *> NULL), 0, out.rows, out.columns)
+    else:
+        copy_rows(<double *> out.data, in_rows(out.columns, <double *> NULL), <const double *> panels,
+                  in_panels(out.rows, <double *> NULL), 0, out.rows, out.columns)
 
 
 cdef void thread_dense_backward(DenseBackward *d, Thread *thread, const real *witness) noexcept nogil:
     cdef Net *net = &d.net
     cdef Range rows = thread_rows(net.batch, thread)
     cdef intp inputs = net.layers[1].op.inputs, outputs = net.layers[1].op.outputs
+    cdef Layout x_layout = in_rows(inputs, witness)
     pack_weights(net, thread, False, True, witness)
-    copy_rows(<real *> net.layers[0].y, net.layout, <const real *> d.x, in_rows(inputs, witness), rows.begin, rows.end, inputs)
+    copy_rows(<real *> net.layers[0].y, net.layout, <const real *> d.x, x_layout, rows.begin, rows.end, inputs)
     if d.x_z != NULL:
-        copy_rows(<real *> net.x, net.layout, <const real *> d.x_z, in_rows(inputs, witness), rows.begin, rows.end, inputs)
-    copy_rows(<real *> net.layers[1].dy, net.layout, <const real *> d.dz, in_rows(outputs, witness), rows.begin, rows.end, outputs)
+        copy_rows(<real *> net.x, net.layout, <const real *> d.x_z, x_layout, rows.begin, rows.end, inputs)
+    copy_rows(<real *> net.layers[1].dy, net.layout, <const real *> d.dz, in_rows(outputs, witness), rows.begin,
+              rows.end, outputs)
     if d.dx != NULL:
         dense_backward_rows(net, 1, thread, <real *> net.layers[0].dy, rows.begin, rows.end)
-        copy_rows(<real *> d.dx, in_rows(inputs, witness), <real *> net.layers[0].dy, net.layout, rows.begin, rows.end, inputs)
+        copy_rows(<real *> d.dx, x_layout, <real *> net.layers[0].dy, net.layout, rows.begin, rows.end, inputs)
     barrier(thread)
     thread_gradients(net, thread, witness)
 
 
-def dense_backward(real[:, ::1] dweight, real[::1] dbias, real[:, ::1] dx, const real[:, ::1] dz,
-                   const real[:, ::1] x, const real[:, ::1] x_z, const real[:, ::1] weight, int input_activation,
-                   char[::1] scratch, int threads):
+def dense_backward(dweight, dbias, dx, dz, x, x_z, weight, int input_activation, scratch, int threads):
+    cdef intp size = x.itemsize
+    cdef char *free = <char *> address(scratch)
+    cdef Matrix from_x = matrix(x, size), from_dz = matrix(dz, size), w = matrix(weight, size)
+    cdef intp batch = from_x.rows
     cdef DenseBackward d
+    cdef Layer unused
     cdef Layer layers[2]
-    cdef intp batch = x.shape[0], inputs = weight.shape[0], outputs = weight.shape[1]
-    cdef char *free = &scratch[0]
     check_activation(input_activation)
+    init_layer(&d.net, &unused, DENSE, from_x, size)
+    layers[0] = layers[1] = unused
+    d.net.layers, d.net.count, d.net.layout = layers, 2, panel_layout(batch, size)
+    layers[0].op.kind = ACTIVATION
+    layers[1].op.outputs, layers[1].op.input_activation = w.columns, input_activation
+    layers[1].weight, layers[1].dweight, layers[1].dbias = w.data, output(dweight, size).data, output(dbias, size).data
+    layers[1].dy = scratch_panels(&free, batch, w.columns, size)
+    layers[1].transposed = scratch_panels(&free, w.columns, w.rows, size)
+    layers[0].y, layers[0].dy = scratch_panels(&free, batch, w.rows, size), scratch_panels(&free, batch, w.rows, size)
+    d.net.x = scratch_panels(&free, batch, w.rows, size)
+    d.x, d.dz, d.x_z, d.dx = from_x.data, from_dz.data, matrix(x_z, size).data, output(dx, size).data
+    threads = product_team(4.0 * batch * w.rows * w.columns, threads)
     with nogil:
-        init_layer(&d.net, &layers[1], DENSE, NULL, NULL, NULL, NULL, batch, outputs, matrix(x))
-        init_layer(&d.net, &layers[0], ACTIVATION, NULL, NULL, NULL, NULL, batch, inputs, matrix(x))
-        d.net.count, d.net.layout = 2, in_panels(batch, matrix(x))
-        layers[1].op.inputs, layers[1].op.input_activation = inputs, input_activation
-        layers[1].weight, layers[1].dweight = matrix(weight), matrix(dweight)
-        layers[1].dbias = vector(dbias) if dbias is not None else NULL
-        layers[1].dy, layers[1].transposed = (scratch_panels(&free, batch, outputs, matrix(x)),
-                                              scratch_panels(&free, outputs, inputs, matrix(x)))
-        layers[0].y, layers[0].dy = (scratch_panels(&free, batch, inputs, matrix(x)),
-                                     scratch_panels(&free, batch, inputs, matrix(x)))
-        d.net.x = scratch_panels(&free, batch, inputs, matrix(x))
-        d.x, d.dz = matrix(x), matrix(dz)
-        d.x_z, d.dx = matrix(x_z) if x_z is not None else NULL, matrix(dx) if dx is not None else NULL
-        run_team(<Task> thread_dense_backward[real], &d, <int> max(1.0, min(
-            <double> threads, 4.0 * batch * inputs * outputs / OPERATIONS_PER_THREAD_AND_CALL)))
+        run_team(<Task> thread_dense_backward[float] if size == 4 else <Task> thread_dense_backward[double], &d,
+                 threads)
 
 
-def activation_forward(real[:, ::1] y, const real[:, ::1] z, int code, int threads):
+def activation_forward(y, z, int code, int threads):
+    cdef intp size = y.itemsize
+    cdef Matrix to_y = output(y, size)
     cdef Net net
     cdef Layer layer
     check_activation(code)
+    init_layer(&net, &layer, ACTIVATION, to_y, size)
+    layer.op.activation, layer.y, net.x = code, to_y.data, matrix(z, size).data
     with nogil:
-        init_layer(&net, &layer, ACTIVATION, matrix(y), matrix(z), NULL, NULL, y.shape[0], y.shape[1], matrix(z))
-        layer.op.activation = code
-        run_team(<Task> thread_layer_forward[real], &net, elementwise_team(<double> y.shape[0] * y.shape[1], threads))
+        run_layer_forward(&net, size, threads)
 
 
-def activation_backward(real[:, ::1] dz, const real[:, ::1] dy, const real[:, ::1] y, const real[:, ::1] z, int code,
-                        int threads):
+def activation_backward(dz, dy, y, z, int code, int threads):
+    cdef intp size = dz.itemsize
+    cdef Matrix to_dz = output(dz, size), from_dy = matrix(dy, size)
     cdef Net net
     cdef Layer layer
     check_activation(code)
+    init_layer(&net, &layer, ACTIVATION, to_dz, size)
+    layer.op.activation, layer.dy, layer.y, net.x = code, to_dz.data, matrix(y, size).data, matrix(z, size).data
     with nogil:
-        if matrix(dz) != matrix(dy):
-            memcpy(matrix(dz), matrix(dy), dz.shape[0] * dz.shape[1] * sizeof(real))
-        init_layer(&net, &layer, ACTIVATION, matrix(y), matrix(z) if z is not None else NULL, matrix(dz), NULL,
-                    dz.shape[0], dz.shape[1], matrix(y))
-        layer.op.activation = code
-        run_team(<Task> thread_layer_backward[real], &net, elementwise_team(<double> dz.shape[0] * dz.shape[1], threads))
+        if to_dz.data != from_dy.data:
+            memcpy(to_dz.data, from_dy.data, to_dz.rows * to_dz.columns * size)
+        run_layer_backward(&net, size, threads)
 
 
-def dropout(real[:, ::1] y, const real[:, ::1] x, double p, uint64_t key, uint64_t step, int threads):
+def dropout(y, x, double p, uint64_t key, uint64_t step, int threads):
+    cdef intp size = y.itemsize
+    cdef Matrix to_y = output(y, size)
     cdef Net net
     cdef Layer layer
+    init_layer(&net, &layer, DROPOUT, to_y, size)
+    layer.op.p, layer.op.key, net.step, layer.y, net.x = p, key, step, to_y.data, matrix(x, size).data
     with nogil:
-        init_layer(&net, &layer, DROPOUT, matrix(y), matrix(x), NULL, NULL, y.shape[0], y.shape[1], matrix(x))
-        layer.op.p, layer.op.key, net.step = p, key, step
-        run_team(<Task> thread_layer_forward[real], &net, elementwise_team(<double> y.shape[0] * y.shape[1], threads))
+        run_layer_forward(&net, size, threads)
 
 
-def batchnorm_forward(real[:, ::1] y, real[:, ::1] stats, const real[:, ::1] x, const real[::1] weight,
-                      const real[::1] bias, double momentum, double eps, bint training, int threads):
+def batchnorm_forward(y, stats, x, weight, bias, double momentum, double eps, bint training, int threads):
+    cdef intp size = y.itemsize
+    cdef Matrix to_y = output(y, size)
     cdef Net net
     cdef Layer layer
+    init_layer(&net, &layer, BATCHNORM, to_y, size)
+    layer.y, layer.stats, net.x = to_y.data, output(stats, size).data, matrix(x, size).data
+    layer.weight, layer.bias = matrix(weight, size).data, matrix(bias, size).data
+    layer.op.momentum, layer.op.eps, net.training = momentum, eps, training
     with nogil:
-        init_layer(&net, &layer, BATCHNORM, matrix(y), matrix(x), NULL, NULL, y.shape[0], y.shape[1], matrix(x))
-        layer.weight, layer.bias, layer.stats = vector(weight), vector(bias), matrix(stats)
-        layer.op.momentum, layer.op.eps, net.training = momentum, eps, training
-        run_team(<Task> thread_layer_forward[real], &net, elementwise_team(<double> y.shape[0] * y.shape[1], threads))
+        run_layer_forward(&net, size, threads)
 
 
-def batchnorm_backward(real[::1] dweight, real[::1] dbias, real[:, ::1] dx, const real[:, ::1] dy,
-                       const real[:, ::1] x, const real[:, ::1] stats, const real[::1] weight, int threads):
+def batchnorm_backward(dweight, dbias, dx, dy, x, stats, weight, int threads):
+    cdef intp size = x.itemsize
+    cdef Matrix from_x = matrix(x, size)
     cdef Net net
     cdef Layer layer
+    init_layer(&net, &layer, BATCHNORM, from_x, size)
+    net.x, net.dx, layer.dy = from_x.data, output(dx, size).data, matrix(dy, size).data
+    layer.weight, layer.stats = matrix(weight, size).data, matrix(stats, size).data
+    layer.dweight, layer.dbias = output(dweight, size).data, output(dbias, size).data
     with nogil:
-        init_layer(&net, &layer, BATCHNORM, NULL, matrix(x), matrix(dy), matrix(dx) if dx is not None else NULL,
-                    x.shape[0], x.shape[1], matrix(x))
-        layer.weight, layer.stats = vector(weight), matrix(stats)
-        layer.dweight, layer.dbias = vector(dweight), vector(dbias)
-        run_team(<Task> thread_layer_backward[real], &net, elementwise_team(<double> x.shape[0] * x.shape[1], threads))
+        run_layer_backward(&net, size, threads)
 
 
-def layernorm_forward(real[:, ::1] y, real[:, ::1] rows, const real[:, ::1] x, const real[::1] weight,
-                      const real[::1] bias, double eps, int threads):
+def layernorm_forward(y, rows, x, weight, bias, double eps, int threads):
+    cdef intp size = y.itemsize
+    cdef Matrix to_y = output(y, size)
     cdef Net net
     cdef Layer layer
+    init_layer(&net, &layer, LAYERNORM, to_y, size)
+    layer.y, layer.moments, net.x = to_y.data, output(rows, size).data, matrix(x, size).data
+    layer.weight, layer.bias, layer.op.eps = matrix(weight, size).data, matrix(bias, size).data, eps
     with nogil:
-        init_layer(&net, &layer, LAYERNORM, matrix(y), matrix(x), NULL, NULL, y.shape[0], y.shape[1], matrix(x))
-        layer.weight, layer.bias, layer.moments = vector(weight), vector(bias), matrix(rows)
-        layer.op.eps = eps
-        run_team(<Task> thread_layer_forward[real], &net, elementwise_team(<double> y.shape[0] * y.shape[1], threads))
+        run_layer_forward(&net, size, threads)
 
 
-def layernorm_backward(real[::1] dweight, real[::1] dbias, real[:, ::1] dx, const real[:, ::1] dy,
-                       const real[:, ::1] x, const real[:, ::1] rows, const real[::1] weight, int threads):
+def layernorm_backward(dweight, dbias, dx, dy, x, rows, weight, int threads):
+    cdef intp size = x.itemsize
+    cdef Matrix from_x = matrix(x, size)
     cdef Net net
     cdef Layer layer
+    init_layer(&net, &layer, LAYERNORM, from_x, size)
+    net.x, net.dx, layer.dy = from_x.data, output(dx, size).data, matrix(dy, size).data
+    layer.weight, layer.moments = matrix(weight, size).data, matrix(rows, size).data
+    layer.dweight, layer.dbias = output(dweight, size).data, output(dbias, size).data
     with nogil:
-        init_layer(&net, &layer, LAYERNORM, NULL, matrix(x), matrix(dy), matrix(dx) if dx is not None else NULL,
-                    x.shape[0], x.shape[1], matrix(x))
-        layer.weight, layer.moments = vector(weight), matrix(rows)
-        layer.dweight, layer.dbias = vector(dweight), vector(dbias)
-        run_team(<Task> thread_layer_backward[real], &net, elementwise_team(<double> x.shape[0] * x.shape[1], threads))
+        run_layer_backward(&net, size, threads)
 
 
 # --- losses
 
 cdef void thread_loss_call(LossCall *call, Thread *thread, const real *witness) noexcept nogil:
-    thread_loss(call.partial, &call.criterion, <real *> call.dpred, <const real *> call.pred, call.targets,
-                <const real *> call.sample_weight, call.scale, call.batch, call.outputs, thread)
+    thread_loss(call.partial, &call.criterion, <real *> call.dpred.data, <const real *> call.pred.data, call.targets,
+                <const real *> call.sample_weight, call.scale, call.pred.rows, call.pred.columns, thread)
 
 
-def loss(real[:, ::1] dpred, const real[:, ::1] pred, target, const real[::1] sample_weight, spec, int threads):
+cdef void run_loss(LossCall *call, int threads, const real *witness) noexcept nogil:
+    call.scale = loss_scale(&call.criterion, call.targets, <const real *> call.sample_weight, call.pred.rows,
+                            call.pred.columns)
+    run_team(<Task> thread_loss_call[real], call,
+             elementwise_team(<double> call.pred.rows * call.pred.columns, threads))
+
+
+def loss(dpred, pred, target, sample_weight, spec, int threads):
+    cdef intp size = pred.itemsize
     cdef LossCall call
-    cdef double result
     read_criterion(&call.criterion, spec)
-    call.dpred, call.pred, call.targets = matrix(dpred), matrix(pred), address(target)
-    call.batch, call.outputs = pred.shape[0], pred.shape[1]
-    call.sample_weight = vector(sample_weight) if sample_weight is not None else NULL
+    call.dpred, call.pred = output(dpred, size), matrix(pred, size)
+    call.targets, call.sample_weight = address(target), matrix(sample_weight, size).data
     with nogil:
-        call.scale = loss_scale(&call.criterion, call.targets, <const real *> call.sample_weight, call.batch,
-                                call.outputs)
-        run_team(<Task> thread_loss_call[real], &call, elementwise_team(<double> call.batch * call.outputs, threads))
-        result = total(call.partial, ceil_div(call.batch, chunk_rows(call.batch)))
-    return result
+        if size == 4:
+            run_loss(&call, threads, <float *> NULL)
+        else:
+            run_loss(&call, threads, <double *> NULL)
+    return total(call.partial, ceil_div(call.pred.rows, chunk_rows(call.pred.rows)))
 
 
 # --- updates
 
 cdef inline void update_run(UpdateCall *call, intp begin, intp end, bint decays, const real *witness) noexcept nogil:
-    update_rows(&call.update, <real *> call.param + begin, 0, begin, 0, <const real *> call.grad + begin, 0,
+    update_rows(&call.update, <real *> call.param.data + begin, 0, begin, 0, <const real *> call.grad.data + begin, 0,
                 call.grad_scale, decays, 1, end - begin)
 
 
 cdef void thread_update(UpdateCall *call, Thread *thread, const real *witness) noexcept nogil:
     """A thread's whole cache lines of the vectors; weight decay spares the ranges that the update names."""
-    cdef intp line = 64 // <intp> sizeof(real), k, low, high
-    cdef Range lines = thread_part(ceil_div(call.n, line), thread)
-    cdef intp begin = lines.begin * line, end = min(call.n, lines.end * line)
+    cdef intp n = call.param.rows * call.param.columns, line = 64 // <intp> sizeof(real), k, low, high
+    cdef Range lines = thread_part(ceil_div(n, line), thread)
+    cdef intp begin = lines.begin * line, end = min(n, lines.end * line)
     for k in range(call.update.undecayed_count):
         low, high = max(begin, call.update.undecayed[2 * k]), min(end, call.update.undecayed[2 * k + 1])
         if low < high:
@@ -330,64 +357,76 @@ cdef void thread_update(UpdateCall *call, Thread *thread, const real *witness) n
     update_run(call, begin, end, True, witness)
 
 
-def update(real[::1] param, const real[::1] grad, spec, double grad_scale, int threads):
+def update(param, grad, spec, double grad_scale, int threads):
+    cdef intp size = param.itemsize
     cdef UpdateCall call
     read_update(&call.update, spec)
     call.update.weight_decay = spec.weight_decay
-    call.param, call.grad, call.n, call.grad_scale = vector(param), vector(grad), param.shape[0], grad_scale
+    call.param, call.grad, call.grad_scale = output(param, size), matrix(grad, size), grad_scale
     prepare_update(&call.update, spec.lr)
+    threads = elementwise_team(call.param.rows * call.param.columns, threads)
     with nogil:
-        run_team(<Task> thread_update[real], &call, elementwise_team(call.n, threads))
+        run_team(<Task> thread_update[float] if size == 4 else <Task> thread_update[double], &call, threads)
 
 
 cdef void thread_norm(NormCall *call, Thread *thread, const real *witness) noexcept nogil:
-    thread_squared_norm(call.partial, <const real *> call.x, call.n, thread)
+    thread_squared_norm(call.partial, <const real *> call.x.data, call.x.columns, thread)
 
 
-def squared_norm(const real[::1] x, int threads):
+def squared_norm(x, int threads):
+    cdef intp size = x.itemsize
     cdef NormCall call
-    cdef double result
-    call.x, call.n = vector(x), x.shape[0]
+    call.x = matrix(x, size)
+    threads = elementwise_team(call.x.columns, threads)
     with nogil:
-        run_team(<Task> thread_norm[real], &call, elementwise_team(call.n, threads))
-        result = total(call.partial, CHUNKS)
-    return result
+        run_team(<Task> thread_norm[float] if size == 4 else <Task> thread_norm[double], &call, threads)
+    return total(call.partial, CHUNKS)
 
 
 # --- the rest
 
-def batch_order(int64_t[::1] rows, intp first, intp samples, key):
+def batch_order(rows, intp first, intp samples, order):
+    cdef Matrix out = output(rows, sizeof(int64_t))
     cdef Shuffle shuffle
-    if rows.shape[0] == 0:
+    if out.columns == 0:
         return
-    init_shuffle(&shuffle, samples, key)
+    init_shuffle(&shuffle, samples, order)
     with nogil:
-        shuffled(&shuffle, &rows[0], first, rows.shape[0])
+        shuffled(&shuffle, <int64_t *> out.data, first, out.columns)
 
 
 def all_finite(x):
-    cdef const char *data = <const char *> address(x)
-    cdef intp n = x.size
-    cdef bint single = x.dtype.itemsize == 4, result
+    cdef const void *data = address(x)
+    cdef intp n = x.size, size = x.itemsize
+    cdef bint result
     if n == 0:
         return True
     with nogil:
-        result = all_finite_vector(<const float *> data, n) if single else all_finite_vector(<const double *> data, n)
+        if size == 4:
+            result = all_finite_vector(<const float *> data, n)
+        else:
+            result = all_finite_vector(<const double *> data, n)
     return result
 
 
-def unknown_category(const real[:, ::1] x, const int64_t[::1] categories):
-    cdef intp columns = categories.shape[0], at
+def unknown_category(x, categories):
+    cdef intp size = x.itemsize, at
+    cdef Matrix from_x = matrix(x, size), counts = matrix(categories, sizeof(int64_t))
+    cdef const char *ids = <const char *> from_x.data + (from_x.columns - counts.columns) * size
+    cdef const int64_t *limits = <const int64_t *> counts.data
     with nogil:
-        at = first_unknown(matrix(x) + x.shape[1] - columns, x.shape[1], &categories[0], x.shape[0], columns)
+        if size == 4:
+            at = first_unknown(<const float *> ids, from_x.columns, limits, from_x.rows, counts.columns)
+        else:
+            at = first_unknown(<const double *> ids, from_x.columns, limits, from_x.rows, counts.columns)
     return at
 
 
 def peak_flops(dtype, intp repeats):
     """Run 2 * lanes * chains * repeats fused multiply-adds on registers alone; returns the operations done."""
     cdef char sink[64]
-    cdef bint single = dtype.itemsize == 4
+    cdef intp size = dtype.itemsize
     cdef double operations
     with nogil:
-        operations = peak_float(repeats, <float *> sink) if single else peak_double(repeats, <double *> sink)
+        operations = peak_float(repeats, <float *> sink) if size == 4 else peak_double(repeats, <double *> sink)
     return operations

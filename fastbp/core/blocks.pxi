@@ -49,14 +49,15 @@ cdef void pack_block(Layer *layer, Block b, const real *witness) noexcept nogil:
     """weight -> panels."""
     cdef intp outputs = layer.op.outputs
     copy_rows(block_in_panels(layer, b, witness), in_panels(layer.op.inputs, witness),
-              <const real *> layer.weight + b.i0 * outputs + b.j0, in_rows(outputs, witness), 0, b.i1 - b.i0, b.j1 - b.j0)
+              <const real *> layer.weight + b.i0 * outputs + b.j0, in_rows(outputs, witness), 0, b.i1 - b.i0,
+              b.j1 - b.j0)
 
 
 cdef void unpack_block(Layer *layer, Block b, const real *witness) noexcept nogil:
     """panels -> weight."""
     cdef intp outputs = layer.op.outputs
-    copy_rows(<real *> layer.weight + b.i0 * outputs + b.j0, in_rows(outputs, witness), block_in_panels(layer, b, witness),
-              in_panels(layer.op.inputs, witness), 0, b.i1 - b.i0, b.j1 - b.j0)
+    copy_rows(<real *> layer.weight + b.i0 * outputs + b.j0, in_rows(outputs, witness),
+              block_in_panels(layer, b, witness), in_panels(layer.op.inputs, witness), 0, b.i1 - b.i0, b.j1 - b.j0)
 
 
 cdef inline intp transposed_offset(Layer *layer, Block b, const real *witness) noexcept nogil:
@@ -75,7 +76,8 @@ cdef void transpose_block(Layer *layer, Block b, bint from_panels, const real *w
         transpose(out, width, weight, outputs, b.i1 - b.i0, b.j1 - b.j0)
 
 
-cdef void reorder_state(Layer *layer, real *state, intp i0, real *buffer, bint back, const real *witness) noexcept nogil:
+cdef void reorder_state(Layer *layer, real *state, intp i0, real *buffer, bint back,
+                        const real *witness) noexcept nogil:
     """Reorder up to PANEL rows of a state vector in place: from rows into contiguous blocks, or back."""
     cdef intp width = panel_width(witness), outputs = layer.op.outputs, j = 0, w, i
     cdef intp rows = min(width, layer.op.inputs - i0)

@@ -1,9 +1,9 @@
 # Contention: what a team does when other processes want its cores.
 #
 # A thread that the operating system has taken off its core keeps all others waiting, barrier after barrier. A team that
-# has waited for half of its time is disbanded, and a single thread works for a while (the back-off). Then the team works
-# again; if a single thread was no faster, the team is not checked for as long. Every back-off is twice as long as the one
-# before it. No bit depends on any of this.
+# has waited for half of its time is disbanded, and a single thread works for a while (the back-off). Then the team
+# works again; if a single thread was no faster, the team is not checked for as long. Every back-off is twice as long as
+# the one before it. No bit depends on any of this.
 
 cdef double MIN_WAIT = 0.01, MIN_BACKOFF = 0.1, MAX_BACKOFF = 2  # seconds
 

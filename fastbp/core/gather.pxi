@@ -1,7 +1,7 @@
 # An epoch's data: what an epoch is given, and how threads gather its batches.
 #
 # A cache line that one core writes and another reads costs as much as a hundred operations. So every thread has a batch
-# of its own in panels, and gathers the rows that are its own and what its blocks of the first weight need of the others.
+# of its own in panels, and gathers its own rows and what its blocks of the first weight need of the others.
 
 cdef extern from "microkernel.h" nogil:
     void prefetch_line(const char *p)

@@ -41,7 +41,7 @@ cdef PrefetchPlan plan_prefetch(Epoch *e, Gather *g, Net *net, int i, Block b, b
 
 cdef void update_block(Epoch *e, Net *net, int i, Block b, const real *gradient, intp gradient_row,
                        double grad_scale) noexcept nogil:
-    """Apply the block's gradients, to the panels if the weight has any; the blocks of the first rows update the bias."""
+    """Apply the block's gradients, to the panels if the weight has any; blocks of the first rows update the bias."""
     cdef Layer *layer = &net.layers[i]
     cdef intp outputs = layer.op.outputs, row = outputs, state_row = outputs
     cdef real *weight = <real *> layer.weight + b.i0 * outputs + b.j0

@@ -1,12 +1,18 @@
 """The compiled kernels: this file is built once per instruction set, as _avx512, _avx2, _neon and _generic.
 
-Every included file has one idea and uses only names that are defined above it: pointers, the partition of work, layouts,
-functions of numbers, products, losses, updates, the layers of a network, its passes, epochs, and last the bindings that
-Python calls. `real` is float or double, one body for both.
+Every included file has one idea and uses only names that are defined above it: pointers, the partition of work,
+layouts, functions of numbers, products, losses, updates, the layers of a network, its passes, epochs, and last the
+bindings that Python calls. `real` is float or double, one body for both.
 """
 
-cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (
+    PyBUF_ND,
+    PyBUF_SIMPLE,
+    PyBUF_STRIDES,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
 from libc.math cimport NAN, fabs, fabsf, pow, sqrt, sqrtf
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset

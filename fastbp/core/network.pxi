@@ -16,12 +16,11 @@ cdef void thread_forward(Pass *p, Thread *thread, const real *witness) noexcept 
     cdef Net *net = &p.net
     cdef Range rows = thread_rows(net.batch, thread)
     cdef Layer *last = &net.layers[net.count - 1]
+    cdef intp inputs = net.layers[0].op.inputs, outputs = last.op.outputs
     pack_weights(net, thread, True, False, witness)
-    copy_rows(<real *> net.x, net.layout, <const real *> p.x, in_rows(net.layers[0].op.inputs, witness), rows.begin, rows.end,
-              net.layers[0].op.inputs)
+    copy_rows(<real *> net.x, net.layout, <const real *> p.x, in_rows(inputs, witness), rows.begin, rows.end, inputs)
     forward_rows(net, thread, rows.begin, rows.end, witness)
-    copy_rows(<real *> p.y, in_rows(last.op.outputs, witness), <const real *> last.y, net.layout, rows.begin, rows.end,
-              last.op.outputs)
+    copy_rows(<real *> p.y, in_rows(outputs, witness), <const real *> last.y, net.layout, rows.begin, rows.end, outputs)
     if net.training:
         commit_statistics(net, thread, witness)
 
@@ -30,13 +29,14 @@ cdef void thread_backward(Pass *p, Thread *thread, const real *witness) noexcept
     cdef Net *net = &p.net
     cdef Range rows = thread_rows(net.batch, thread)
     cdef Layer *last = &net.layers[net.count - 1]
+    cdef intp inputs = net.layers[0].op.inputs, outputs = last.op.outputs
     pack_weights(net, thread, False, True, witness)
-    copy_rows(<real *> last.dy, net.layout, <const real *> p.dy, in_rows(last.op.outputs, witness), rows.begin, rows.end,
-              last.op.outputs)
+    copy_rows(<real *> last.dy, net.layout, <const real *> p.dy, in_rows(outputs, witness), rows.begin, rows.end,
+              outputs)
     backward_rows(net, thread, rows.begin, rows.end, witness)
     if p.dx != NULL:
-        copy_rows(<real *> p.dx, in_rows(net.layers[0].op.inputs, witness), <const real *> net.dx, net.layout, rows.begin, rows.end,
-                  net.layers[0].op.inputs)
+        copy_rows(<real *> p.dx, in_rows(inputs, witness), <const real *> net.dx, net.layout, rows.begin, rows.end,
+                  inputs)
     barrier(thread)
     thread_gradients(net, thread, witness)
 
@@ -59,7 +59,7 @@ cdef class Network:
     cdef Net net
     cdef object owned        # keeps alive what the layers point to
     cdef object memory       # the arrays of the workspace, by what they hold
-    cdef bint single
+    cdef intp size           # of a number in bytes: 4 or 8
     cdef void *values
     cdef void *grads
     cdef intp parameters
@@ -75,18 +75,18 @@ cdef class Network:
     cdef list spares         # networks whose workspaces serve predictions meanwhile
 
     def __init__(self, ops, values, grads, stats, tables):
-        cdef const Op[::1] records = ops
-        cdef const Table[::1] table_records = tables
+        cdef const Op *records = <const Op *> matrix(ops, sizeof(Op)).data
+        cdef const Table *table_records = <const Table *> matrix(tables, sizeof(Table)).data
         cdef int i
         self.owned = (ops, values, grads, stats, tables)
         self.memory, self.spares = {}, []
-        self.single = values.dtype.itemsize == 4
+        self.size = values.itemsize
         self.values, self.grads, self.parameters = address(values), address(grads), values.size
-        self.net.count = <int> records.shape[0]
+        self.net.count = <int> len(ops)
         self.net.layers = <Layer *> self.allocate("layers", self.net.count * sizeof(Layer))
-        self.net.table_count = <int> table_records.shape[0]
+        self.net.table_count = <int> len(tables)
         if self.net.table_count > 0:
-            self.net.tables = &table_records[0]
+            self.net.tables = table_records
             for i in range(self.net.table_count):
                 self.entries += table_records[i].rows * table_records[i].dim
         for i in range(self.net.count):
@@ -106,7 +106,7 @@ cdef class Network:
 
     cdef void *offset(self, void *base, intp elements) noexcept:
         """A tensor of a flat buffer, NULL where the op has none."""
-        return <char *> base + elements * (4 if self.single else 8) if elements >= 0 else NULL
+        return <char *> base + elements * self.size if elements >= 0 else NULL
 
     cdef int bind(self, Layer *layer, void *stats) except -1:
         """Point a layer to its parameters, and to panels of its weight if its rows are too long to be read in place."""
@@ -116,31 +116,25 @@ cdef class Network:
         layer.stats = self.offset(stats, op.stats)
         if op.kind == EMBEDDING:
             layer.weight, layer.dweight = self.values, self.grads
-        if op.kind == DENSE and not (reads_in_place(op, <float *> NULL) if self.single else
+        if op.kind == DENSE and not (reads_in_place(op, <float *> NULL) if self.size == 4 else
                                      reads_in_place(op, <double *> NULL)):
-            layer.panels = self.allocate(("panels", op.weight), self.panel_bytes(op.inputs, op.outputs))
+            layer.panels = self.allocate(("panels", op.weight), panel_bytes(op.inputs, op.outputs, self.size))
         return 0
-
-    cdef intp panel_bytes(self, intp rows, intp n) noexcept:
-        """Bytes of a matrix in panels, rounded up to whole cache lines."""
-        if self.single:
-            return ceil_div(panels_size(rows, n, <float *> NULL) * sizeof(float), 64) * 64
-        return ceil_div(panels_size(rows, n, <double *> NULL) * sizeof(double), 64) * 64
 
     cdef reserve_batch(self, intp batch):
         """Reserve memory for the activations of a batch; it is kept from step to step."""
         cdef int i
         cdef Layer *layer
         self.net.batch = batch
-        self.net.layout = in_panels(batch, <float *> NULL) if self.single else in_panels(batch, <double *> NULL)
+        self.net.layout = panel_layout(batch, self.size)
         if batch <= self.batch_capacity:
             return
-        self.net.x = self.allocate("x", self.panel_bytes(batch, self.net.layers[0].op.inputs))
+        self.net.x = self.allocate("x", panel_bytes(batch, self.net.layers[0].op.inputs, self.size))
         for i in range(self.net.count):
             layer = &self.net.layers[i]
-            layer.y = self.allocate(("y", i), self.panel_bytes(batch, layer.op.outputs))
+            layer.y = self.allocate(("y", i), panel_bytes(batch, layer.op.outputs, self.size))
             if layer.op.kind == DENSE and NEEDS_INPUT[layer.op.activation]:
-                layer.z = self.allocate(("z", i), self.panel_bytes(batch, layer.op.outputs))
+                layer.z = self.allocate(("z", i), panel_bytes(batch, layer.op.outputs, self.size))
             if layer.op.kind == LAYERNORM:
                 layer.moments = self.allocate(("moments", i), 2 * batch * sizeof(double))
         self.batch_capacity = batch
@@ -152,11 +146,12 @@ cdef class Network:
         for i in range(self.net.count):
             layer = &self.net.layers[i]
             if layer.op.kind == DENSE and (i > 0 or input_gradient) and layer.transposed == NULL:
-                layer.transposed = self.allocate(("transposed", i), self.panel_bytes(layer.op.outputs, layer.op.inputs))
+                layer.transposed = self.allocate(("transposed", i),
+                                                 panel_bytes(layer.op.outputs, layer.op.inputs, self.size))
         if self.batch_capacity > self.gradient_capacity:
             for i in range(self.net.count):
                 layer = &self.net.layers[i]
-                layer.dy = self.allocate(("dy", i), self.panel_bytes(self.batch_capacity, layer.op.outputs))
+                layer.dy = self.allocate(("dy", i), panel_bytes(self.batch_capacity, layer.op.outputs, self.size))
             for i in range(self.net.count - 1, 0, -1):
                 if self.net.layers[i].op.kind == ACTIVATION:  # its derivative is applied in place
                     self.net.layers[i - 1].dy = self.net.layers[i].dy
@@ -165,14 +160,14 @@ cdef class Network:
         if input_gradient and self.net.layers[0].op.kind == ACTIVATION:
             self.net.dx = self.net.layers[0].dy
         elif input_gradient:
-            self.net.dx = self.allocate("dx", self.panel_bytes(self.net.batch, self.net.layers[0].op.inputs))
+            self.net.dx = self.allocate("dx", panel_bytes(self.net.batch, self.net.layers[0].op.inputs, self.size))
 
     cdef int team_size(self, double work, double work_per_thread, int threads) noexcept:
         """How many threads pay for so much work per sample."""
         return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), work * self.net.batch / work_per_thread))
 
     def forward(self, y, x, uint64_t step, bint training, int threads):
-        """y (B, O) = network(x (B, I)); in training it keeps what the backward pass needs. step selects dropout's masks.
+        """y (B, O) = network(x (B, I)); in training it keeps what the backward pass needs. step selects dropout masks.
 
         Outside of training any number of threads may call it at once; what a backward pass waits for is not touched.
         """
@@ -202,7 +197,7 @@ cdef class Network:
         work.net, work.y, work.x = self.net, address(y), address(x)
         threads = self.team_size(self.work, OPERATIONS_PER_THREAD_AND_CALL, threads)
         with nogil:
-            run_team(<Task> thread_forward[float] if self.single else <Task> thread_forward[double], &work, threads)
+            run_team(<Task> thread_forward[float] if self.size == 4 else <Task> thread_forward[double], &work, threads)
 
     def backward(self, dx, dy, int threads):
         """Fill grads from dy (B, O), the gradient of the last forward's y, and dx (B, I) if it is not None."""
@@ -211,7 +206,8 @@ cdef class Network:
         work.net, work.dy, work.dx = self.net, address(dy), address_or_null(dx)
         threads = self.team_size(2 * self.work, OPERATIONS_PER_THREAD_AND_CALL, threads)
         with nogil:
-            run_team(<Task> thread_backward[float] if self.single else <Task> thread_backward[double], &work, threads)
+            run_team(<Task> thread_backward[float] if self.size == 4 else <Task> thread_backward[double], &work,
+                     threads)
         self.pending = False
 
     def record_times(self, times):
@@ -230,12 +226,12 @@ cdef class Network:
         cdef int i
         cdef intp panels
         for i in range(self.net.count):
-            panels = self.net.layers[i].op.outputs * (4 if self.single else 8) // (2 * VECTOR_BYTES)
+            panels = self.net.layers[i].op.outputs * self.size // (2 * VECTOR_BYTES)
             self.net.layers[i].by_columns = threads > 1 and self.net.layers[i].panels != NULL and panels >= 2 * threads
 
     cdef reserve_epoch(self, Epoch *e, int threads):
         """Reserve memory for a batch as the loss reads it, and for every thread's block of gradients."""
-        cdef intp inputs, size = sizeof(float) if self.single else sizeof(double)
+        cdef intp inputs, size = self.size
         cdef intp batch = self.net.batch, outputs = self.net.layers[self.net.count - 1].op.outputs
         if batch > self.epoch_capacity:
             self.allocate("pred", batch * outputs * size)
@@ -245,7 +241,7 @@ cdef class Network:
             self.epoch_capacity = batch
             self.thread_capacity = 0
         e.block_size = VECTOR_BYTES // size * 2 * max(<intp> BLOCK_COLUMNS_BYTES // size, self.longest_row)
-        inputs = self.panel_bytes(self.epoch_capacity, self.net.layers[0].op.inputs)
+        inputs = panel_bytes(self.epoch_capacity, self.net.layers[0].op.inputs, size)
         if threads > self.thread_capacity:
             self.allocate("blocks", threads * e.block_size * size)
             self.allocate("rows", threads * 2 * self.epoch_capacity * sizeof(int64_t))
@@ -273,7 +269,7 @@ cdef class Network:
             e.net.step, e.net.stop, e.net.polled, e.net.unpolled = step + e.done, stop, now(), 0
             start_check(&self.policy, &e.check, single, e.net.polled, e.done)
             with nogil:
-                run_team(<Task> thread_epoch[float] if self.single else <Task> thread_epoch[double], e,
+                run_team(<Task> thread_epoch[float] if self.size == 4 else <Task> thread_epoch[double], e,
                          1 if single else threads)
             if threads > 1:
                 update_policy(&self.policy, &e.check, single, e.done)

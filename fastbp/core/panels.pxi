@@ -49,6 +49,17 @@ cdef inline intp panels_size(intp rows, intp n, const real *witness) noexcept no
     return ceil_div(n, panel_width(witness)) * in_panels(rows, witness).panel
 
 
+cdef inline Layout panel_layout(intp rows, intp size) noexcept nogil:
+    """As ``in_panels``, for numbers of so many bytes."""
+    return in_panels(rows, <float *> NULL) if size == 4 else in_panels(rows, <double *> NULL)
+
+
+cdef inline intp panel_bytes(intp rows, intp n, intp size) noexcept nogil:
+    """Bytes of a matrix in panels, of numbers of so many bytes, rounded up to whole cache lines."""
+    return ceil_div(size * (panels_size(rows, n, <float *> NULL) if size == 4 else
+                            panels_size(rows, n, <double *> NULL)), 64) * 64
+
+
 cdef inline void copy_run(real *out, const real *src, intp n) noexcept nogil:
     """out (n,) = src (n,) by whole vectors; the last one overlaps the one before it."""
     cdef intp i = 0, quad = 16 // <intp> sizeof(real), lane = lanes(out)

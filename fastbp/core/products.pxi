@@ -53,7 +53,8 @@ cdef inline intp block_depth(intp k, const real *witness) noexcept nogil:
 
 
 cdef inline void run_tile(int rows, int vectors, bint transposed, intp k, const real *a, intp a_panel, const real *b,
-                          intp b_row, real *c, intp c_row, const TileEpilogue *epilogue, Prefetch prefetch) noexcept nogil:
+                          intp b_row, real *c, intp c_row, const TileEpilogue *epilogue,
+                          Prefetch prefetch) noexcept nogil:
     if real is float:
         tile_float(rows, vectors, transposed, k, a, a_panel, b, b_row, c, c_row, epilogue, prefetch)
     else:
@@ -67,7 +68,7 @@ cdef inline bint fused_in_tile(const Epilogue *epilogue) noexcept nogil:
 
 cdef inline TileEpilogue tile_epilogue(const Epilogue *epilogue, bint first, bint last, intp offset, intp column,
                                        const real *witness) noexcept nogil:
-    """The tile's part of the epilogue: it starts from the bias in the first block of k, and applies ReLU in the last."""
+    """The tile's part of the epilogue: it adds the bias in the first block of k and applies ReLU in the last."""
     cdef TileEpilogue tile
     cdef bint relu = last and fused_in_tile(epilogue)
     tile.accumulate = not first

@@ -59,7 +59,7 @@ cdef inline void adam_run(real *param, real *m, real *v, const real *grad, real 
                           intp n) noexcept nogil:
     """share = 1 - beta comes from float64: float32 would lose it for a beta close to one.
 
-    decay multiplies param (decoupled); weight_decay times param is added to the gradient (L2). One of them has no effect.
+    decay multiplies param (decoupled); weight_decay times param is added to the gradient (L2). One has no effect.
     """
     cdef intp i
     cdef real g, m_i, v_i

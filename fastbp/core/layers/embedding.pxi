@@ -1,8 +1,8 @@
 # Embedding, the first layer: ids are replaced by rows of tables, whose gradients are added up in the flat buffer.
 #
-# Forward, a thread computes its rows of the batch, as in every layer. Backward, it owns rows of the tables: it reads the
-# ids of the whole batch and adds up the gradients of its own rows, in the order of the columns and then of the batch,
-# so that a sum does not depend on the number of threads. Between two steps of an epoch the tables' gradients are zero:
+# Forward, a thread computes its rows of the batch, as in every layer. Backward, it owns rows of the tables: it reads
+# the ids of the whole batch and adds up the gradients of its own rows, in the order of the columns and then of the
+# batch, so that a sum does not depend on the number of threads. Between two steps of an epoch the tables' gradients are zero:
 # a step clears the rows that it has used.
 
 cdef extern from "microkernel.h" nogil:
@@ -75,8 +75,8 @@ cdef void clear_rows(const IdColumn *c, real *table, intp dim, intp r0, intp r1,
 
 
 cdef void update_used_rows(const IdColumn *c, const Update *u, real *table, real *gradient, const Table *t,
-                         double grad_scale, intp r0, intp r1, intp batch) noexcept nogil:
-    """Update table[ids] and clear their gradients; an id that comes again then has a gradient of zero, which is idle."""
+                           double grad_scale, intp r0, intp r1, intp batch) noexcept nogil:
+    """Update table[ids] and clear their gradients; an id that comes again then has one of zero, which is idle."""
     cdef intp i, row, dim = t.dim
     for i in range(batch):
         row = id_at(c, i, table)
@@ -126,7 +126,8 @@ cdef inline intp first_table_row(const Table *t, double before, double work, dou
     return <intp> (max(0.0, min(1.0, (all_work * number / thread.team_size - before) / work)) * t.rows)
 
 
-cdef void add_table_rows(Net *net, const Table *t, intp i, intp j, intp r0, intp r1, const real *witness) noexcept nogil:
+cdef void add_table_rows(Net *net, const Table *t, intp i, intp j, intp r0, intp r1,
+                         const real *witness) noexcept nogil:
     """A table's gradients, rows r0..r1; its columns of ids begin at i, those of dy at j."""
     cdef Layer *layer = &net.layers[0]
     cdef IdColumn column
@@ -137,7 +138,7 @@ cdef void add_table_rows(Net *net, const Table *t, intp i, intp j, intp r0, intp
 
 
 cdef void update_table(const Update *u, Net *net, const Table *t, intp i, intp r0, intp r1, double grad_scale,
-                        bint keep, const real *witness) noexcept nogil:
+                       bint keep, const real *witness) noexcept nogil:
     """Update rows r0..r1 of a table and, unless they are kept, clear their gradients."""
     cdef Layer *layer = &net.layers[0]
     cdef IdColumn column

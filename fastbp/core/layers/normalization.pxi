@@ -54,7 +54,7 @@ cdef void batchnorm_forward_panel(real *y, real *stats, const real *x, Layout la
 
 
 cdef void update_running_statistics(real *stats, double momentum, double eps, intp batch, intp n, intp begin,
-                                   intp end) noexcept nogil:
+                                    intp end) noexcept nogil:
     """Move columns begin..end of the running mean and variance towards the batch's; one sample has no variance."""
     cdef intp j
     cdef double variance

@@ -1,7 +1,7 @@
 """The reference: every kernel in plain NumPy, with the same name and signature, never optimised.
 
-It is the oracle of the tests and the baseline of the benchmarks, and it is the place to read what a kernel computes: a
-module here explains the .pxi file of the same name. Partition, panels, blocks and contention have no reference: they are
+It is the oracle of the tests and the baseline of the benchmarks, and the place to read what a kernel computes: a module
+here explains the .pxi file of the same name. Partition, panels, blocks and contention have no reference: they are
 about threads and memory, which NumPy manages by itself.
 
 Arguments run outputs, inputs, scalars, scratch, threads; the last two serve the compiled kernels and are unused here.

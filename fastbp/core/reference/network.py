@@ -175,37 +175,49 @@ class Network:
         the work and is in the report.
         """
         (loss_spec,) = losses
+        X, y, sample_weight = data
         self.threads, self._last = threads, time.perf_counter()
         report, order = Report(0.0, 0, 0), batches.order
-        samples = len(order) if isinstance(order, np.ndarray) else len(data[0])
+        samples = len(order) if isinstance(order, np.ndarray) else len(X)
         try:
             for t in range(batches.steps):
                 first = batches.first + t * batches.batch_size
                 rows = np.empty(min(batches.batch_size, samples - first), np.int64)
                 batch_order(rows, first, samples, order)
-                if not self._step(rows, data, batches.dropout_step + t, loss_spec, update_spec, t, threads, report):
+                batch = X[rows], y[rows], None if sample_weight is None else sample_weight[rows]
+                self._charge_time(_IN_GATHER)
+                lr, decay = (
+                    rate if isinstance(rate, float) else float(rate[t])
+                    for rate in (update_spec.lr, update_spec.weight_decay)
+                )
+                spec = replace(update_spec, step=update_spec.step + t, lr=lr, weight_decay=decay)
+                value, right, taken = self._take_step(batch, batches.dropout_step + t, loss_spec, spec, threads)
+                if not taken:
+                    report.loss += value
                     break
+                report.loss += value * len(rows)
+                report.correct += right
+                report.steps += 1
         except BaseException as interrupt:
             report.interrupt = interrupt
         return report
 
-    def _step(
+    def _take_step(
         self,
-        rows: Array,
-        data: tuple[Array, Array, Array | None],
+        batch: tuple[Array, Array, Array | None],
         dropout_step: int,
         loss_spec: LossSpec,
         update_spec: UpdateSpec,
-        t: int,
         threads: int,
-        report: Report,
-    ) -> bool:
-        """Forward, loss, backward, update; False where the numbers were not finite and no step was taken."""
-        xb, yb, weight = (None if column is None else column[rows] for column in data)
-        pred = np.empty((len(rows), int(self.ops[-1]["outputs"])), xb.dtype)
+    ) -> tuple[float, int, bool]:
+        """Forward, loss, backward, update: the loss, how many were right, and whether the numbers were finite.
+
+        If they were not, nothing has changed.
+        """
+        xb, yb, weight = batch
+        pred = np.empty((len(xb), int(self.ops[-1]["outputs"])), xb.dtype)
         dpred = np.empty_like(pred)
         stats = self.stats.copy()
-        self._charge_time(_IN_GATHER)
         self.forward(pred, xb, dropout_step, True, threads)
         value = loss(dpred, pred, yb, weight, loss_spec, threads)
         right = correct(pred, yb, loss_spec)
@@ -216,16 +228,9 @@ class Network:
             norm = math.sqrt(squared_norm(self.grads, threads)) if clip_norm > 0 else 0.0
         if not (math.isfinite(value) and math.isfinite(norm)):
             self.stats[:] = stats
-            report.loss += value
-            return False
+            return value, 0, False
         scale = min(1.0, clip_norm / (norm + 1e-6)) if clip_norm > 0 else 1.0
-        rates = update_spec.lr, update_spec.weight_decay
-        lr, decay = (rate if isinstance(rate, float) else float(rate[t]) for rate in rates)
-        spec = replace(update_spec, step=update_spec.step + t, lr=lr, weight_decay=decay)
-        update(self.values, self.grads, spec, scale, threads)
+        update(self.values, self.grads, update_spec, scale, threads)
         # the update is one pass over all parameters: each layer is charged for as many as are its own
         self._charge_time(slice(_IN_DWEIGHT, None, 3), self._shares)
-        report.loss += value * len(rows)
-        report.correct += right
-        report.steps += 1
-        return True
+        return value, right, True
