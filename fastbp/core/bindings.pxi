@@ -142,6 +142,15 @@ cdef void init_layer(Net *net, Layer *layer, int kind, Matrix like, intp size) n
     layer.op.kind, layer.op.inputs, layer.op.outputs = kind, like.columns, like.columns
 
 
+cdef void copy_from_panels(Matrix out, const void *panels, intp size) noexcept nogil:
+    if size == 4:
+        copy_rows(<float *> out.data, in_rows(out.columns, <float *> NULL), <const float *> panels,
+                  in_panels(out.rows, <float *> NULL), 0, out.rows, out.columns)
+    else:
+        copy_rows(<double *> out.data, in_rows(out.columns, <double *> NULL), <const double *> panels,
+                  in_panels(out.rows, <double *> NULL), 0, out.rows, out.columns)
+
+
 def dense_forward(y, z, x, weight, bias, int activation, scratch, int threads):
     cdef intp size = x.itemsize
     cdef char *free = <char *> address(scratch)
@@ -165,15 +174,6 @@ def dense_forward(y, z, x, weight, bias, int activation, scratch, int threads):
         run_team(<Task> thread_forward[float] if size == 4 else <Task> thread_forward[double], &p, threads)
         if to_z.data != NULL:
             copy_from_panels(to_z, layer.z, size)
-
-
-cdef void copy_from_panels(Matrix out, const void *panels, intp size) noexcept nogil:
-    if size == 4:
-        copy_rows(<float *> out.data, in_rows(out.columns, <float *> NULL), <const float *> panels,
-                  in_panels(out.rows, <float *> NULL), 0, out.rows, out.columns)
-    else:
-        copy_rows(<double *> out.data, in_rows(out.columns, <double *> NULL), <const double *> panels,
-                  in_panels(out.rows, <double *> NULL), 0, out.rows, out.columns)
 
 
 cdef void thread_dense_backward(DenseBackward *d, Thread *thread, const real *witness) noexcept nogil:

@@ -2,8 +2,8 @@
 #
 # Forward, a thread computes its rows of the batch, as in every layer. Backward, it owns rows of the tables: it reads
 # the ids of the whole batch and adds up the gradients of its own rows, in the order of the columns and then of the
-# batch, so that a sum does not depend on the number of threads. Between two steps of an epoch the tables' gradients are zero:
-# a step clears the rows that it has used.
+# batch, so that a sum does not depend on the number of threads. Between two steps of an epoch the tables' gradients are
+# zero: a step clears the rows that it has used.
 
 cdef extern from "microkernel.h" nogil:
     void add_run_float(float *out, const float *src, intp n)
