@@ -1,20 +1,21 @@
 """fastbp: dense neural networks on CPUs, trained by backpropagation and gradient descent in a compiled core."""
 
+from fastbp import callbacks as callbacks
 from fastbp import datasets, metrics, ops, schedules
-from fastbp.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
-from fastbp.checkpoint import Checkpoint
 from fastbp.checks import check_gradients
 from fastbp.core import get_num_threads, set_num_threads, show_config, use_backend
+from fastbp.data.sampling import batches
 from fastbp.divergence import DivergenceError
-from fastbp.files import FileFormatError
-from fastbp.history import History
+from fastbp.formats.npz import FileFormatError
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Embedding, LayerNorm, TabularInput
 from fastbp.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber, Poisson, Quantile
 from fastbp.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from fastbp.profiling import profile
-from fastbp.sampling import batches
 from fastbp.tensorboard import TensorBoard
 from fastbp.training import Sequential
+from fastbp.training.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
+from fastbp.training.checkpoint import Checkpoint
+from fastbp.training.history import History
 
 __version__ = "0.1.0"
 

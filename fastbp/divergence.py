@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 from fastbp.parameters import Parameters
 
 if TYPE_CHECKING:  # for the type alone: models lie above

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import ELEMENTWISE_LOSSES
-from fastbp.data import (
+from fastbp.data.arrays import (
     Array,
     as_array,
     cast,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastbp.data import Array, as_array, choice, positive_int
+from fastbp.data.arrays import Array, as_array, choice, positive_int
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from fastbp import files
 from fastbp.core import backend, backend_name, get_num_threads, plan
 from fastbp.core._gate import Gate
-from fastbp.data import Array, Categories, cast, features, generator, room, shaped
+from fastbp.data.arrays import Array, Categories, cast, features, generator, room, shaped
+from fastbp.formats import npz
 from fastbp.layers import LAYERS, BatchNorm, Dense, Layer, Lookup
 from fastbp.parameters import Parameters
 
@@ -254,7 +254,7 @@ class Model:
                 arrays |= {f"{i}.running_mean": layer.running_mean, f"{i}.running_var": layer.running_var}
         return arrays
 
-    def save(self, path: files.Path) -> None:
+    def save(self, path: npz.Path) -> None:
         """Write architecture, dtype, parameters and running statistics to one ``.npz`` file; ``fb.load`` reads it.
 
         Raises
@@ -262,10 +262,10 @@ class Model:
         OSError
             If the file cannot be written; one that was there before is unharmed.
         """
-        files.write(path, {"dtype": self.dtype.name, "layers": self._config()}, self._arrays())
+        npz.write(path, {"dtype": self.dtype.name, "layers": self._config()}, self._arrays())
 
     @classmethod
-    def load(cls, path: files.Path) -> Self:
+    def load(cls, path: npz.Path) -> Self:
         """The model that ``save`` wrote, or that of a ``Checkpoint``.
 
         Raises
@@ -275,12 +275,12 @@ class Model:
         OSError
             If it cannot be read.
         """
-        header, arrays = files.read(path)
+        header, arrays = npz.read(path)
         try:
             tensors = {name: array for name, array in arrays.items() if not name.startswith("checkpoint.")}
             return cls._build(header["layers"], header["dtype"], tensors)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise files.unreadable(path, error) from error
+            raise npz.unreadable(path, error) from error
 
     @classmethod
     def _build(cls, config: list[dict[str, Any]], dtype: str, arrays: dict[str, Array]) -> Self:

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastbp.core import backend, get_num_threads, plan
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data import Array, choice, labels, positive_int, real_number
+from fastbp.data.arrays import Array, choice, labels, positive_int, real_number
 
 _local = threading.local()  # scratch space is kept from call to call, one per thread
 

@@ -13,7 +13,7 @@ import numpy as np
 from fastbp import schedules
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import aligned
-from fastbp.data import LARGEST, Array, real_number, shaped
+from fastbp.data.arrays import LARGEST, Array, real_number, shaped
 from fastbp.divergence import DivergenceError, in_gradient
 from fastbp.parameters import Parameters
 

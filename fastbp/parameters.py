@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastbp.core.plan import ALIGNMENT, aligned
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 
 
 class Parameters:

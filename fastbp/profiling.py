@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastbp.core import available_backends, backend, backend_name, get_num_threads, plan, use_backend
-from fastbp.history import new_picture
+from fastbp.plotting import new_figure
 
 if TYPE_CHECKING:
     from fastbp.optim import Optimizer
@@ -218,7 +218,7 @@ class Profile:
             If nothing was recorded.
         """
         tables = self._trained("plot")
-        picture = new_picture(10, 5)
+        picture = new_figure(10, 5)
         axes = picture.subplots()
         axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
         for table in tables:

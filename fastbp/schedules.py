@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fastbp.data import positive_int, real_number
+from fastbp.data.arrays import positive_int, real_number
 
 
 class Schedule:

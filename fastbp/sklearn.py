@@ -42,15 +42,15 @@ except ImportError as error:
     raise ImportError("fastbp.sklearn needs scikit-learn 1.7 or later: pip install fastbp[sklearn]") from error
 
 from fastbp import losses, schedules
-from fastbp.callbacks import Callback, begin, listed
 from fastbp.core import get_num_threads, set_num_threads
 from fastbp.core.plan import ACTIVATIONS
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data import Array, Samples, choice, real_number, shaped, taken
+from fastbp.data.arrays import Array, Samples, choice, real_number, shaped, taken
 from fastbp.divergence import DivergenceError
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Layer
 from fastbp.optim import SGD, Adam, Optimizer
 from fastbp.training import Sequential
+from fastbp.training.callbacks import Callback, begin, listed
 
 _ACTIVATIONS: dict[str, str | None] = {"identity": None, "logistic": "sigmoid"}
 _ACTIVATIONS |= {name: name for name in ACTIVATIONS if name}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from fastbp.callbacks import Callback
+from fastbp.training.callbacks import Callback
 
 
 class TensorBoard(Callback):

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import fastbp as fb
 from fastbp.core import available_backends
-from fastbp.data import MEMORY
+from fastbp.data.arrays import MEMORY
 
 LONG = os.environ.get("FASTBP_EXAMPLES")
 hostile = settings(

@@ -182,8 +182,9 @@ def test_the_engine_keeps_the_bits_of_one_output(compiled, dtype, layers, batch_
 
 
 def test_an_epochs_order_is_a_permutation_on_every_backend(any_backend):
+    from fastbp.data.sampling import epoch_rows
+
     from fastbp.core import reference
-    from fastbp.sampling import epoch_rows
 
     for samples in (1, 2, 3, 5, 255, 256, 257, 1000, 65_537):
         rows = epoch_rows(0, samples, samples, 12345678901234567890)
@@ -197,7 +198,7 @@ def test_an_epochs_order_is_a_permutation_on_every_backend(any_backend):
 
 def test_all_orders_of_four_samples_are_equally_likely():
     """24 cells over 4,800 keys: chi-square with 23 degrees of freedom exceeds 49.7 once in a thousand."""
-    from fastbp.sampling import epoch_rows
+    from fastbp.data.sampling import epoch_rows
 
     keys = np.random.default_rng(0).integers(2**64, size=4800, dtype=np.uint64)
     _, counts = np.unique([epoch_rows(0, 4, 4, int(key)) for key in keys], axis=0, return_counts=True)
@@ -455,7 +456,7 @@ def test_predict_in_chunks_is_predict_row_by_row(any_backend):
 
 
 def test_float32_features_are_used_without_a_copy():
-    from fastbp.data import features
+    from fastbp.data.arrays import features
 
     X = np.ones((10, 3), np.float32)
     assert features("X", X, 3, np.dtype("f4")) is X

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastbp import files, optim, schedules
-from fastbp.callbacks import Callback
-from fastbp.data import positive_int
+from fastbp import optim, schedules
+from fastbp.data.arrays import positive_int
+from fastbp.formats import npz
 from fastbp.optim import Optimizer
+from fastbp.training.callbacks import Callback
 
 if TYPE_CHECKING:  # for the type alone: training lies above
     from fastbp.training import Sequential
@@ -38,7 +39,7 @@ def check_holdable(model: Sequential, optimizer: Optimizer | None) -> None:
         raise TypeError(f"seed: expected a generator on PCG64 with Checkpoint, got {model._orders!r}")
 
 
-def write(path: files.Path, model: Sequential, optimizer: Optimizer, callbacks: Sequence[Callback]) -> None:
+def write(path: npz.Path, model: Sequential, optimizer: Optimizer, callbacks: Sequence[Callback]) -> None:
     """Replace the file by one that has everything as it is now."""
     arrays = {**optimizer._state, "keys": model._ops["key"]}
     kept = []
@@ -67,7 +68,7 @@ def write(path: files.Path, model: Sequential, optimizer: Optimizer, callbacks: 
         "stopped": bool(model.stop_training),
     }
     header = {"dtype": model.dtype.name, "layers": model._config(), "checkpoint": checkpoint}
-    files.write(path, header, model._arrays() | {f"checkpoint.{name}": array for name, array in arrays.items()})
+    npz.write(path, header, model._arrays() | {f"checkpoint.{name}": array for name, array in arrays.items()})
 
 
 def _settings(optimizer: Optimizer) -> dict[str, Any]:
@@ -76,16 +77,16 @@ def _settings(optimizer: Optimizer) -> dict[str, Any]:
     return {k: v for k, v in vars(optimizer).items() if k not in hidden and not k.startswith("_")}
 
 
-def load(path: files.Path, kind: type[Sequential]) -> Run:
+def load(path: npz.Path, kind: type[Sequential]) -> Run:
     """What ``write`` wrote; a FileFormatError if it is something else."""
-    header, arrays = files.read(path)
+    header, arrays = npz.read(path)
     if "checkpoint" not in header:
-        raise files.FileFormatError(f"path: expected a checkpoint, got a model alone in {path!r}; use fb.load")
+        raise npz.FileFormatError(f"path: expected a checkpoint, got a model alone in {path!r}; use fb.load")
     state = {name: arrays.pop(name) for name in list(arrays) if name.startswith("checkpoint.")}
     try:
         return _run(header, arrays, {name.removeprefix("checkpoint."): a for name, a in state.items()}, kind)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
-        raise files.unreadable(path, error) from error
+        raise npz.unreadable(path, error) from error
 
 
 def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any], kind: type[Sequential]) -> Run:
@@ -119,7 +120,7 @@ def _of_kind(module: Any, base: type, name: str) -> Any:
 
 
 def load_of(
-    path: files.Path,
+    path: npz.Path,
     kind: type[Sequential],
     model: Sequential,
     optimizer: Optimizer,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 import numpy as np
 
 from fastbp.core import backend
-from fastbp.data import Array, Samples, as_array, generator, positive_int, same_length, taken
+from fastbp.data.arrays import Array, Samples, as_array, generator, positive_int, same_length, taken
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from fastbp.data import Seed
+    from fastbp.data.arrays import Seed
 
     class SlicedByRows(Protocol):
         """A memory map, an HDF5 data set and whatever else gives rows when it is sliced."""

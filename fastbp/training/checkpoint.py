@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastbp import files, state
-from fastbp.callbacks import Monitor
-from fastbp.data import positive_int
+from fastbp.data.arrays import positive_int
+from fastbp.formats import npz
 from fastbp.optim import Optimizer
-from fastbp.training import Sequential
+from fastbp.training import Sequential, run_state
+from fastbp.training.callbacks import Monitor
 
 
 class Checkpoint(Monitor):
@@ -43,7 +43,7 @@ class Checkpoint(Monitor):
 
     def __init__(
         self,
-        path: files.Path,
+        path: npz.Path,
         best_only: bool = False,
         monitor: str | None = None,
         min_delta: float = 0.0,
@@ -56,8 +56,8 @@ class Checkpoint(Monitor):
 
     def on_train_begin(self) -> None:
         super().on_train_begin()
-        state.check_holdable(self.model, self.optimizer)
-        files.prepare(self.path)
+        run_state.check_holdable(self.model, self.optimizer)
+        npz.prepare(self.path)
         self._written = self._seen = -1
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
@@ -78,11 +78,11 @@ class Checkpoint(Monitor):
 
     def _write(self) -> None:
         assert self.optimizer is not None
-        state.write(self.path, self.model, self.optimizer, self.callbacks)
+        run_state.write(self.path, self.model, self.optimizer, self.callbacks)
         self._written = self.model.epochs
 
     @staticmethod
-    def load(path: files.Path) -> tuple[Sequential, Optimizer, int]:
+    def load(path: npz.Path) -> tuple[Sequential, Optimizer, int]:
         """The model, its optimizer, and how many epochs it was trained for.
 
         ``fit`` without a seed goes on with the orders where they were.
@@ -94,5 +94,5 @@ class Checkpoint(Monitor):
         OSError
             If it cannot be read.
         """
-        run = state.load(path, Sequential)
+        run = run_state.load(path, Sequential)
         return run.model, run.optimizer, run.model.epochs

@@ -15,23 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastbp import files, losses, profiling, state
-from fastbp.callbacks import Best, Callback, begin, listed
+from fastbp import losses, profiling
 from fastbp.core import backend, get_num_threads
-from fastbp.data import Array, Samples, choice, generator, positive_int, room, taken, weights
+from fastbp.data.arrays import Array, Samples, choice, generator, positive_int, room, taken, weights
+from fastbp.data.sampling import BUFFER, NAMES, Names, Part, Stream, epoch_key, epoch_rows, opened, parts
 from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
-from fastbp.history import Bars, History, line
+from fastbp.formats import npz
 from fastbp.losses import Loss, LossFunction
 from fastbp.metrics import Metric, Metrics, measured, resolve
 from fastbp.model import Model
 from fastbp.optim import Optimizer
-from fastbp.sampling import BUFFER, NAMES, Names, Part, Stream, epoch_key, epoch_rows, opened, parts
+from fastbp.training import run_state
+from fastbp.training.callbacks import Best, Callback, begin, listed
+from fastbp.training.history import Bars, History, line
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from fastbp.data import Seed
-    from fastbp.sampling import SlicedByRows, Source
+    from fastbp.data.arrays import Seed
+    from fastbp.data.sampling import SlicedByRows, Source
 
     ValidationData = tuple[Any, ...] | list[Any] | Callable[[], Iterable[tuple[Any, ...]]] | None
 
@@ -220,7 +222,7 @@ class Sequential(Model):
         metrics: Metrics = (),
         buffer_size: int = BUFFER,
         on_divergence: str = "raise",
-        resume: files.Path | None = None,
+        resume: npz.Path | None = None,
     ) -> History:
         """Train: for every epoch, for every batch, forward, loss, backward, update.
 
@@ -298,11 +300,11 @@ class Sequential(Model):
 
         with self._alone():
             self._orders = rng
-            run = None if resume is None else state.load_of(resume, Sequential, self, optimizer, callbacks, figures)
+            run = None if resume is None else run_state.load_of(resume, Sequential, self, optimizer, callbacks, figures)
             begin(callbacks, self, optimizer, figures)
             self.history = history = History()
             if run is not None:
-                state.restore(run, self, optimizer, callbacks)
+                run_state.restore(run, self, optimizer, callbacks)
                 run = None  # a second model would be in memory
             ending = callbacks
             try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from fastbp.plotting import new_figure
+
 _SIDELINES = "lr", "samples_per_second"  # figures that are not what is learned
 
 
@@ -53,7 +55,7 @@ class History:
         names = list(dict.fromkeys(name.removeprefix("val_") for name in self.history if name not in _SIDELINES))
         if not names:
             raise RuntimeError("plot: there is nothing to draw before the first epoch")
-        picture = new_picture(5 * len(names), 4)
+        picture = new_figure(5 * len(names), 4)
         for axes, name in zip(picture.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             for label, key in (("training", name), ("validation", f"val_{name}")):
                 if key in self.history:
@@ -64,15 +66,6 @@ class History:
         if path is not None:
             picture.savefig(path)
         return picture
-
-
-def new_picture(width: float, height: float) -> Any:
-    """A matplotlib figure, in inches; an ImportError that names the extra where matplotlib is missing."""
-    try:
-        from matplotlib import figure  # its own figure: pyplot would keep it in a global list
-    except ImportError as error:
-        raise ImportError("plot: it needs matplotlib; install it with: pip install fastbp[plot]") from error
-    return figure.Figure(figsize=(width, height), layout="constrained")
 
 
 def line(epoch: int, epochs: int, logs: dict[str, float]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 
 Path = str | os.PathLike[str]
 
