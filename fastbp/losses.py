@@ -20,15 +20,15 @@ from fastbp.data.arrays import (
     Array,
     as_array,
     cast,
-    choice,
-    features,
-    finite,
-    labels,
-    real_number,
-    same_length,
-    shaped,
-    targets,
-    weights,
+    check_array,
+    check_choice,
+    check_features,
+    check_finite,
+    check_labels,
+    check_length,
+    check_number,
+    check_targets,
+    check_weights,
 )
 
 if TYPE_CHECKING:
@@ -53,13 +53,13 @@ class Loss:
         dtype = np.dtype(array.dtype.type if array.dtype.type in (np.float32, np.float64) else np.float32)
         if array.ndim != 2:
             raise ValueError(f"pred: expected shape (samples, outputs), got {array.shape}")
-        array = features("pred", array, array.shape[1], dtype)
+        array = check_features("pred", array, array.shape[1], dtype)
         checked = self.check("target", target, array.shape[0], array.shape[1], dtype)
-        return self.compute(array, checked, weights("sample_weight", sample_weight, array.shape[0], dtype))
+        return self.compute(array, checked, check_weights("sample_weight", sample_weight, array.shape[0], dtype))
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         """``target`` as the array that ``compute`` takes, for predictions of shape (samples, outputs)."""
-        return targets(name, target, samples, outputs, dtype)
+        return check_targets(name, target, samples, outputs, dtype)
 
     def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
         """The loss and its gradient for arrays that were checked."""
@@ -98,7 +98,7 @@ class CrossEntropy(Loss):
     def __init__(
         self, label_smoothing: float = 0.0, class_weight: ArrayLike | Mapping[int, float] | None = None
     ) -> None:
-        self.label_smoothing = real_number("label_smoothing", label_smoothing, 0, 1)
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, 0, 1)
         self.class_weight = class_weight
         self._weights: dict[tuple[int, np.dtype[Any]], Array | None] = {}
 
@@ -112,14 +112,14 @@ class CrossEntropy(Loss):
         if self.class_weight is None or (isinstance(self.class_weight, Mapping) and not self.class_weight):
             return None
         if isinstance(self.class_weight, Mapping):
-            given = labels("class_weight", list(self.class_weight), len(self.class_weight), classes)
+            given = check_labels("class_weight", list(self.class_weight), len(self.class_weight), classes)
             weight = np.ones(classes, dtype)
             weight[given] = cast("class_weight", list(self.class_weight.values()), dtype)
         else:
             weight = cast("class_weight", self.class_weight, dtype).copy()
         if weight.shape != (classes,):
             raise ValueError(f"class_weight: expected {classes} weights, one per class, got shape {weight.shape}")
-        if finite("class_weight", weight).min() < 0 or weight.max() == 0:
+        if check_finite("class_weight", weight).min() < 0 or weight.max() == 0:
             raise ValueError("class_weight: expected non-negative weights that are not all zero")
         return weight
 
@@ -127,7 +127,7 @@ class CrossEntropy(Loss):
         if outputs < 2:
             raise ValueError(f"{name}: cross-entropy needs at least 2 logits per sample, got {outputs}")
         self._weight(outputs, dtype)
-        return labels(name, target, samples, outputs)
+        return check_labels(name, target, samples, outputs)
 
     def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None]:
         return "cross_entropy", self.label_smoothing, self._weight(outputs, dtype)
@@ -150,7 +150,7 @@ class CrossEntropy(Loss):
 
 
 class _Elementwise(Loss):
-    """A loss that is the mean over all entries of pred and target, both (B, O); (B,) is taken where O is 1."""
+    """A loss that is the mean over all entries of pred and target, both (B, O); (B,) is accepted where O is 1."""
 
     name: str
     parameter = 0.0
@@ -206,7 +206,7 @@ class Huber(_Elementwise):
     name = "huber"
 
     def __init__(self, delta: float = 1.0) -> None:
-        self.parameter = self.delta = real_number("delta", delta, 0, open_low=True)
+        self.parameter = self.delta = check_number("delta", delta, 0, open_low=True)
 
 
 class Quantile(_Elementwise):
@@ -221,7 +221,7 @@ class Quantile(_Elementwise):
     name = "quantile"
 
     def __init__(self, q: float = 0.5) -> None:
-        self.parameter = self.q = real_number("q", q, 0, 1, open_low=True)
+        self.parameter = self.q = check_number("q", q, 0, 1, open_low=True)
 
 
 class Poisson(_Elementwise):
@@ -247,7 +247,7 @@ class _Custom(Loss):
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         array = as_array(name, target)
-        same_length(name, array, samples)
+        check_length(name, array, samples)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
         return array
@@ -260,7 +260,7 @@ class _Custom(Loss):
         loss = float(result[0])
         if not np.isfinite(loss):  # training ends with it: the gradient is of no use
             return loss, np.zeros_like(pred)
-        return loss, shaped("dpred", result[1], pred.shape, pred.dtype)
+        return loss, check_array("dpred", result[1], pred.shape, pred.dtype)
 
 
 LOSSES: dict[str, type[Loss]] = {
@@ -279,7 +279,7 @@ def resolve(loss: str | Loss | LossFunction) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
-        return LOSSES[choice("loss", loss, LOSSES)]()
+        return LOSSES[check_choice("loss", loss, LOSSES)]()
     if isinstance(loss, type):
         raise TypeError(f"loss: expected an instance, got the class {loss.__name__}; write {loss.__name__}()")
     if callable(loss):

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastbp.core import backend, backend_name, get_num_threads, plan
 from fastbp.core._gate import Gate
-from fastbp.data.arrays import Array, Categories, cast, features, generator, room, shaped
+from fastbp.data.arrays import Array, Categories, as_generator, cast, check_array, check_features, check_memory
 from fastbp.formats import npz
 from fastbp.layers import LAYERS, BatchNorm, Dense, Layer, Lookup
 from fastbp.parameters import Parameters
@@ -36,7 +36,7 @@ class Model:
         if not isinstance(dtype, (str, type, np.dtype)) or dtype not in valid:  # an array would compare its entries
             raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
         self.dtype = np.dtype(dtype)
-        self._rng = generator(seed)
+        self._rng = as_generator(seed)
         self._orders = self._rng  # of fit's last call
         if not isinstance(layers, Sequence):
             raise TypeError(f"layers: expected a list of layers, got {type(layers).__name__}")
@@ -56,7 +56,7 @@ class Model:
         for i, layer in enumerate(self.layers):
             for name, value in layer.initial_values(self._rng).items():
                 view = self._parameters.value(f"{i}.{name}")
-                view[:] = shaped(f"layers[{i}].{name}", value, view.shape, self.dtype)
+                view[:] = check_array(f"layers[{i}].{name}", value, view.shape, self.dtype)
         self._adopt(self._parameters)
         self._networks: dict[str, Any] = {}
         self._gate = Gate()
@@ -114,12 +114,12 @@ class Model:
 
     def _features(self, name: str, x: ArrayLike) -> Array:
         """``x`` as the model's input."""
-        return features(name, x, self.inputs, self.dtype, self._categories)
+        return check_features(name, x, self.inputs, self.dtype, self._categories)
 
     def _forward(self, x: Array, training: bool, threads: int | None = None) -> Array:
         """The forward pass for an array that was checked; the caller is inside the gate."""
         if x.shape[0] > _CHUNK:  # a few samples more or less are not the question
-            room("x", x.shape[0] * self._row_bytes)
+            check_memory("x", x.shape[0] * self._row_bytes)
         network, y = self._network(), np.empty((x.shape[0], self.outputs), self.dtype)
         if not training:
             network.forward(y, x, 0, False, threads or get_num_threads())
@@ -361,7 +361,7 @@ def _affordable(layers: tuple[Layer, ...], row_bytes: int, itemsize: int) -> Non
     total = row_bytes
     for i, layer in enumerate(layers):
         total += 2 * sum(map(math.prod, layer.shapes().values())) * itemsize
-        room(f"layers[{i}]", total)
+        check_memory(f"layers[{i}]", total)
 
 
 def _widths(layers: tuple[Layer, ...]) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 from fastbp import schedules
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import aligned
-from fastbp.data.arrays import LARGEST, Array, real_number, shaped
+from fastbp.data.arrays import LARGEST, Array, check_array, check_number
 from fastbp.divergence import DivergenceError, in_gradient
 from fastbp.parameters import Parameters
 
@@ -66,9 +66,9 @@ class Optimizer:
             raise TypeError(f"params: expected model.parameters(), got {type(params).__name__}")
         self.params = params
         self.schedule = schedules.resolve(lr)
-        self.weight_decay = real_number("weight_decay", weight_decay, 0)
-        self.clip_norm = None if clip_norm is None else real_number("clip_norm", clip_norm, 0, open_low=True)
-        self.clip_value = None if clip_value is None else real_number("clip_value", clip_value, 0, open_low=True)
+        self.weight_decay = check_number("weight_decay", weight_decay, 0)
+        self.clip_norm = None if clip_norm is None else check_number("clip_norm", clip_norm, 0, open_low=True)
+        self.clip_value = None if clip_value is None else check_number("clip_value", clip_value, 0, open_low=True)
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError("clip_value: expected None together with clip_norm")
         self.decay_bias = bool(decay_bias)
@@ -77,7 +77,7 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        return real_number("lr", self.schedule(self.steps), 0)
+        return check_number("lr", self.schedule(self.steps), 0)
 
     def _slot(self, name: str) -> Array:
         """A state vector; it comes into being, zero, with the first step that needs it."""
@@ -108,7 +108,7 @@ class Optimizer:
         """The learning rates of the next steps, or the one of all of them."""
         if isinstance(self.schedule, schedules.Constant):
             return self.lr
-        return np.array([real_number("lr", self.schedule(self.steps + t), 0) for t in range(steps)])
+        return np.array([check_number("lr", self.schedule(self.steps + t), 0) for t in range(steps)])
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
         """The update rule's name, its state vectors and its settings: what ``step`` and the engine apply."""
@@ -134,7 +134,9 @@ class Optimizer:
         unknown = given.keys() - set(self.slots)
         if unknown or (given and given.keys() < self._used()):
             raise ValueError(f"state: expected vectors {sorted(self._used())}, got {sorted(given)}")
-        arrays = {name: shaped(f"state[{name!r}]", value, values.shape, values.dtype) for name, value in given.items()}
+        arrays = {
+            name: check_array(f"state[{name!r}]", value, values.shape, values.dtype) for name, value in given.items()
+        }
         self.steps = int(steps)
         self._state = {}
         for name, array in arrays.items():
@@ -154,7 +156,7 @@ class Optimizer:
     def _eps(self, eps: float) -> float:
         """``eps`` if it is above zero in the parameters' dtype: it is what keeps 0 / 0 away."""
         with np.errstate(over="ignore"):
-            number = self.params.values.dtype.type(real_number("eps", eps, 0, open_low=True))
+            number = self.params.values.dtype.type(check_number("eps", eps, 0, open_low=True))
         if not 0 < number < math.inf:
             raise ValueError(f"eps: expected a finite number above 0 in {self.params.values.dtype}, got {eps}")
         return float(eps)
@@ -187,7 +189,7 @@ class SGD(Optimizer):
         clip_value: float | None = None,
     ) -> None:
         super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
-        self.momentum = real_number("momentum", momentum, 0, 1)
+        self.momentum = check_number("momentum", momentum, 0, 1)
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: expected a momentum above 0 with it, got momentum=0")
@@ -227,7 +229,7 @@ class Adam(Optimizer):
         super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"betas: expected a pair of numbers, got {betas!r}")
-        self.betas = (real_number("betas[0]", betas[0], 0, 1), real_number("betas[1]", betas[1], 0, 1))
+        self.betas = (check_number("betas[0]", betas[0], 0, 1), check_number("betas[1]", betas[1], 0, 1))
         self.eps = self._eps(eps)
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
@@ -291,9 +293,9 @@ class RMSprop(Optimizer):
         clip_value: float | None = None,
     ) -> None:
         super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
-        self.alpha = real_number("alpha", alpha, 0, 1)
+        self.alpha = check_number("alpha", alpha, 0, 1)
         self.eps = self._eps(eps)
-        self.momentum = real_number("momentum", momentum, 0, 1)
+        self.momentum = check_number("momentum", momentum, 0, 1)
 
     def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
         state = (self._slot("square"), self._slot("velocity") if self.momentum else None)

@@ -45,7 +45,7 @@ from fastbp import losses, schedules
 from fastbp.core import get_num_threads, set_num_threads
 from fastbp.core.plan import ACTIVATIONS
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data.arrays import Array, Samples, choice, real_number, shaped, taken
+from fastbp.data.arrays import Array, Samples, check_array, check_choice, check_number, take_rows
 from fastbp.divergence import DivergenceError
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Layer
 from fastbp.optim import SGD, Adam, Optimizer
@@ -81,7 +81,7 @@ class _Data(NamedTuple):
             return
         size = max(1, _SPARSE_BLOCK // self.X.shape[1] // batch_size) * batch_size
         for first in range(0, len(rows), size):
-            X, target, weight = _Data(*taken(self, rows[first : first + size]))
+            X, target, weight = _Data(*take_rows(self, rows[first : first + size]))
             yield (X.toarray(), target, weight), None
 
 
@@ -284,10 +284,10 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
     def _network(self, widths: list[int], dtype: Any) -> Sequential:
         """The layers, with scikit-learn's initial weights: uniform (Glorot & Bengio 2010), biases too."""
         names = [
-            choice("activation", name, _ACTIVATIONS)
+            check_choice("activation", name, _ACTIVATIONS)
             for name in self._per_layer("activation", self.activation, len(widths) - 2)
         ]
-        rates = [real_number("dropout", p, 0, 1) for p in self._per_layer("dropout", self.dropout, len(widths) - 2)]
+        rates = [check_number("dropout", p, 0, 1) for p in self._per_layer("dropout", self.dropout, len(widths) - 2)]
         if self.solver == "lbfgs" and (self.batch_norm or any(rates)):
             raise ValueError("solver: expected 'sgd' or 'adam' with dropout or batch_norm, got 'lbfgs'")
         layers: list[Layer] = []
@@ -323,7 +323,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
                 raise ValueError(f"{name}: expected {len(live)} arrays, got {len(arrays)}")
             for i, (array, own) in enumerate(zip(arrays, live, strict=True)):
                 if array is not own:
-                    given[name, i] = own, shaped(f"{name}[{i}]", array, own.shape, own.dtype)
+                    given[name, i] = own, check_array(f"{name}[{i}]", array, own.shape, own.dtype)
         for own, array in given.values():
             own[:] = array
         if given:
@@ -478,7 +478,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
-        return rows, _Data(*taken(data, held_out))
+        return rows, _Data(*take_rows(data, held_out))
 
     def _begin_optimizer(self, objective: _Objective, incremental: bool) -> Optimizer:
         """An optimizer with the present parameters, and the state of the one before if it goes on with the network."""

@@ -182,9 +182,8 @@ def test_the_engine_keeps_the_bits_of_one_output(compiled, dtype, layers, batch_
 
 
 def test_an_epochs_order_is_a_permutation_on_every_backend(any_backend):
-    from fastbp.data.sampling import epoch_rows
-
     from fastbp.core import reference
+    from fastbp.data.sampling import epoch_rows
 
     for samples in (1, 2, 3, 5, 255, 256, 257, 1000, 65_537):
         rows = epoch_rows(0, samples, samples, 12345678901234567890)
@@ -456,15 +455,15 @@ def test_predict_in_chunks_is_predict_row_by_row(any_backend):
 
 
 def test_float32_features_are_used_without_a_copy():
-    from fastbp.data.arrays import features
+    from fastbp.data.arrays import check_features
 
     X = np.ones((10, 3), np.float32)
-    assert features("X", X, 3, np.dtype("f4")) is X
+    assert check_features("X", X, 3, np.dtype("f4")) is X
     read_only = X[:]
     read_only.flags.writeable = False
-    assert np.shares_memory(features("X", read_only, 3, np.dtype("f4")), X)
+    assert np.shares_memory(check_features("X", read_only, 3, np.dtype("f4")), X)
     for other in (X.astype(int), np.asfortranarray(X), X[::-1], X.astype(">f4"), X.tolist(), X.astype(object)):
-        cast = features("X", other, 3, np.dtype("f4"))
+        cast = check_features("X", other, 3, np.dtype("f4"))
         assert cast.flags.c_contiguous
         assert cast.dtype == np.float32
         assert cast.dtype.isnative

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 import numpy as np
 
 from fastbp.core import backend
-from fastbp.data.arrays import Array, Samples, as_array, generator, positive_int, same_length, taken
+from fastbp.data.arrays import Array, Samples, as_array, as_generator, check_int, check_length, take_rows
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -103,7 +103,7 @@ class Stream:
             data, whole = _joined(held), count - count % batch_size
             yield Part(data, key, whole)
             rest = epoch_rows(whole, batch_size, count, key)
-            held, count = [taken(data, rest)] if len(rest) else [], len(rest)
+            held, count = [take_rows(data, rest)] if len(rest) else [], len(rest)
             key = None if key is None else (key + 1) % 2**64
         if weighted is None:
             raise ValueError(f"{self._name}: expected at least one sample, got chunks without any, or none")
@@ -141,7 +141,7 @@ def blocks(data: Chunk, rows: int, names: Names) -> Callable[[int | None], Itera
     for name, column in zip(names[1:], data[1:], strict=True):
         if column is not None:
             column = as_array(name, column) if in_memory(column) else column
-            same_length(name, column, samples)
+            check_length(name, column, samples)
         columns.append(column)
 
     def read(key: int | None) -> Iterator[Chunk]:
@@ -289,11 +289,11 @@ def batches(
         If the lengths differ, there are no samples, or batch_size is not a positive integer; at the call, or for chunks
         when they are read.
     """
-    positive_int("batch_size", batch_size)
-    data = opened((X, y, sample_weight), _checked, positive_int("buffer_size", buffer_size))
-    key = epoch_key(shuffle, generator(seed))
+    check_int("batch_size", batch_size)
+    data = opened((X, y, sample_weight), _checked, check_int("buffer_size", buffer_size))
+    key = epoch_key(shuffle, as_generator(seed))
     return (
-        tuple(column for column in taken(part.data, rows) if column is not None)
+        tuple(column for column in take_rows(part.data, rows) if column is not None)
         for part in parts(data, key, batch_size)
         for rows in part.batches(batch_size)
     )
@@ -304,9 +304,9 @@ def _checked(data: Chunk, names: Names) -> Samples:
     X, y = as_array(names[0], data[0]), as_array(names[1], data[1])
     if X.shape[:1] in ((), (0,)):
         raise ValueError(f"{names[0]}: expected at least one sample, got shape {X.shape}")
-    same_length(names[1], y, len(X))
+    check_length(names[1], y, len(X))
     if data[2] is None:
         return X, y, None
     weight = as_array(names[2], data[2])
-    same_length(names[2], weight, len(X))
+    check_length(names[2], weight, len(X))
     return X, y, weight

@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise ImportError("fastbp.safetensors needs the safetensors package: pip install fastbp[safetensors]") from error
 
-from fastbp.data.arrays import Array, finite
+from fastbp.data.arrays import Array, check_finite
 from fastbp.formats import npz
 from fastbp.layers import BatchNorm, Dense
 from fastbp.model import Model, checked
@@ -107,7 +107,7 @@ def load(model: Model, path: npz.Path) -> None:
             )
         try:
             with np.errstate(all="ignore"):
-                given[name] = finite(name, np.ascontiguousarray(array, model.dtype))
+                given[name] = check_finite(name, np.ascontiguousarray(array, model.dtype))
             if name.endswith("running_var") and given[name].min() < 0:
                 raise ValueError(f"{name}: expected no negative variance, got {given[name].min()}")
         except ValueError as error:

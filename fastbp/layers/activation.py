@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastbp.core import plan
-from fastbp.data.arrays import choice
+from fastbp.data.arrays import check_choice
 from fastbp.layers.layer import Layer
 
 
@@ -22,7 +22,7 @@ class Activation(Layer):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name: str = choice("name", name, [a for a in plan.ACTIVATIONS if a is not None])
+        self.name: str = check_choice("name", name, [a for a in plan.ACTIVATIONS if a is not None])
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name}

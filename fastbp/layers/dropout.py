@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastbp.core import plan
-from fastbp.data.arrays import real_number
+from fastbp.data.arrays import check_number
 from fastbp.layers.layer import Layer
 
 
@@ -24,7 +24,7 @@ class Dropout(Layer):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        self.p = real_number("p", p, 0, 1)
+        self.p = check_number("p", p, 0, 1)
 
     def settings(self) -> dict[str, Any]:
         return {"p": self.p}

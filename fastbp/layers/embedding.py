@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastbp.core import plan
-from fastbp.data.arrays import Array, Categories, choice, positive_int
+from fastbp.data.arrays import Array, Categories, check_choice, check_int
 from fastbp.layers.layer import Layer, Parametric
 
 _MOST_CATEGORIES = 2**24  # float32, in which ids travel, holds whole numbers up to here
@@ -54,7 +54,7 @@ class Lookup(Layer):
 
 def _categories(name: str, value: object) -> int:
     """``value`` as a number of categories."""
-    count = positive_int(name, value)
+    count = check_int(name, value)
     if count > _MOST_CATEGORIES:
         raise ValueError(f"{name}: expected at most {_MOST_CATEGORIES} categories, got {count}")
     return count
@@ -99,9 +99,9 @@ class Embedding(Lookup, Parametric):
     def __init__(self, num_embeddings: int, embedding_dim: int, columns: int = 1, unknown: str = "error") -> None:
         super().__init__()
         self.num_embeddings = _categories("num_embeddings", num_embeddings)
-        self.embedding_dim = positive_int("embedding_dim", embedding_dim)
-        self.columns = self.width = positive_int("columns", columns)
-        self.unknown: str = choice("unknown", unknown, ["error", "reserve"])
+        self.embedding_dim = check_int("embedding_dim", embedding_dim)
+        self.columns = self.width = check_int("columns", columns)
+        self.unknown: str = check_choice("unknown", unknown, ["error", "reserve"])
 
     def tables(self) -> dict[str, tuple[int, int, int]]:
         return {"weight": (self.num_embeddings, self.embedding_dim, self.columns)}
@@ -161,23 +161,23 @@ class TabularInput(Lookup):
         unknown: str = "error",
     ) -> None:
         super().__init__()
-        self.n_numeric = positive_int("n_numeric", n_numeric, low=0)
+        self.n_numeric = check_int("n_numeric", n_numeric, low=0)
         self.cardinalities = _each("cardinalities", cardinalities, _categories)
         if not self.cardinalities:
             raise ValueError("cardinalities: expected at least one categorical column, got none")
         if embedding_dim is None:
             self.embedding_dim = tuple(min(600, round(1.6 * n**0.56)) for n in self.cardinalities)
         elif isinstance(embedding_dim, (int, np.integer)):
-            self.embedding_dim = (positive_int("embedding_dim", embedding_dim),) * len(self.cardinalities)
+            self.embedding_dim = (check_int("embedding_dim", embedding_dim),) * len(self.cardinalities)
         else:
-            self.embedding_dim = _each("embedding_dim", embedding_dim, positive_int)
+            self.embedding_dim = _each("embedding_dim", embedding_dim, check_int)
         if len(self.embedding_dim) != len(self.cardinalities):
             raise ValueError(
                 f"embedding_dim: expected {len(self.cardinalities)} widths, one per categorical column, got "
                 f"{len(self.embedding_dim)}"
             )
         self.width = self.n_numeric + len(self.cardinalities)
-        self.unknown: str = choice("unknown", unknown, ["error", "reserve"])
+        self.unknown: str = check_choice("unknown", unknown, ["error", "reserve"])
 
     def tables(self) -> dict[str, tuple[int, int, int]]:
         sizes = zip(self.cardinalities, self.embedding_dim, strict=True)

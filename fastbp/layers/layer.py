@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastbp.data.arrays import Array, shaped
+from fastbp.data.arrays import Array, check_array
 from fastbp.parameters import Parameters
 
 
@@ -67,7 +67,7 @@ class Parametric(Layer):
 
     def _set(self, tensor: str, value: Any) -> None:
         view = self._owner().value(f"{self._name}.{tensor}")
-        view[:] = shaped(tensor, value, view.shape, view.dtype)
+        view[:] = check_array(tensor, value, view.shape, view.dtype)
 
     @property
     def weight(self) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastbp.core import plan
-from fastbp.data.arrays import Array, positive_int, real_number
+from fastbp.data.arrays import Array, check_int, check_number
 from fastbp.layers.layer import Parametric
 
 
@@ -17,8 +17,8 @@ class _Norm(Parametric):
 
     def __init__(self, n: int, eps: float) -> None:
         super().__init__()
-        self.n = self.width = positive_int("n", n)
-        self.eps = real_number("eps", eps, 0, open_low=True)
+        self.n = self.width = check_int("n", n)
+        self.eps = check_number("eps", eps, 0, open_low=True)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.n,), "bias": (self.n,)}
@@ -58,7 +58,7 @@ class BatchNorm(_Norm):
 
     def __init__(self, n: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__(n, eps)
-        self.momentum = real_number("momentum", momentum, 0, math.nextafter(1, 2))
+        self.momentum = check_number("momentum", momentum, 0, math.nextafter(1, 2))
         self._stats: Array | None = None
 
     def settings(self) -> dict[str, Any]:

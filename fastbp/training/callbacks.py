@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from fastbp.data.arrays import Array, positive_int, real_number
+from fastbp.data.arrays import Array, check_int, check_number
 from fastbp.schedules import Constant
 
 if TYPE_CHECKING:  # for the types alone: callbacks lie below training
@@ -99,7 +99,7 @@ class Monitor(Callback):
 
     def __init__(self, monitor: str | None = None, min_delta: float = 0.0) -> None:
         self.monitor = monitor
-        self.min_delta = real_number("min_delta", min_delta, 0)
+        self.min_delta = check_number("min_delta", min_delta, 0)
 
     def on_train_begin(self) -> None:
         self._name = self.monitor or ("val_loss" if "val_loss" in self.figures else "loss")
@@ -165,7 +165,7 @@ class EarlyStopping(Monitor):
 
     def __init__(self, patience: int = 5, monitor: str | None = None, min_delta: float = 0.0) -> None:
         super().__init__(monitor, min_delta)
-        self.patience = positive_int("patience", patience)
+        self.patience = check_int("patience", patience)
 
     def on_train_begin(self) -> None:
         super().on_train_begin()
@@ -219,9 +219,9 @@ class ReduceLROnPlateau(Monitor):
         min_lr: float = 0.0,
     ) -> None:
         super().__init__(monitor, min_delta)
-        self.factor = real_number("factor", factor, 0, 1, open_low=True)
-        self.patience = positive_int("patience", patience)
-        self.min_lr = real_number("min_lr", min_lr, 0)
+        self.factor = check_number("factor", factor, 0, 1, open_low=True)
+        self.patience = check_int("patience", patience)
+        self.min_lr = check_number("min_lr", min_lr, 0)
 
     def on_train_begin(self) -> None:
         super().on_train_begin()

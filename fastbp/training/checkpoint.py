@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastbp.data.arrays import positive_int
+from fastbp.data.arrays import check_int
 from fastbp.formats import npz
 from fastbp.optim import Optimizer
 from fastbp.training import Sequential, run_state
@@ -52,7 +52,7 @@ class Checkpoint(Monitor):
         super().__init__(monitor, min_delta)
         self.path = path
         self.best_only = bool(best_only)
-        self.every = positive_int("every", every)
+        self.every = check_int("every", every)
 
     def on_train_begin(self) -> None:
         super().on_train_begin()

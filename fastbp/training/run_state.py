@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastbp import optim, schedules
-from fastbp.data.arrays import positive_int
+from fastbp.data.arrays import check_int
 from fastbp.formats import npz
 from fastbp.optim import Optimizer
 from fastbp.training.callbacks import Callback
@@ -96,7 +96,7 @@ def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any], 
     if keys.shape != expected.shape or keys.dtype.kind != "u":
         raise ValueError(f"keys: expected {expected.shape} unsigned integers, got {keys.dtype} of {keys.shape}")
     expected[:] = keys
-    model._step, model.epochs = (positive_int(name, saved[name], low=0) for name in ("step", "epoch"))
+    model._step, model.epochs = (check_int(name, saved[name], low=0) for name in ("step", "epoch"))
     model._rng.bit_generator.state = saved["orders"]
     callbacks = []
     for i, (name, values) in enumerate(saved["callbacks"]):

@@ -17,7 +17,16 @@ import numpy as np
 
 from fastbp import losses, profiling
 from fastbp.core import backend, get_num_threads
-from fastbp.data.arrays import Array, Samples, choice, generator, positive_int, room, taken, weights
+from fastbp.data.arrays import (
+    Array,
+    Samples,
+    as_generator,
+    check_choice,
+    check_int,
+    check_memory,
+    check_weights,
+    take_rows,
+)
 from fastbp.data.sampling import BUFFER, NAMES, Names, Part, Stream, epoch_key, epoch_rows, opened, parts
 from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
 from fastbp.formats import npz
@@ -76,7 +85,7 @@ class Sequential(Model):
     ) -> Samples:
         X = self._features(names[0], X)
         target = criterion.check(names[1], y, X.shape[0], self.outputs, self.dtype)
-        return X, target, weights(names[2], sample_weight, X.shape[0], self.dtype)
+        return X, target, check_weights(names[2], sample_weight, X.shape[0], self.dtype)
 
     def _open(self, data: tuple[Any, Any, Any], criterion: Loss, buffer_size: int, names: Names = NAMES) -> Data:
         """X, y and weights to train or to evaluate with, checked; what does not fit into memory is when it is read."""
@@ -284,16 +293,18 @@ class Sequential(Model):
         """
         criterion, measures = losses.resolve(loss), resolve(metrics)
         self._check_optimizer(optimizer)
-        epochs, batch_size = positive_int("epochs", epochs), positive_int("batch_size", batch_size)
-        data = self._open((X, y, sample_weight), criterion, positive_int("buffer_size", buffer_size))
+        epochs, batch_size = check_int("epochs", epochs), check_int("batch_size", batch_size)
+        data = self._open((X, y, sample_weight), criterion, check_int("buffer_size", buffer_size))
         validation = None if validation_data is None else self._open_validation(validation_data, criterion)
         if measures and validation is None:
             raise ValueError("metrics: expected validation_data to compute them from, got None")
-        callbacks, verbose = listed(callbacks), choice("verbose", verbose, (0, 1, "bar"))
-        best = Best() if choice("on_divergence", on_divergence, ("raise", "stop", "restore")) == "restore" else None
+        callbacks, verbose = listed(callbacks), check_choice("verbose", verbose, (0, 1, "bar"))
+        best = (
+            Best() if check_choice("on_divergence", on_divergence, ("raise", "stop", "restore")) == "restore" else None
+        )
         callbacks = [best, *callbacks] if best else callbacks
         bars = Bars(epochs, None if isinstance(data, Stream) else len(data[0])) if verbose == "bar" else None
-        rng = generator(seed) if seed is not None else self._rng
+        rng = as_generator(seed) if seed is not None else self._rng
         figures = ["loss", "accuracy"] if criterion.classifies else ["loss"]
         figures += [f"val_{name}" for name in dict.fromkeys([*figures, *measures]) if validation is not None]
         figures += ["lr", "samples_per_second"]
@@ -419,7 +430,7 @@ class Sequential(Model):
         decays (steps,) are weight decays in place of the optimizer's one.
         """
         if batch_size > 1024:  # a few samples more or less are not the question
-            room("batch_size", min(batch_size, len(data[0])) * self._row_bytes)
+            check_memory("batch_size", min(batch_size, len(data[0])) * self._row_bytes)
         network, self._ready = self._network(), None
         progress: list[Any] = [0.0, 0, 0]
         update, lrs = optimizer.recipe(), optimizer.rates(steps)
@@ -463,7 +474,7 @@ class Sequential(Model):
         """A part of an epoch for a loss that is a Python callable: the loss summed over the samples."""
         total = 0.0
         for rows in part.batches(batch_size):
-            loss = self._train_step(taken(part.data, rows), criterion, optimizer) * len(rows)
+            loss = self._train_step(take_rows(part.data, rows), criterion, optimizer) * len(rows)
             total += loss
             if bars is not None:
                 bars.advance(len(rows), loss)
