@@ -34,17 +34,37 @@ from fastbp.data.arrays import (
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+__all__: list[str] = []  # every public loss adds its name above its class
+
 _Result = tuple[SupportsFloat, Array]  # the loss and its gradient
 # Of (pred, target), and of sample_weight where there are any.
 LossFunction = Callable[[Array, Array], _Result] | Callable[[Array, Array, Array], _Result]
 
 
+#: The losses by the names under which ``fit`` knows them.
+LOSSES: dict[str, type[Loss]] = {}
+
+
 class Loss:
     """The base of all losses. ``loss(pred, target)`` returns ``(loss, dpred)``.
+
+    fastbp's own are registered in ``LOSSES`` under their ``name``.
 
     pred has shape (B, O) and dtype float32 or float64 (anything else is cast to float32); dpred is like pred.
     sample_weight, if not None, has shape (B,) and is not negative.
     """
+
+    #: The name under which ``fit`` knows the loss; the kernel of an elementwise one has the same.
+    name = ""
+    #: Whether predictions are right or wrong, so that ``correct`` can count them.
+    classifies = False
+    #: Whether the kernel has a parameter, which the constructor sets.
+    has_parameter = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ == __name__ and cls.name:  # a user's own loss has no name that fit knows
+            LOSSES[cls.name] = cls
 
     def __call__(
         self, pred: ArrayLike, target: ArrayLike, sample_weight: ArrayLike | None = None
@@ -65,20 +85,20 @@ class Loss:
         """The loss and its gradient for arrays that were checked."""
         raise NotImplementedError
 
-    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None] | None:
+    def spec(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None] | None:
         """The kernel's name, its parameter and class weights, for the engine; None where the engine has no kernel."""
         return None
 
-    def mass(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
+    def total_weight(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
         """What ``compute`` divides by to get the mean over these samples: how many there are, or their weight."""
         return len(target) if sample_weight is None else float(sample_weight.sum(dtype=np.float64))
-
-    #: Whether predictions are right or wrong, so that ``correct`` can count them.
-    classifies = False
 
     def correct(self, pred: Array, target: Array) -> int:
         """How many predictions are right."""
         raise NotImplementedError
+
+
+__all__ += ["CrossEntropy"]
 
 
 class CrossEntropy(Loss):
@@ -93,6 +113,7 @@ class CrossEntropy(Loss):
         mapping leaves out weigh 1. Sample weights multiply these.
     """
 
+    name = "cross_entropy"
     classifies = True
 
     def __init__(
@@ -129,7 +150,7 @@ class CrossEntropy(Loss):
         self._weight(outputs, dtype)
         return check_labels(name, target, samples, outputs)
 
-    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None]:
+    def spec(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None]:
         return "cross_entropy", self.label_smoothing, self._weight(outputs, dtype)
 
     def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
@@ -139,23 +160,22 @@ class CrossEntropy(Loss):
         )
         return loss, dlogits
 
-    def mass(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
+    def total_weight(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
         weight = self._weight(pred.shape[1], pred.dtype)
         if weight is None:
-            return super().mass(pred, target, sample_weight)
-        return super().mass(pred, target, weight[target] * (1 if sample_weight is None else sample_weight))
+            return super().total_weight(pred, target, sample_weight)
+        return super().total_weight(pred, target, weight[target] * (1 if sample_weight is None else sample_weight))
 
     def correct(self, pred: Array, target: Array) -> int:
         return int(np.count_nonzero(pred.argmax(axis=1) == target))
 
 
-class _Elementwise(Loss):
+class Elementwise(Loss):
     """A loss that is the mean over all entries of pred and target, both (B, O); (B,) is accepted where O is 1."""
 
-    name: str
     parameter = 0.0
 
-    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, None]:
+    def spec(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, None]:
         return self.name, self.parameter, None
 
     def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
@@ -164,7 +184,10 @@ class _Elementwise(Loss):
         return loss, dpred
 
 
-class BinaryCrossEntropy(_Elementwise):
+__all__ += ["BinaryCrossEntropy"]
+
+
+class BinaryCrossEntropy(Elementwise):
     """Cross-entropy of sigmoid(logit) and targets in [0, 1], from logits: ``max(x, 0) - x t + log(1 + exp(-|x|))``."""
 
     name = "binary_cross_entropy"
@@ -182,19 +205,28 @@ class BinaryCrossEntropy(_Elementwise):
         return int(np.count_nonzero(((pred > 0) == (target > 0.5)).all(axis=1)))
 
 
-class MSE(_Elementwise):
+__all__ += ["MSE"]
+
+
+class MSE(Elementwise):
     """Mean squared error, ``e^2`` with ``e = pred - target``."""
 
     name = "mse"
 
 
-class MAE(_Elementwise):
+__all__ += ["MAE"]
+
+
+class MAE(Elementwise):
     """Mean absolute error, ``|e|``; its gradient at 0 is 0."""
 
     name = "mae"
 
 
-class Huber(_Elementwise):
+__all__ += ["Huber"]
+
+
+class Huber(Elementwise):
     """Huber 1964: ``e^2 / 2`` for ``|e| <= delta``, ``delta (|e| - delta / 2)`` beyond.
 
     Parameters
@@ -204,12 +236,16 @@ class Huber(_Elementwise):
     """
 
     name = "huber"
+    has_parameter = True
 
     def __init__(self, delta: float = 1.0) -> None:
         self.parameter = self.delta = check_number("delta", delta, 0, open_low=True)
 
 
-class Quantile(_Elementwise):
+__all__ += ["Quantile"]
+
+
+class Quantile(Elementwise):
     """The pinball loss (Koenker & Bassett 1978): ``max(q (t - p), (q - 1) (t - p))``; predicts the q-quantile.
 
     Parameters
@@ -219,12 +255,16 @@ class Quantile(_Elementwise):
     """
 
     name = "quantile"
+    has_parameter = True
 
     def __init__(self, q: float = 0.5) -> None:
         self.parameter = self.q = check_number("q", q, 0, 1, open_low=True)
 
 
-class Poisson(_Elementwise):
+__all__ += ["Poisson"]
+
+
+class Poisson(Elementwise):
     """Poisson negative log-likelihood up to a constant, ``exp(p) - t p``: the prediction is the log of the rate."""
 
     name = "poisson"
@@ -261,17 +301,6 @@ class _Custom(Loss):
         if not np.isfinite(loss):  # training ends with it: the gradient is of no use
             return loss, np.zeros_like(pred)
         return loss, check_array("dpred", result[1], pred.shape, pred.dtype)
-
-
-LOSSES: dict[str, type[Loss]] = {
-    "cross_entropy": CrossEntropy,
-    "binary_cross_entropy": BinaryCrossEntropy,
-    "mse": MSE,
-    "mae": MAE,
-    "huber": Huber,
-    "quantile": Quantile,
-    "poisson": Poisson,
-}
 
 
 def resolve(loss: str | Loss | LossFunction) -> Loss:

@@ -16,6 +16,7 @@ import numpy as np
 from fastbp.core import backend, get_num_threads, plan
 from fastbp.core.threads import MAX_THREADS
 from fastbp.data.arrays import Array, check_choice, check_int, check_labels, check_number
+from fastbp.losses import LOSSES
 
 _local = threading.local()  # scratch space is kept from call to call, one per thread
 
@@ -314,7 +315,7 @@ def elementwise_loss(
     is the weighted mean.
     """
     check_choice("name", name, plan.ELEMENTWISE_LOSSES)
-    if (parameter is None) is (name in ("huber", "quantile")):
+    if (parameter is None) is LOSSES[name].has_parameter:
         raise ValueError(
             f"parameter: expected {'a number' if parameter is None else 'none'} for {name!r}, got {parameter}"
         )

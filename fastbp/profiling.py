@@ -95,7 +95,7 @@ class Table:
         """The operations of an op's forward, dx and dweight with its update, and how many numbers each has to move."""
         n, m = int(op["inputs"]), int(op["outputs"])
         weight, bias = plan.sizes(op, self.model._tables)
-        rule, state, settings = self.optimizer.recipe()
+        rule, state, settings = self.optimizer.update_spec()
         vectors = sum(vector is not None for vector in state)
         activations = self.samples * (n + m)
         if op["kind"] == plan.EMBEDDING:
@@ -310,6 +310,6 @@ _peak = functools.cache(fma_peak)
 def _bandwidth(name: str, dtype: np.dtype[Any], threads: int) -> float:
     """Bytes/s of an SGD update, which reads and writes the one and reads the other of two vectors of 64 MB."""
     param, grad = np.ones((2, 2**26 // dtype.itemsize), dtype)
-    recipe = "sgd", (None,), {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    run = functools.partial(_kernels(name).update, param, grad, recipe, 1e-3, 1.0, threads)
+    spec = "sgd", (None,), {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    run = functools.partial(_kernels(name).update, param, grad, spec, 1e-3, 1.0, threads)
     return float(3 * param.nbytes / min(timeit.repeat(run, number=1, repeat=10)))

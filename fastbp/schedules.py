@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from fastbp.data.arrays import check_int, check_number
+
+#: fastbp's own schedules by the names of their classes, for reading checkpoints.
+SCHEDULES: dict[str, type[Schedule]] = {}
 
 
 class Schedule:
     """The base of all schedules: ``schedule(t)`` is the learning rate of the step after t steps."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ == __name__:  # a file can name no class of the user's own
+            SCHEDULES[cls.__name__] = cls
 
     def __call__(self, t: int) -> float:
         raise NotImplementedError

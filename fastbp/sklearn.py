@@ -119,8 +119,8 @@ def _threads(n: int | None) -> Iterator[None]:
 class _Adam(Adam):
     """Adam with its epsilon where scikit-learn has it."""
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        rule, state, settings = super().recipe()
+    def update_spec(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        rule, state, settings = super().update_spec()
         return rule, state, settings | {"eps_hat": True}
 
 
@@ -492,12 +492,12 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
             optimizer = _Adam(
                 parameters,
                 self.learning_rate_init,
-                (self.beta_1, self.beta_2),
-                self.epsilon / objective.gradient,
+                betas=(self.beta_1, self.beta_2),
+                eps=self.epsilon / objective.gradient,
                 decay_bias=False,
             )
         if type(before) is type(optimizer):
-            optimizer.steps, optimizer._state = before.steps, before._state
+            optimizer.steps, optimizer.state_vectors = before.steps, before.state_vectors
         else:
             self._rate = self.learning_rate_init
         rate = self.learning_rate_init
@@ -513,14 +513,14 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
         scikit-learn's velocity keeps the rates that went into it. PyTorch's, which is the core's, is multiplied with
         the rate of now, and so is rescaled.
         """
-        if "velocity" in optimizer._state:
-            optimizer._state["velocity"] *= self._rate / rate
+        if "velocity" in optimizer.state_vectors:
+            optimizer.state_vectors["velocity"] *= self._rate / rate
         self._rate = rate
         optimizer.schedule = schedules.Constant(rate * (objective.gradient if self.solver == "sgd" else 1))
 
     def _epoch(self, data: _Data, rows: Array, batch_size: int, objective: _Objective, optimizer: Optimizer) -> float:
         """One pass over the rows in their order; the loss with its penalty, averaged over the batches."""
-        recipe = objective.criterion.recipe(self.n_outputs_, self._model.dtype)
+        recipe = objective.criterion.spec(self.n_outputs_, self._model.dtype)
         total, squares = 0.0, self._squares()
         for samples, order in data.blocks(rows, batch_size):
             weight, count = samples[2], len(samples[1] if order is None else order)

@@ -30,7 +30,7 @@ def callable_mse(pred, target):
 def state(model, optimizer):
     """What a step changes."""
     norm = model.layers[1]
-    arrays = [model.parameters().values, norm.running_mean, norm.running_var, *optimizer._state.values()]
+    arrays = [model.parameters().values, norm.running_mean, norm.running_var, *optimizer.state_vectors.values()]
     return [array.tobytes() for array in arrays], model._step, optimizer.steps
 
 

@@ -94,7 +94,11 @@ def model_with_state():
 
 def state(model, optimizer):
     """Everything that training changes."""
-    arrays = [model.parameters().values, model._stats, *(optimizer._state[name] for name in sorted(optimizer._state))]
+    arrays = [
+        model.parameters().values,
+        model._stats,
+        *(optimizer.state_vectors[name] for name in sorted(optimizer.state_vectors)),
+    ]
     return b"".join(a.tobytes() for a in arrays), optimizer.steps, model._step
 
 

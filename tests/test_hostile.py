@@ -161,7 +161,7 @@ def new(backend_dtype="float32"):
 
 def state(model, optimizer):
     """Everything that training changes."""
-    slots = [optimizer._state[name] for name in sorted(optimizer._state)]
+    slots = [optimizer.state_vectors[name] for name in sorted(optimizer.state_vectors)]
     arrays = [model.parameters().values, model._stats, *slots]
     return b"".join(a.tobytes() for a in arrays), optimizer.steps, model._step, model.epochs
 
@@ -199,7 +199,7 @@ def elsewhere(loss, argument):
     """A loss called by hand."""
 
     def call(model, optimizer, a):
-        arguments = {"pred": X[:, :2], "target": Y if loss.classifies and loss.recipe(2, X.dtype)[0] == "cross_entropy"
+        arguments = {"pred": X[:, :2], "target": Y if loss.classifies and loss.spec(2, X.dtype)[0] == "cross_entropy"
                      else np.eye(2, dtype="f4")[Y], "sample_weight": None} | {argument: a}  # fmt: skip
         return loss(**arguments)
 

@@ -52,7 +52,7 @@ CALLS = {
 
 def state(model, optimizer):
     flat = model.parameters()
-    moments = {name: array.tobytes() for name, array in optimizer._state.items()}
+    moments = {name: array.tobytes() for name, array in optimizer.state_vectors.items()}
     return flat.values.tobytes(), flat.grads.tobytes(), model._stats.tobytes(), model._step, optimizer.steps, moments
 
 

@@ -42,7 +42,7 @@ history = model.fit(X[:500], y[:500], "cross_entropy", optimizer, epochs, 50, va
 del history["samples_per_second"]
 norm = model.layers[1]
 digest = hashlib.sha256(params.values.tobytes() + norm.running_mean.tobytes() + norm.running_var.tobytes())
-for name, vector in sorted(optimizer._state.items()):
+for name, vector in sorted(optimizer.state_vectors.items()):
     digest.update(name.encode() + vector.tobytes())
 with open(path + ".json", "w") as file:
     json.dump([digest.hexdigest(), optimizer.steps, optimizer.lr, model.epochs, history], file)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastbp import optim, schedules
 from fastbp.data.arrays import check_int
 from fastbp.formats import npz
-from fastbp.optim import Optimizer
+from fastbp.optim import OPTIMIZERS, Optimizer
+from fastbp.schedules import SCHEDULES
 from fastbp.training.callbacks import Callback
 
 if TYPE_CHECKING:  # for the type alone: training lies above
@@ -31,9 +31,9 @@ class Run(NamedTuple):
 
 def check_holdable(model: Sequential, optimizer: Optimizer | None) -> None:
     """Raise a TypeError for what a file cannot hold: objects of the user's own kinds."""
-    if optimizer is None or getattr(optim, type(optimizer).__name__, None) is not type(optimizer):
+    if optimizer is None or OPTIMIZERS.get(type(optimizer).__name__) is not type(optimizer):
         raise TypeError(f"optimizer: expected one of fastbp's with Checkpoint, got {optimizer!r}")
-    if getattr(schedules, type(optimizer.schedule).__name__, None) is not type(optimizer.schedule):
+    if SCHEDULES.get(type(optimizer.schedule).__name__) is not type(optimizer.schedule):
         raise TypeError(f"lr: expected a number or one of fb.schedules with Checkpoint, got {optimizer.schedule!r}")
     if not isinstance(model._orders.bit_generator, np.random.PCG64):
         raise TypeError(f"seed: expected a generator on PCG64 with Checkpoint, got {model._orders!r}")
@@ -41,7 +41,7 @@ def check_holdable(model: Sequential, optimizer: Optimizer | None) -> None:
 
 def write(path: npz.Path, model: Sequential, optimizer: Optimizer, callbacks: Sequence[Callback]) -> None:
     """Replace the file by one that has everything as it is now."""
-    arrays = {**optimizer._state, "keys": model._ops["key"]}
+    arrays = {**optimizer.state_vectors, "keys": model._ops["key"]}
     kept = []
     for i, callback in enumerate(callbacks):
         rest = {}
@@ -58,7 +58,7 @@ def write(path: npz.Path, model: Sequential, optimizer: Optimizer, callbacks: Se
         kept.append([type(callback).__name__, rest])
     checkpoint = {
         "epoch": model.epochs,
-        "optimizer": [type(optimizer).__name__, _settings(optimizer)],
+        "optimizer": [type(optimizer).__name__, optimizer.settings()],
         "schedule": [type(optimizer.schedule).__name__, vars(optimizer.schedule)],
         "steps": optimizer.steps,
         "step": model._step,
@@ -69,12 +69,6 @@ def write(path: npz.Path, model: Sequential, optimizer: Optimizer, callbacks: Se
     }
     header = {"dtype": model.dtype.name, "layers": model._config(), "checkpoint": checkpoint}
     npz.write(path, header, model._arrays() | {f"checkpoint.{name}": array for name, array in arrays.items()})
-
-
-def _settings(optimizer: Optimizer) -> dict[str, Any]:
-    """The constructor's arguments besides parameters and schedule."""
-    hidden = ("params", "schedule", "steps")
-    return {k: v for k, v in vars(optimizer).items() if k not in hidden and not k.startswith("_")}
 
 
 def load(path: npz.Path, kind: type[Sequential]) -> Run:
@@ -103,20 +97,12 @@ def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any], 
         own = [key for key in state if key.startswith(f"{i}.")]
         callbacks.append((str(name), dict(values) | {key.removeprefix(f"{i}."): state.pop(key).copy() for key in own}))
     name, settings = saved["schedule"]
-    schedule = _of_kind(schedules, schedules.Schedule, name)(**settings)
+    schedule = SCHEDULES[name](**settings)
     name, settings = saved["optimizer"]
-    optimizer: Optimizer = _of_kind(optim, Optimizer, name)(model.parameters(), schedule, **settings)
+    optimizer: Optimizer = OPTIMIZERS[name](model.parameters(), schedule, **settings)
     optimizer.load_state_dict({"steps": saved["steps"], **state})
     history = {str(name): [float(value) for value in values] for name, values in saved["history"].items()}
     return Run(model, optimizer, history, callbacks, bool(saved["stopped"]))
-
-
-def _of_kind(module: Any, base: type, name: str) -> Any:
-    """The class of that name; nothing else in the module can be called by a file."""
-    found = getattr(module, name)
-    if not (isinstance(found, type) and issubclass(found, base)) or found is base:
-        raise ValueError(f"{name!r} is no {base.__name__}")
-    return found
 
 
 def load_of(
@@ -136,7 +122,7 @@ def load_of(
         ("dtype", model.dtype, run.model.dtype),
         *((f"layers[{i}]", repr(a), repr(b)) for i, (a, b) in enumerate(zip_longest(model.layers, run.model.layers))),
         ("optimizer", type(optimizer).__name__, type(run.optimizer).__name__),
-        *((name, value, _settings(run.optimizer).get(name)) for name, value in _settings(optimizer).items()),
+        *((name, value, run.optimizer.settings().get(name)) for name, value in optimizer.settings().items()),
         ("callbacks", [type(callback).__name__ for callback in callbacks], [name for name, _ in run.callbacks]),
         ("figures", sorted(figures), sorted(run.history or figures)),
     ]
@@ -156,6 +142,6 @@ def restore(run: Run, model: Sequential, optimizer: Optimizer, callbacks: Sequen
     if model.history is not None:
         model.history.history.update(run.history)
     optimizer.steps, optimizer.schedule = run.optimizer.steps, run.optimizer.schedule
-    optimizer._state = run.optimizer._state
+    optimizer.state_vectors = run.optimizer.state_vectors
     for callback, (_, state) in zip(callbacks, run.callbacks, strict=True):
         callback.set_state(state)

@@ -164,12 +164,12 @@ class Sequential(Model):
         criterion = losses.resolve(loss)
         self._check_optimizer(optimizer)
         batch = self._check_batch(xb, yb, sample_weight, criterion)
-        recipe = criterion.recipe(self.outputs, self.dtype)
+        spec = criterion.spec(self.outputs, self.dtype)
         self._gate.enter_alone()
         try:
-            if recipe is None:
+            if spec is None:
                 return self._train_step(batch, criterion, optimizer)
-            return self._steps_in_core(batch, recipe, optimizer, None, 0, 1, len(batch[0]))[0] / len(batch[0])
+            return self._steps_in_core(batch, spec, optimizer, None, 0, 1, len(batch[0]))[0] / len(batch[0])
         finally:
             self._gate.leave()
 
@@ -195,19 +195,21 @@ class Sequential(Model):
             self._gate.leave()
 
     def _evaluate(self, data: Data, criterion: Loss, measures: Mapping[str, Metric]) -> dict[str, float]:
-        loss, mass, right, samples = 0.0, 0.0, 0, 0
+        loss, total_weight, right, samples = 0.0, 0.0, 0, 0
         outputs: list[tuple[Array, Array]] = []
         with closing(parts(data, None, 1)) as all_of_it:
             for (X, y, weight), _, size in all_of_it:
                 pred = self._predict(X)
-                of_part = criterion.mass(pred, y, weight)
-                mass, samples = mass + of_part, samples + size
-                loss += (float(criterion.compute(pred, y, weight)[0]) - loss) * (of_part / mass if mass else 0.0)
+                part_weight = criterion.total_weight(pred, y, weight)
+                total_weight, samples = total_weight + part_weight, samples + size
+                loss += (float(criterion.compute(pred, y, weight)[0]) - loss) * (
+                    part_weight / total_weight if total_weight else 0.0
+                )
                 right += criterion.correct(pred, y) if criterion.classifies else 0
                 if measures:
                     outputs.append((pred, y))
         logs = {"loss": loss} | ({"accuracy": right / samples} if criterion.classifies else {})
-        if mass == 0:
+        if total_weight == 0:
             raise ValueError("sample_weight: expected a positive weight among them, got zeros only")
         if measures:
             pred, y = (np.concatenate(columns) for columns in zip(*outputs, strict=True))
@@ -361,7 +363,7 @@ class Sequential(Model):
         """One pass over the data in the order of key, batch after batch, then validation; the epoch's figures."""
         start = time.perf_counter()
         profile = profiling.active()
-        if profile and criterion.recipe(self.outputs, self.dtype) is not None:
+        if profile and criterion.spec(self.outputs, self.dtype) is not None:
             total, correct, samples = profile.train(
                 lambda model, optimizer: model._steps(data, criterion, optimizer, key, batch_size, None),
                 self,
@@ -389,24 +391,24 @@ class Sequential(Model):
     ) -> tuple[float, int, int]:
         """An epoch's steps: the loss summed over the samples, how many were right, and how many there were."""
         total, correct, samples = 0.0, 0, 0
-        recipe = criterion.recipe(self.outputs, self.dtype)
+        spec = criterion.spec(self.outputs, self.dtype)
         with closing(parts(data, key, batch_size)) as all_of_it:
             for part in all_of_it:
-                if recipe is None:
+                if spec is None:
                     loss, right = self._part_in_python(part, criterion, optimizer, batch_size, bars), 0
                 else:
-                    loss, right = self._part_in_core(part, recipe, optimizer, batch_size, bars)
+                    loss, right = self._part_in_core(part, spec, optimizer, batch_size, bars)
                 total, correct, samples = total + loss, correct + right, samples + part.size
         return total, correct, samples
 
     def _part_in_core(
-        self, part: Part, recipe: Any, optimizer: Optimizer, batch_size: int, bars: Bars | None
+        self, part: Part, spec: Any, optimizer: Optimizer, batch_size: int, bars: Bars | None
     ) -> tuple[float, int]:
         """A part of an epoch in the compiled engine: the loss summed over the samples, and how many were right."""
         total, correct, first, most = 0.0, 0, 0, _STEPS if bars is None else 1
         while first < part.size:
             steps, start = min(most, -(-(part.size - first) // batch_size)), time.perf_counter()
-            loss, right = self._steps_in_core(part.data, recipe, optimizer, part.key, first, steps, batch_size)
+            loss, right = self._steps_in_core(part.data, spec, optimizer, part.key, first, steps, batch_size)
             total, correct = total + loss, correct + right
             if bars is not None:  # as many steps at a time as let the bar move ten times a second
                 bars.advance(min(steps * batch_size, part.size - first), loss)
@@ -417,7 +419,7 @@ class Sequential(Model):
     def _steps_in_core(
         self,
         data: Samples,
-        recipe: Any,
+        spec: Any,
         optimizer: Optimizer,
         key: int | Array | None,
         first: int,
@@ -433,7 +435,7 @@ class Sequential(Model):
             check_memory("batch_size", min(batch_size, len(data[0])) * self._row_bytes)
         network, self._ready = self._network(), None
         progress: list[Any] = [0.0, 0, 0]
-        update, lrs = optimizer.recipe(), optimizer.rates(steps)
+        update, lrs = optimizer.update_spec(), optimizer.rates(steps)
         clip_norm, threads = optimizer.clip_norm or 0.0, get_num_threads()
         try:
             network.train(
@@ -443,7 +445,7 @@ class Sequential(Model):
                 first,
                 steps,
                 batch_size,
-                recipe,
+                spec,
                 update,
                 lrs,
                 decays,
