@@ -303,7 +303,10 @@ class _Custom(Loss):
         return loss, check_array("dpred", result[1], pred.shape, pred.dtype)
 
 
-def resolve(loss: str | Loss | LossFunction) -> Loss:
+LossLike = str | Loss | LossFunction
+
+
+def resolve(loss: LossLike) -> Loss:
     """The loss that a name, a Loss or a callable stands for."""
     if isinstance(loss, Loss):
         return loss

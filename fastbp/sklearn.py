@@ -50,7 +50,8 @@ from fastbp.divergence import DivergenceError
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Layer
 from fastbp.optim import SGD, Adam, Optimizer
 from fastbp.training import Sequential
-from fastbp.training.callbacks import Callback, begin, listed
+from fastbp.training.callbacks import Callback, check_callbacks, start_callbacks
+from fastbp.training.trainer import Trainer
 
 _ACTIVATIONS: dict[str, str | None] = {"identity": None, "logistic": "sigmoid"}
 _ACTIVATIONS |= {name: name for name in ACTIVATIONS if name}
@@ -168,7 +169,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
         before = dict(self.__dict__)
         try:  # until training begins, an error leaves the estimator as it was
             self._validate_params()
-            callbacks = listed(self.callbacks or ())
+            callbacks = check_callbacks(self.callbacks or ())
             self._random_state = check_random_state(self.random_state)
             goes_on = incremental or self.warm_start
             X, y = self._validated(X, y, reset=not (goes_on and hasattr(self, "_model")))
@@ -184,7 +185,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
             "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
         )
         try:
-            with _threads(self.n_threads), self._model._alone():
+            with _threads(self.n_threads), self._model.model.exclusive():
                 if self.solver == "lbfgs":
                     self._fit_lbfgs(data, callbacks)
                 else:
@@ -368,8 +369,8 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
 
         def loss_and_gradient(values: Array) -> tuple[float, Array]:
             parameters.values[:] = values
-            loss, dpred = objective.criterion.compute(model._forward(X, True), target, weight)
-            model._backward(dpred)
+            loss, dpred = objective.criterion.compute(model.model.forward(X), target, weight)
+            model.model.backward(dpred)
             penalty = decay * values
             self.loss_ = objective.report * loss + objective.constant + 0.5 * values @ penalty
             return objective.gradient * loss + 0.5 * values @ penalty, objective.gradient * parameters.grads + penalty
@@ -384,7 +385,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
                 raise StopIteration
 
         self.n_iter_ = 0
-        begin(callbacks, model, None, ["loss"])
+        start_callbacks(callbacks, model, None, ["loss"])
         result = scipy.optimize.minimize(
             loss_and_gradient,
             parameters.values.copy(),
@@ -422,7 +423,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
         objective = self._objective(data)
         optimizer = self._begin_optimizer(objective, incremental)
         figures = ["loss", "lr", "samples_per_second", *([] if held_out is None else ["val_loss"])]
-        begin(callbacks, self._model, optimizer, figures)
+        start_callbacks(callbacks, self._model, optimizer, figures)
         self.n_iter_ = 0
         try:
             for epoch in range(1 if incremental else self.max_iter):
@@ -520,7 +521,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
 
     def _epoch(self, data: _Data, rows: Array, batch_size: int, objective: _Objective, optimizer: Optimizer) -> float:
         """One pass over the rows in their order; the loss with its penalty, averaged over the batches."""
-        recipe = objective.criterion.spec(self.n_outputs_, self._model.dtype)
+        trainer = Trainer(self._model.model, optimizer, objective.criterion)
         total, squares = 0.0, self._squares()
         for samples, order in data.blocks(rows, batch_size):
             weight, count = samples[2], len(samples[1] if order is None else order)
@@ -532,9 +533,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
                 penalties = _penalties(self.alpha, weight, batch_size)
             decays = penalties / objective.gradient if self.alpha else None
             optimizer.weight_decay = float(self.alpha > 0)  # that there is some; how much is another in every step
-            loss, _ = self._model._steps_in_core(
-                samples, recipe, optimizer, order, 0, len(penalties), batch_size, decays
-            )
+            loss, _ = trainer.run_steps(samples, order, 0, len(penalties), batch_size, decays)
             before, squares = squares, self._squares()
             # the weights' squares change little meanwhile: the mean of both ends stands for every step
             penalty = float(_sizes(count, batch_size) @ penalties) * (before + squares) / 4

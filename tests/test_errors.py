@@ -96,10 +96,10 @@ def state(model, optimizer):
     """Everything that training changes."""
     arrays = [
         model.parameters().values,
-        model._stats,
+        model.model.statistics,
         *(optimizer.state_vectors[name] for name in sorted(optimizer.state_vectors)),
     ]
-    return b"".join(a.tobytes() for a in arrays), optimizer.steps, model._step
+    return b"".join(a.tobytes() for a in arrays), optimizer.steps, model.model.training_step
 
 
 @pytest.mark.parametrize(("change", "error", "message"), CASES)

@@ -30,7 +30,7 @@ def everything(dtype="float32", seed=0):
 
 
 def bits(model):
-    return model.parameters().values.tobytes() + model._stats.tobytes()
+    return model.parameters().values.tobytes() + model.model.statistics.tobytes()
 
 
 OPTIMIZERS = [
@@ -271,7 +271,9 @@ def test_threads_do_not_change_a_bit(compiled, dtype):
              fb.LayerNorm(450), fb.Activation("gelu"), fb.Dense(450, 70)], dtype=dtype, seed=1,
         )  # fmt: skip
         optimizer = fb.Adam(model.parameters(), clip_norm=1.0)
-        history = model.fit(X, y, "cross_entropy", optimizer, 2, 256, verbose=0, sample_weight=rng.random(600))
+        history = model.fit(
+            X, y, "cross_entropy", optimizer, epochs=2, batch_size=256, verbose=0, sample_weight=rng.random(600)
+        )
         return bits(model), history.history["loss"]
 
     assert run(1) == run(2) == run(4)
@@ -321,7 +323,9 @@ PINNED = [
 def test_xor_is_learned(any_backend, dtype):
     X, y = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype), np.array([0, 1, 1, 0])
     model = fb.Sequential([fb.Dense(2, 8, activation="tanh"), fb.Dense(8, 1)], dtype=dtype, seed=0)
-    history = model.fit(X, y, "binary_cross_entropy", fb.Adam(model.parameters(), lr=0.05), 200, 4, verbose=0)
+    history = model.fit(
+        X, y, "binary_cross_entropy", fb.Adam(model.parameters(), lr=0.05), epochs=200, batch_size=4, verbose=0
+    )
     assert history.history["accuracy"][-1] == 1
     assert history.history["loss"][-1] < 0.05
     assert ((model.predict(X)[:, 0] > 0) == y).all()
@@ -373,7 +377,7 @@ def test_backends_learn_the_same(compiled):
         with fb.use_backend(name):
             model = everything("float64")
             optimizer = fb.Adam(model.parameters(), lr=0.01)
-            curves.append(model.fit(X, y, "cross_entropy", optimizer, 3, verbose=0, seed=2).history["loss"])
+            curves.append(model.fit(X, y, "cross_entropy", optimizer, epochs=3, verbose=0, seed=2).history["loss"])
     np.testing.assert_allclose(*curves, rtol=1e-9)
 
 
@@ -401,7 +405,17 @@ def test_early_stopping_restores_the_best_weights(any_backend):
     stopping = fb.EarlyStopping(patience=3)
     optimizer = fb.SGD(model.parameters(), lr=0.5)
     labels = np.random.default_rng(0).permutation(y)  # nothing to learn: validation soon gets worse
-    history = model.fit(X, labels, "cross_entropy", optimizer, 60, 16, (X, y), [Remember(), stopping], verbose=0)
+    history = model.fit(
+        X,
+        labels,
+        "cross_entropy",
+        optimizer,
+        epochs=60,
+        batch_size=16,
+        validation_data=(X, y),
+        callbacks=[Remember(), stopping],
+        verbose=0,
+    )
     best = min(range(len(seen)), key=lambda i: seen[i][0])
     assert stopping.best_epoch == best
     assert len(history.history["loss"]) == len(seen) == best + 4 < 60
@@ -558,7 +572,7 @@ def test_one_model_in_two_threads_is_an_error_not_a_race(compiled):
 
 def test_nan_is_never_the_best(capsys):
     stopping = fb.EarlyStopping(patience=2, monitor="loss")
-    stopping.model, stopping.figures = everything(), ["loss"]
+    stopping.model, stopping.log_names = everything(), ["loss"]
     stopping.on_train_begin()
     for epoch, loss in enumerate([float("nan"), 1.0, 0.5, float("nan"), 0.6]):
         stopping.on_epoch_end(epoch, {"loss": loss})
@@ -597,7 +611,7 @@ def test_an_interrupt_leaves_whole_steps(any_backend):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     steps = optimizer.steps
-    assert 0 < steps == model._step
+    assert 0 < steps == model.model.training_step
     assert (steps - 1) // 10_000 <= len(model.history) == model.epochs <= steps // 10_000  # of 10,000 steps
     if any_backend != "numpy":  # NumPy may be stopped between the lines of a step
         twin = fb.Sequential([fb.Dense(20, 64, activation="relu"), fb.Dropout(0.2), fb.Dense(64, 4)], seed=0)

@@ -44,7 +44,7 @@ def write_whole(path: Path, data: bytes) -> None:
             os.remove(temporary)
 
 
-def prepare(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove what a killed process has left of this file when it was writing it; an OSError if there is no folder."""
     folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
     for entry in os.listdir(folder):

@@ -17,7 +17,7 @@ except ImportError as error:
 from fastbp.data.arrays import Array
 from fastbp.formats import npz
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, LayerNorm, Lookup
-from fastbp.model import Model, checked
+from fastbp.training.sequential import Sequential, check_model
 
 OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; readers from 2022 on
 
@@ -111,7 +111,7 @@ def _lookup(graph: _Graph, x: str, layer: Lookup, tables: dict[str, Array]) -> s
     return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
 
 
-def export(model: Model, path: npz.Path) -> None:
+def export(model: Sequential, path: npz.Path) -> None:
     """Write the model as it predicts to an ONNX file.
 
     The graph takes ``input`` (N, I) and gives ``output`` (N, O), what ``model.predict`` gives, for any number of rows
@@ -131,7 +131,7 @@ def export(model: Model, path: npz.Path) -> None:
     OSError
         If the file cannot be written; one that was there before is unharmed.
     """
-    graph, value = _Graph(checked(model).dtype), "input"
+    graph, value = _Graph(check_model(model).dtype), "input"
     for i, layer in enumerate(model.layers):
         if isinstance(layer, Dense):
             value = graph.add("MatMul", value, graph.tensor(f"{i}.weight", layer.weight))
@@ -149,7 +149,7 @@ def export(model: Model, path: npz.Path) -> None:
             tensors = [graph.tensor(f"{i}.{name}", getattr(layer, name)) for name in ("weight", "bias")]
             value = graph.add("LayerNormalization", value, *tensors, epsilon=layer.eps, axis=1)
         elif isinstance(layer, Lookup):
-            value = _lookup(graph, value, layer, model._arrays())
+            value = _lookup(graph, value, layer, model.model.tensors())
         elif not isinstance(layer, Dropout):
             raise TypeError(f"model.layers[{i}]: expected a layer that ONNX has, got {layer!r}")
     graph.nodes.append(helper.make_node("Identity", [value], ["output"]))

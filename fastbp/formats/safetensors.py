@@ -22,10 +22,10 @@ except ImportError as error:
 from fastbp.data.arrays import Array, check_finite
 from fastbp.formats import npz
 from fastbp.layers import BatchNorm, Dense
-from fastbp.model import Model, checked
+from fastbp.training.sequential import Sequential, check_model
 
 
-def _tensors(model: Model) -> Iterator[tuple[str, Array]]:
+def _tensors(model: Sequential) -> Iterator[tuple[str, Array]]:
     """PyTorch's names, and our arrays as views in PyTorch's layout."""
     number = 0
     for i, layer in enumerate(model.layers):
@@ -38,13 +38,13 @@ def _tensors(model: Model) -> Iterator[tuple[str, Array]]:
         number += 2 if isinstance(layer, Dense) and layer.activation is not None else 1
 
 
-def _counters(model: Model) -> list[str]:
+def _counters(model: Sequential) -> list[str]:
     """What else PyTorch's batch normalisation has: how many batches it has seen."""
     names = (name for name, _ in _tensors(model))
     return [name.replace("running_mean", "num_batches_tracked") for name in names if name.endswith("running_mean")]
 
 
-def save(model: Model, path: npz.Path) -> None:
+def save(model: Sequential, path: npz.Path) -> None:
     """Write the weights and running statistics; ``torch.nn.Sequential`` of the same modules loads them.
 
     ``net.load_state_dict(safetensors.torch.load_file(path))`` does it, with ``strict=True`` too.
@@ -61,12 +61,12 @@ def save(model: Model, path: npz.Path) -> None:
     OSError
         If the file cannot be written; one that was there before is unharmed.
     """
-    tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(checked(model))}
-    tensors |= {name: np.array(model._step, np.int64) for name in _counters(model)}
+    tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(check_model(model))}
+    tensors |= {name: np.array(model.model.training_step, np.int64) for name in _counters(model)}
     npz.write_whole(path, to_bytes(tensors, metadata={"format": "pt"}))
 
 
-def load(model: Model, path: npz.Path) -> None:
+def load(model: Sequential, path: npz.Path) -> None:
     """Read weights and running statistics, of this module's or PyTorch's writing, into a model of the same layers.
 
     They are cast to the model's dtype. Such files have no checksum: a weight that the disk has changed to another
@@ -86,7 +86,7 @@ def load(model: Model, path: npz.Path) -> None:
     OSError
         If the file cannot be read.
     """
-    own = dict(_tensors(checked(model)))
+    own = dict(_tensors(check_model(model)))
     where = os.fsdecode(path)
     with open(path, "rb") as file:
         data = file.read()

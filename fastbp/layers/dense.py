@@ -81,6 +81,9 @@ class Dense(Parametric):
             "bias": self.has_bias,
         }
 
+    def flop(self) -> int:
+        return 2 * self.in_features * self.out_features
+
     def fields(self) -> dict[str, float]:
         return {"activation": plan.ACTIVATIONS[self.activation]}
 

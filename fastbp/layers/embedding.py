@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,13 +11,14 @@ from fastbp.core import plan
 from fastbp.data.arrays import Array, Categories, check_choice, check_int
 from fastbp.layers.layer import Layer, Parametric
 
-_MOST_CATEGORIES = 2**24  # float32, in which ids travel, holds whole numbers up to here
+_MAX_CATEGORIES = 2**24  # float32, in which ids travel, holds whole numbers up to here
 
 
 class Lookup(Layer):
     """What embeddings share: ids in the last columns of the input are replaced by rows of tables that are learned."""
 
     kind = plan.EMBEDDING
+    takes_ids = True
     n_numeric = 0
     unknown: str
     _std: ClassVar[float]  # of the tables at the start
@@ -41,7 +42,7 @@ class Lookup(Layer):
     def initial_values(self, rng: np.random.Generator) -> dict[str, Array]:
         return {name: rng.normal(0, self._std, shape) for name, shape in self.shapes().items()}
 
-    def records(self, offsets: dict[str, int]) -> Array:
+    def table_records(self, offsets: Mapping[str, int]) -> Array:
         """The TABLE records of the plan, for tables that begin at these offsets."""
         tables = self.tables().items()
         return np.array([(self._rows(n), dim, offsets[name], k) for name, (n, dim, k) in tables], plan.TABLE)
@@ -52,11 +53,11 @@ class Lookup(Layer):
         return Categories(np.repeat(counts, columns), self.unknown == "reserve")
 
 
-def _categories(name: str, value: object) -> int:
+def _check_category_count(name: str, value: object) -> int:
     """``value`` as a number of categories."""
     count = check_int(name, value)
-    if count > _MOST_CATEGORIES:
-        raise ValueError(f"{name}: expected at most {_MOST_CATEGORIES} categories, got {count}")
+    if count > _MAX_CATEGORIES:
+        raise ValueError(f"{name}: expected at most {_MAX_CATEGORIES} categories, got {count}")
     return count
 
 
@@ -98,7 +99,7 @@ class Embedding(Lookup, Parametric):
 
     def __init__(self, num_embeddings: int, embedding_dim: int, columns: int = 1, unknown: str = "error") -> None:
         super().__init__()
-        self.num_embeddings = _categories("num_embeddings", num_embeddings)
+        self.num_embeddings = _check_category_count("num_embeddings", num_embeddings)
         self.embedding_dim = check_int("embedding_dim", embedding_dim)
         self.columns = self.width = check_int("columns", columns)
         self.unknown: str = check_choice("unknown", unknown, ["error", "reserve"])
@@ -162,7 +163,7 @@ class TabularInput(Lookup):
     ) -> None:
         super().__init__()
         self.n_numeric = check_int("n_numeric", n_numeric, low=0)
-        self.cardinalities = _each("cardinalities", cardinalities, _categories)
+        self.cardinalities = _check_each("cardinalities", cardinalities, _check_category_count)
         if not self.cardinalities:
             raise ValueError("cardinalities: expected at least one categorical column, got none")
         if embedding_dim is None:
@@ -170,7 +171,7 @@ class TabularInput(Lookup):
         elif isinstance(embedding_dim, (int, np.integer)):
             self.embedding_dim = (check_int("embedding_dim", embedding_dim),) * len(self.cardinalities)
         else:
-            self.embedding_dim = _each("embedding_dim", embedding_dim, check_int)
+            self.embedding_dim = _check_each("embedding_dim", embedding_dim, check_int)
         if len(self.embedding_dim) != len(self.cardinalities):
             raise ValueError(
                 f"embedding_dim: expected {len(self.cardinalities)} widths, one per categorical column, got "
@@ -200,7 +201,7 @@ class TabularInput(Lookup):
         return tuple(self._owner().grad(f"{self._name}.{table}") for table in self.tables())
 
 
-def _each(name: str, values: Sequence[int], check: Callable[[str, object], int]) -> tuple[int, ...]:
+def _check_each(name: str, values: Sequence[int], check: Callable[[str, object], int]) -> tuple[int, ...]:
     """A sequence of numbers, checked one by one."""
     if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)) or np.ndim(values) != 1:
         raise TypeError(f"{name}: expected a sequence of integers, got {values!r}")

@@ -5,11 +5,13 @@ A layer gets its arrays when a ``Sequential`` takes it: views on the model's fla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fastbp.data.arrays import Array, check_array
+from fastbp.core import plan
+from fastbp.data.arrays import Array, Categories, check_array
 from fastbp.parameters import Parameters
 
 
@@ -17,6 +19,8 @@ class Layer:
     """What every layer has: the op it is lowered to, its width, and its place in a model."""
 
     kind: ClassVar[int]
+    #: Whether it looks up ids, which only the input of a model has.
+    takes_ids: ClassVar[bool] = False
     #: Width of the input, or None where any will do.
     width: int | None = None
 
@@ -40,9 +44,37 @@ class Layer:
         """What the layer sets in its op record beyond sizes and offsets."""
         return {}
 
-    def take(self, parameters: Parameters, name: str) -> None:
+    def flop(self) -> int:
+        """Floating-point operations of the matrix products of a prediction for one sample."""
+        return 0
+
+    def statistics_shape(self) -> tuple[int, ...]:
+        """The shape of the statistics that it needs in the model's buffer."""
+        return (0,)
+
+    def running_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes, by attribute, of those statistics that inference uses and files keep."""
+        return {}
+
+    def table_records(self, offsets: Mapping[str, int]) -> Array:
+        """The TABLE records of its parameters, which begin at these offsets, if they are tables; else none."""
+        return np.zeros(0, plan.TABLE)
+
+    def categories(self) -> Categories | None:
+        """What the last columns of its input may hold, if these are ids."""
+        return None
+
+    def bind(self, parameters: Parameters, name: str) -> None:
         """Become the layer called ``name`` of the model that owns ``parameters``."""
         self._parameters, self._name = parameters, name
+
+    def bind_statistics(self, statistics: Array) -> None:
+        """Use this view of the model's statistics, of ``statistics_shape``, and set them to where they start."""
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is part of a model."""
+        return self._parameters is not None
 
     def _owner(self) -> Parameters:
         if self._parameters is None:

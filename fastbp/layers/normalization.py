@@ -59,7 +59,7 @@ class BatchNorm(_Norm):
     def __init__(self, n: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__(n, eps)
         self.momentum = check_number("momentum", momentum, 0, math.nextafter(1, 2))
-        self._stats: Array | None = None
+        self._statistics: Array | None = None
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"momentum": self.momentum}
@@ -67,16 +67,21 @@ class BatchNorm(_Norm):
     def fields(self) -> dict[str, float]:
         return super().fields() | {"momentum": self.momentum}
 
-    def take_stats(self, stats: Array) -> None:
-        """Take the (4, n) view of the model's statistics: running mean and variance, batch mean and 1/std."""
-        self._stats = stats
-        stats[:] = 0
-        stats[1] = 1
+    def statistics_shape(self) -> tuple[int, ...]:
+        return (4, self.n)  # running mean and variance, batch mean and 1/std
+
+    def running_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"running_mean": (self.n,), "running_var": (self.n,)}
+
+    def bind_statistics(self, statistics: Array) -> None:
+        self._statistics = statistics
+        statistics[:] = 0
+        statistics[1] = 1
 
     def _running(self, row: int) -> Array:
         self._owner()  # raises where there are no arrays yet
-        assert self._stats is not None
-        view: Array = self._stats[row]
+        assert self._statistics is not None
+        view: Array = self._statistics[row]
         return view
 
     @property

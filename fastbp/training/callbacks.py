@@ -3,14 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastbp.data.arrays import Array, check_int, check_number
+from fastbp.formats import npz
+from fastbp.layers import Layer
+from fastbp.losses import LossLike
+from fastbp.metrics import Metrics
+from fastbp.model import Model
+from fastbp.optim import Optimizer
+from fastbp.parameters import Parameters
 from fastbp.schedules import Constant
+from fastbp.training.history import History
 
-if TYPE_CHECKING:  # for the types alone: callbacks lie below training
-    from fastbp.optim import Optimizer
-    from fastbp.training import Sequential
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike
+
+    from fastbp.data.sampling import SlicedByRows, Source
+
+
+class ModelInTraining(Protocol):
+    """What a callback sees of the ``Sequential`` in training."""
+
+    model: Model
+    stop_training: bool
+    epochs: int
+    history: History | None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def inputs(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+    def forward(self, x: ArrayLike, training: bool = False) -> Array: ...
+    def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None: ...
+    def predict(self, x: ArrayLike) -> Array: ...
+    def evaluate(
+        self,
+        X: Source,
+        y: ArrayLike | SlicedByRows | None,
+        loss: LossLike,
+        sample_weight: ArrayLike | SlicedByRows | None = None,
+        metrics: Metrics = (),
+    ) -> dict[str, float]: ...
+    def train_on_batch(
+        self,
+        xb: ArrayLike,
+        yb: ArrayLike,
+        loss: LossLike,
+        optimizer: Optimizer,
+        sample_weight: ArrayLike | None = None,
+    ) -> float: ...
+    def parameters(self) -> Parameters: ...
+    def summary(self) -> str: ...
+    def save(self, path: npz.Path) -> None: ...
+    def astype(self, dtype: str) -> ModelInTraining: ...
+    def snapshot(self) -> tuple[Array, Array]: ...
+    def restore(self, snapshot: tuple[Array, Array]) -> None: ...
 
 
 class Callback:
@@ -22,15 +75,15 @@ class Callback:
         The model in training. Setting ``model.stop_training = True`` ends ``fit`` after this epoch.
     optimizer : Optimizer or None
         The optimizer in use; None with scikit-learn's lbfgs.
-    figures : list of str
-        The names of the figures that every epoch will have.
+    log_names : list of str
+        The names of the values that every epoch will log.
     callbacks : list of Callback
         All of them.
     """
 
-    model: Sequential
+    model: ModelInTraining
     optimizer: Optimizer | None
-    figures: list[str]
+    log_names: list[str]
     callbacks: list[Callback]
     #: Whether it is called after the others.
     last = False
@@ -39,7 +92,7 @@ class Callback:
         """Before the first epoch."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        """After epoch number ``epoch``, counted from 0, with its figures, such as ``logs["val_loss"]``."""
+        """After epoch number ``epoch``, counted from 0, with what it logs, such as ``logs["val_loss"]``."""
 
     def on_train_end(self) -> None:
         """After the last epoch, in reverse order of the callbacks; not after an error."""
@@ -52,7 +105,7 @@ class Callback:
         """Go on from a ``state``; called after ``on_train_begin`` in a ``fit`` that resumes."""
 
 
-def listed(callbacks: Iterable[Callback]) -> list[Callback]:
+def check_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
     """``callbacks`` as a list, if they are callbacks, in the order in which they are called."""
     if not isinstance(callbacks, Iterable):
         raise TypeError(f"callbacks: expected a list of callbacks, got {callbacks!r}")
@@ -63,25 +116,27 @@ def listed(callbacks: Iterable[Callback]) -> list[Callback]:
     return sorted(callbacks, key=lambda callback: callback.last)
 
 
-def begin(callbacks: list[Callback], model: Sequential, optimizer: Optimizer | None, figures: list[str]) -> None:
+def start_callbacks(
+    callbacks: list[Callback], model: ModelInTraining, optimizer: Optimizer | None, log_names: list[str]
+) -> None:
     """Tell the callbacks what is about to be trained."""
     model.stop_training = False
     for callback in callbacks:
-        callback.model, callback.optimizer, callback.figures = model, optimizer, figures
+        callback.model, callback.optimizer, callback.log_names = model, optimizer, log_names
         callback.callbacks = callbacks
         callback.on_train_begin()
 
 
-MORE_IS_BETTER = "accuracy", "f1", "auc", "r2"  # what such a figure's name ends in
+MORE_IS_BETTER = "accuracy", "f1", "auc", "r2"  # what the name of such a value ends in
 
 
 class Monitor(Callback):
-    """The base of callbacks that watch whether a figure gets better.
+    """The base of callbacks that watch whether a logged value gets better.
 
     Parameters
     ----------
     monitor : str or None
-        A name in the epoch's figures; None is ``val_loss``, or ``loss`` without validation data. More is better for
+        The name of a logged value; None is ``val_loss``, or ``loss`` without validation data. More is better for
         those that end in ``accuracy``, ``f1``, ``auc`` or ``r2``, less for all others.
     min_delta : float
         What counts as an improvement.
@@ -89,12 +144,12 @@ class Monitor(Callback):
     Attributes
     ----------
     best, best_epoch : float, int
-        The best figure and its epoch, counted from 0.
+        The best value and its epoch, counted from 0.
 
     Raises
     ------
     ValueError
-        From ``fit``, before it trains, if there will be no figure of that name.
+        From ``fit``, before it trains, if no value of that name will be logged.
     """
 
     def __init__(self, monitor: str | None = None, min_delta: float = 0.0) -> None:
@@ -102,9 +157,9 @@ class Monitor(Callback):
         self.min_delta = check_number("min_delta", min_delta, 0)
 
     def on_train_begin(self) -> None:
-        self._name = self.monitor or ("val_loss" if "val_loss" in self.figures else "loss")
-        if self._name not in self.figures:
-            raise ValueError(f"monitor: expected one of {', '.join(self.figures)}, got {self._name!r}")
+        self._name = self.monitor or ("val_loss" if "val_loss" in self.log_names else "loss")
+        if self._name not in self.log_names:
+            raise ValueError(f"monitor: expected one of {', '.join(self.log_names)}, got {self._name!r}")
         self.best, self.best_epoch = float("nan"), -1
 
     def state(self) -> dict[str, Any]:
@@ -123,16 +178,16 @@ class Monitor(Callback):
         return False
 
 
-class Best(Callback):
+class BestWeights(Callback):
     """Keeps the weights, running statistics included, of the epoch with the least validation loss, or loss."""
 
     def on_train_begin(self) -> None:
         self._least, self._weights = float("inf"), self.model.snapshot()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        figure = logs.get("val_loss", logs["loss"])
-        if figure < self._least:
-            self._least, self._weights = figure, self.model.snapshot()
+        loss = logs.get("val_loss", logs["loss"])
+        if loss < self._least:
+            self._least, self._weights = loss, self.model.snapshot()
 
     def restore(self) -> None:
         """Go back to them; to those of the beginning if there was no epoch."""
@@ -146,7 +201,7 @@ class Best(Callback):
 
 
 class EarlyStopping(Monitor):
-    """Stop when a figure has not improved for ``patience`` epochs, and restore the best epoch's weights.
+    """Stop when a logged value has not improved for ``patience`` epochs, and restore the best epoch's weights.
 
     The best weights, running statistics included, are restored at the end of ``fit`` in any case.
 
@@ -160,7 +215,7 @@ class EarlyStopping(Monitor):
     Attributes
     ----------
     best, best_epoch : float, int
-        The best figure and its epoch, counted from 0.
+        The best value and its epoch, counted from 0.
     """
 
     def __init__(self, patience: int = 5, monitor: str | None = None, min_delta: float = 0.0) -> None:
@@ -191,7 +246,7 @@ class EarlyStopping(Monitor):
 
 
 class ReduceLROnPlateau(Monitor):
-    """Multiply the learning rate with ``factor`` whenever a figure has not improved for ``patience`` epochs.
+    """Multiply the learning rate with ``factor`` whenever a logged value has not improved for ``patience`` epochs.
 
     Parameters
     ----------

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastbp.data.arrays import check_int
 from fastbp.formats import npz
 from fastbp.optim import Optimizer
-from fastbp.training import Sequential, run_state
+from fastbp.training import run_state
 from fastbp.training.callbacks import Monitor
+from fastbp.training.sequential import Sequential, from_model
 
 
 class Checkpoint(Monitor):
@@ -22,7 +23,7 @@ class Checkpoint(Monitor):
     every : int
         Write after so many epochs of ``fit``, and after its last one.
     best_only : bool
-        Write only after epochs in which the figure improved.
+        Write only after epochs in which the monitored value improved.
     monitor, min_delta
         See ``fb.callbacks.Monitor``; for ``best_only``.
 
@@ -44,6 +45,7 @@ class Checkpoint(Monitor):
     def __init__(
         self,
         path: npz.Path,
+        *,
         best_only: bool = False,
         monitor: str | None = None,
         min_delta: float = 0.0,
@@ -56,19 +58,19 @@ class Checkpoint(Monitor):
 
     def on_train_begin(self) -> None:
         super().on_train_begin()
-        run_state.check_holdable(self.model, self.optimizer)
-        npz.prepare(self.path)
+        run_state.check_storable(self.model, self.optimizer)
+        npz.remove_leftovers(self.path)
         self._written = self._seen = -1
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         for other in self.callbacks:  # what is written has the state of all after this epoch
             if isinstance(other, Checkpoint):
-                other._see(epoch, logs)
+                other._observe(epoch, logs)
         due = (epoch + 1) % self.every == 0 or self.model.stop_training
         if self._improved if self.best_only else due:
             self._write()
 
-    def _see(self, epoch: int, logs: dict[str, float]) -> None:
+    def _observe(self, epoch: int, logs: dict[str, float]) -> None:
         if self._seen != epoch:
             self._seen, self._improved = epoch, self.improves(epoch, logs)
 
@@ -94,5 +96,5 @@ class Checkpoint(Monitor):
         OSError
             If it cannot be read.
         """
-        run = run_state.load(path, Sequential)
-        return run.model, run.optimizer, run.model.epochs
+        run = run_state.load(path)
+        return from_model(run.model, run.epochs), run.optimizer, run.epochs

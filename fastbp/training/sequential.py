@@ -1,60 +1,46 @@
-"""Sequential: a model that is trained. ``fit`` repeats the four steps until the epochs are over.
+"""Sequential: the model that users build, train and ask. It validates what they pass, once, and documents.
 
-Forward, loss, backward, update: ``_train_step`` is those four lines, for a loss that is a Python callable; with all
-others the core takes the same steps. Everything else here deals out batches, counts and reports.
+The passes are those of ``Model``, the steps those of ``Trainer``.
 """
 
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from fastbp import losses, profiling
-from fastbp.core import backend, get_num_threads
-from fastbp.data.arrays import (
-    Array,
-    Samples,
-    as_generator,
-    check_choice,
-    check_int,
-    check_memory,
-    check_weights,
-    take_rows,
-)
-from fastbp.data.sampling import BUFFER, NAMES, Names, Part, Stream, epoch_key, epoch_rows, opened, parts
-from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
+from fastbp import losses
+from fastbp.data.arrays import Array, as_generator, cast, check_choice, check_int
+from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key
+from fastbp.divergence import DivergenceError
 from fastbp.formats import npz
-from fastbp.losses import Loss, LossFunction
-from fastbp.metrics import Metric, Metrics, measured, resolve
-from fastbp.model import Model
+from fastbp.layers import Layer
+from fastbp.losses import Loss, LossLike
+from fastbp.lowering import infer_widths
+from fastbp.metrics import Metric, Metrics, resolve
+from fastbp.model import Model, check_tensors, make_layers
 from fastbp.optim import Optimizer
+from fastbp.parameters import Parameters
 from fastbp.training import run_state
-from fastbp.training.callbacks import Best, Callback, begin, listed
-from fastbp.training.history import Bars, History, line
+from fastbp.training.callbacks import BestWeights, Callback, check_callbacks, start_callbacks
+from fastbp.training.history import Bars, History, epoch_line
+from fastbp.training.inputs import EVALUATION_BUFFER, Data, check_batch, open_samples, open_validation
+from fastbp.training.trainer import Trainer, evaluate
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from fastbp.data.arrays import Seed
     from fastbp.data.sampling import SlicedByRows, Source
+    from fastbp.training.inputs import ValidationData
 
-    ValidationData = tuple[Any, ...] | list[Any] | Callable[[], Iterable[tuple[Any, ...]]] | None
-
-LossLike = str | Loss | LossFunction
-Data = Samples | Stream
-
-EVALUATED = 16384  # samples of data that is read are evaluated at a time
-
-_STEPS = 4096  # that the engine takes at a time: an epoch's learning rates need not all be in memory
+S = TypeVar("S", bound="Sequential")
 
 
-class Sequential(Model):
+class Sequential:
     """A feedforward network: layers, one after the other.
 
     Parameters
@@ -80,59 +66,105 @@ class Sequential(Model):
     #: What the last ``fit`` returned or, after an interrupt or an error, its finished epochs.
     history: History | None = None
 
-    def _check_batch(
-        self, X: Any, y: Any, sample_weight: Any, criterion: Loss, names: Names = ("xb", "yb", "sample_weight")
-    ) -> Samples:
-        X = self._features(names[0], X)
-        target = criterion.check(names[1], y, X.shape[0], self.outputs, self.dtype)
-        return X, target, check_weights(names[2], sample_weight, X.shape[0], self.dtype)
+    def __init__(self, layers: Sequence[Layer], dtype: str | np.dtype[Any] | type = "float32", seed: int | None = None):
+        self.model = Model(layers, dtype, seed)
 
-    def _open(self, data: tuple[Any, Any, Any], criterion: Loss, buffer_size: int, names: Names = NAMES) -> Data:
-        """X, y and weights to train or to evaluate with, checked; what does not fit into memory is when it is read."""
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers."""
+        return self.model.layers
 
-        def check(chunk: tuple[Any, Any, Any], names: Names) -> Samples:
-            return self._check_batch(*chunk, criterion, names)
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of parameters and computation."""
+        return self.model.dtype
 
-        checked = opened(data, check, buffer_size, names)
-        if not isinstance(checked, Stream) and checked[2] is not None and not checked[2].any():  # as a batch may do
-            raise ValueError(f"{names[2]}: expected a positive weight among them, got zeros only")
-        return checked
+    @property
+    def inputs(self) -> int:
+        """The width of the input."""
+        return self.model.inputs
 
-    def _open_validation(self, data: Any, criterion: Loss) -> Data:
-        if callable(data):
-            data = data, None
-        if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
-            raise TypeError(
-                "validation_data: expected (Xv, yv), (Xv, yv, sample_weight) or a function that gives chunks, got "
-                f"{type(data).__name__}"
-            )
-        names = "validation_data[0]", "validation_data[1]", "validation_data[2]"
-        return self._open((data[0], data[1], data[2] if len(data) == 3 else None), criterion, EVALUATED, names)
+    @property
+    def outputs(self) -> int:
+        """The width of the output."""
+        return self.model.outputs
 
-    def _check_optimizer(self, optimizer: Optimizer) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: expected an Optimizer such as fb.SGD(...), got {optimizer!r}")
-        if optimizer.params is not self.parameters():
-            raise ValueError("optimizer: it was made for the parameters of another model")
+    def parameters(self) -> Parameters:
+        """The parameters, for an optimizer."""
+        return self.model.params
 
-    def _train_step(self, batch: Samples, criterion: Loss, optimizer: Optimizer) -> float:
-        """Forward, loss, backpropagation, gradient descent; the loss before the update."""
-        xb, yb, weight = batch
-        before = self._stats.copy(), self._step
-        pred = self._forward(xb, True)
-        ready = self._ready
-        try:
-            loss, dpred = criterion.compute(pred, yb, weight)
-            if self._ready is not ready:  # the callable has trained the model
-                raise RuntimeError("backward: another pass has run since the forward pass of this step")
-            if not math.isfinite(loss):
-                raise self._divergence(loss, xb, self._step, optimizer, optimizer.lr)
-            self._backward(dpred)
-            optimizer.step()
-        except BaseException:  # the user's, or divergence, or there is no memory
-            self._stats[:], self._step = before
-            raise
-        return loss
+    def forward(self, x: ArrayLike, training: bool = False) -> Array:
+        """The outputs for a batch.
+
+        Parameters
+        ----------
+        x : array_like (B, I)
+            Kept by reference, if it is a C-contiguous array of the model's dtype, until ``backward`` has used it.
+        training : bool
+            Whether dropout drops, batch norm uses the batch's statistics, and ``backward`` may follow.
+
+        Returns
+        -------
+        ndarray (B, O)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x is not numeric, has another width, no rows, NaN or infinite entries, or unknown categories.
+        """
+        x = self.model.check_features("x", x)
+        if not training:
+            return self.model.predict(x)
+        with self.model.exclusive():
+            return self.model.forward(x)
+
+    def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None:
+        """Backpropagation (Rumelhart, Hinton & Williams 1986): fill every parameter's gradient.
+
+        Parameters
+        ----------
+        dy : array_like (B, O)
+            The loss's gradient with respect to the outputs of the last ``forward(x, training=True)``.
+        input_gradient : bool
+            Whether to return the gradient with respect to x, (B, I), as well; zero for the ids of an embedding.
+
+        Raises
+        ------
+        RuntimeError
+            If the last pass through the model was not ``forward(x, training=True)``; one serves one backward pass.
+        ValueError
+            If dy has another shape than the outputs.
+        """
+        _, shape, x = self.model.expect_forward()
+        gradient = cast("dy", dy, self.dtype)
+        if gradient.shape != shape:
+            raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
+        dx = np.empty_like(x) if input_gradient else None
+        with self.model.exclusive():
+            self.model.backward(gradient, dx)
+        return dx
+
+    def predict(self, x: ArrayLike) -> Array:
+        """The outputs (N, O) for any number of rows (N, I), as in inference: the logits, for a classifier."""
+        return self.model.predict(self.model.check_features("x", x))
+
+    def evaluate(
+        self,
+        X: Source,
+        y: ArrayLike | SlicedByRows | None,
+        loss: LossLike,
+        sample_weight: ArrayLike | SlicedByRows | None = None,
+        metrics: Metrics = (),
+    ) -> dict[str, float]:
+        """The loss, for classification the accuracy, and the metrics, of the predictions for X (N, I).
+
+        The data is given as for ``fit``. sample_weight (N,) weighs the loss; the accuracy is the share of the samples
+        that are right, and metrics, as in ``fit``, count every sample alike.
+        """
+        criterion, measures = losses.resolve(loss), resolve(metrics)
+        data = open_samples(self.model, criterion, (X, y, sample_weight), EVALUATION_BUFFER)
+        with self.model.shared():
+            return evaluate(self.model, data, criterion, measures)
 
     def train_on_batch(
         self,
@@ -161,60 +193,17 @@ class Sequential(Model):
         float
             The loss before the update.
         """
-        criterion = losses.resolve(loss)
-        self._check_optimizer(optimizer)
-        batch = self._check_batch(xb, yb, sample_weight, criterion)
-        spec = criterion.spec(self.outputs, self.dtype)
-        self._gate.enter_alone()
+        model, criterion = self.model, losses.resolve(loss)
+        trainer = Trainer(model, optimizer, criterion)
+        batch = check_batch(model, criterion, xb, yb, sample_weight, ("xb", "yb", "sample_weight"))
+        model.gate.enter_alone()  # not by ``exclusive``: a step of a small network takes less time than a few calls
         try:
-            if spec is None:
-                return self._train_step(batch, criterion, optimizer)
-            return self._steps_in_core(batch, spec, optimizer, None, 0, 1, len(batch[0]))[0] / len(batch[0])
+            if trainer.loss_spec is None:
+                return trainer.step(batch)
+            samples = len(batch[0])
+            return trainer.run_steps(batch, None, 0, 1, samples)[0] / samples
         finally:
-            self._gate.leave()
-
-    def evaluate(
-        self,
-        X: Source,
-        y: ArrayLike | SlicedByRows | None,
-        loss: LossLike,
-        sample_weight: ArrayLike | SlicedByRows | None = None,
-        metrics: Metrics = (),
-    ) -> dict[str, float]:
-        """The loss, for classification the accuracy, and the metrics, of the predictions for X (N, I).
-
-        The data is given as for ``fit``. sample_weight (N,) weighs the loss; the accuracy is the share of the samples
-        that are right, and metrics, as in ``fit``, count every sample alike.
-        """
-        criterion, measures = losses.resolve(loss), resolve(metrics)
-        data = self._open((X, y, sample_weight), criterion, EVALUATED)
-        self._gate.enter_shared()
-        try:
-            return self._evaluate(data, criterion, measures)
-        finally:
-            self._gate.leave()
-
-    def _evaluate(self, data: Data, criterion: Loss, measures: Mapping[str, Metric]) -> dict[str, float]:
-        loss, total_weight, right, samples = 0.0, 0.0, 0, 0
-        outputs: list[tuple[Array, Array]] = []
-        with closing(parts(data, None, 1)) as all_of_it:
-            for (X, y, weight), _, size in all_of_it:
-                pred = self._predict(X)
-                part_weight = criterion.total_weight(pred, y, weight)
-                total_weight, samples = total_weight + part_weight, samples + size
-                loss += (float(criterion.compute(pred, y, weight)[0]) - loss) * (
-                    part_weight / total_weight if total_weight else 0.0
-                )
-                right += criterion.correct(pred, y) if criterion.classifies else 0
-                if measures:
-                    outputs.append((pred, y))
-        logs = {"loss": loss} | ({"accuracy": right / samples} if criterion.classifies else {})
-        if total_weight == 0:
-            raise ValueError("sample_weight: expected a positive weight among them, got zeros only")
-        if measures:
-            pred, y = (np.concatenate(columns) for columns in zip(*outputs, strict=True))
-            logs |= {name: measured(name, measure, pred, y) for name, measure in measures.items()}
-        return logs
+            model.gate.leave()
 
     def fit(
         self,
@@ -222,6 +211,7 @@ class Sequential(Model):
         y: ArrayLike | SlicedByRows | None,
         loss: LossLike,
         optimizer: Optimizer,
+        *,
         epochs: int = 1,
         batch_size: int = 32,
         validation_data: ValidationData = None,
@@ -231,7 +221,7 @@ class Sequential(Model):
         seed: Seed = None,
         sample_weight: ArrayLike | SlicedByRows | None = None,
         metrics: Metrics = (),
-        buffer_size: int = BUFFER,
+        buffer_size: int = BUFFER_SIZE,
         on_divergence: str = "raise",
         resume: npz.Path | None = None,
     ) -> History:
@@ -289,54 +279,41 @@ class Sequential(Model):
             If an argument does not fit; nothing has changed then. Of data that is read each chunk is checked when it
             comes; one that does not fit ends ``fit`` after the steps before it.
         DivergenceError
-            If training diverges; the step that shows it is not taken.
+            If training diverges; the step that shows it is left out.
         FileFormatError, OSError
             If the file to resume from is damaged, or cannot be read.
         """
         criterion, measures = losses.resolve(loss), resolve(metrics)
-        self._check_optimizer(optimizer)
+        trainer = Trainer(self.model, optimizer, criterion)
         epochs, batch_size = check_int("epochs", epochs), check_int("batch_size", batch_size)
-        data = self._open((X, y, sample_weight), criterion, check_int("buffer_size", buffer_size))
-        validation = None if validation_data is None else self._open_validation(validation_data, criterion)
+        buffer_size = check_int("buffer_size", buffer_size)
+        data = open_samples(self.model, criterion, (X, y, sample_weight), buffer_size)
+        validation = open_validation(self.model, criterion, validation_data)
         if measures and validation is None:
             raise ValueError("metrics: expected validation_data to compute them from, got None")
-        callbacks, verbose = listed(callbacks), check_choice("verbose", verbose, (0, 1, "bar"))
-        best = (
-            Best() if check_choice("on_divergence", on_divergence, ("raise", "stop", "restore")) == "restore" else None
-        )
+        callbacks, verbose = check_callbacks(callbacks), check_choice("verbose", verbose, (0, 1, "bar"))
+        check_choice("on_divergence", on_divergence, ("raise", "stop", "restore"))
+        best = BestWeights() if on_divergence == "restore" else None
         callbacks = [best, *callbacks] if best else callbacks
         bars = Bars(epochs, None if isinstance(data, Stream) else len(data[0])) if verbose == "bar" else None
-        rng = as_generator(seed) if seed is not None else self._rng
-        figures = ["loss", "accuracy"] if criterion.classifies else ["loss"]
-        figures += [f"val_{name}" for name in dict.fromkeys([*figures, *measures]) if validation is not None]
-        figures += ["lr", "samples_per_second"]
+        rng = self.model.generator if seed is None else as_generator(seed)
 
-        with self._alone():
-            self._orders = rng
-            run = None if resume is None else run_state.load_of(resume, Sequential, self, optimizer, callbacks, figures)
-            begin(callbacks, self, optimizer, figures)
-            self.history = history = History()
-            if run is not None:
-                run_state.restore(run, self, optimizer, callbacks)
-                run = None  # a second model would be in memory
+        def run_epoch() -> dict[str, float]:
+            logs = trainer.train_epoch(data, epoch_key(shuffle, rng), batch_size, bars)
+            if validation is not None:
+                validated = evaluate(self.model, validation, criterion, measures)
+                logs |= {f"val_{name}": value for name, value in validated.items()}
+            return logs | {"lr": optimizer.lr}
+
+        with self.model.exclusive():
+            self.model.order_generator = rng
+            history = self._start(optimizer, callbacks, _log_names(criterion, measures, validation), resume)
             ending = callbacks
             try:
                 for epoch in range(len(history), epochs):
                     if self.stop_training:
                         break
-                    if bars is not None:
-                        bars.begin(epoch)
-                    logs = self._train_epoch(
-                        data, validation, criterion, measures, optimizer, epoch_key(shuffle, rng), batch_size, bars
-                    )
-                    history.append(logs)
-                    self.epochs += 1
-                    if bars is not None:
-                        bars.end(logs)
-                    elif verbose:
-                        print(line(epoch, epochs, logs), flush=True)
-                    for callback in callbacks:
-                        callback.on_epoch_end(epoch, logs)
+                    self._run_epoch(epoch, epochs, run_epoch, callbacks, bars, verbose)
             except DivergenceError as error:
                 error.epoch = len(history) + 1
                 if on_divergence == "raise":
@@ -349,143 +326,134 @@ class Sequential(Model):
                 best.restore()
             return history
 
-    def _train_epoch(
+    def _start(
+        self, optimizer: Optimizer, callbacks: list[Callback], log_names: list[str], resume: npz.Path | None
+    ) -> History:
+        """Tell the callbacks, and take up the run in the file if there is one; the history, of the epochs done."""
+        run = None
+        if resume is not None:
+            run = run_state.load_matching(resume, self, optimizer, callbacks, log_names)
+        start_callbacks(callbacks, self, optimizer, log_names)
+        self.history = History()
+        if run is not None:
+            run_state.restore(run, self, optimizer, callbacks)
+        return self.history
+
+    def _run_epoch(
         self,
-        data: Data,
-        validation: Data | None,
-        criterion: Loss,
-        measures: Mapping[str, Metric],
-        optimizer: Optimizer,
-        key: int | None,
-        batch_size: int,
+        epoch: int,
+        epochs: int,
+        train: Callable[[], dict[str, float]],
+        callbacks: list[Callback],
         bars: Bars | None,
-    ) -> dict[str, float]:
-        """One pass over the data in the order of key, batch after batch, then validation; the epoch's figures."""
-        start = time.perf_counter()
-        profile = profiling.active()
-        if profile and criterion.spec(self.outputs, self.dtype) is not None:
-            total, correct, samples = profile.train(
-                lambda model, optimizer: model._steps(data, criterion, optimizer, key, batch_size, None),
-                self,
-                optimizer,
-                batch_size,
-            )
-            if bars is not None:  # at once: what is timed here, and again by compare, is the engine alone
-                bars.advance(samples, total)
-        else:
-            total, correct, samples = self._steps(data, criterion, optimizer, key, batch_size, bars)
-        if not backend().all_finite(self._parameters.values):  # since the last step, which no loss has seen
-            step = optimizer.steps
-            raise DivergenceError("parameters", *in_parameters(self._parameters), step, optimizer.schedule(step - 1))
-        logs = {"loss": total / samples}
-        if criterion.classifies:
-            logs["accuracy"] = correct / samples
-        logs["samples_per_second"] = samples / (time.perf_counter() - start)
-        if validation is not None:
-            of_validation = self._evaluate(validation, criterion, measures)
-            logs |= {f"val_{name}": value for name, value in of_validation.items()}
-        return logs | {"lr": optimizer.lr}
-
-    def _steps(
-        self, data: Data, criterion: Loss, optimizer: Optimizer, key: int | None, batch_size: int, bars: Bars | None
-    ) -> tuple[float, int, int]:
-        """An epoch's steps: the loss summed over the samples, how many were right, and how many there were."""
-        total, correct, samples = 0.0, 0, 0
-        spec = criterion.spec(self.outputs, self.dtype)
-        with closing(parts(data, key, batch_size)) as all_of_it:
-            for part in all_of_it:
-                if spec is None:
-                    loss, right = self._part_in_python(part, criterion, optimizer, batch_size, bars), 0
-                else:
-                    loss, right = self._part_in_core(part, spec, optimizer, batch_size, bars)
-                total, correct, samples = total + loss, correct + right, samples + part.size
-        return total, correct, samples
-
-    def _part_in_core(
-        self, part: Part, spec: Any, optimizer: Optimizer, batch_size: int, bars: Bars | None
-    ) -> tuple[float, int]:
-        """A part of an epoch in the compiled engine: the loss summed over the samples, and how many were right."""
-        total, correct, first, most = 0.0, 0, 0, _STEPS if bars is None else 1
-        while first < part.size:
-            steps, start = min(most, -(-(part.size - first) // batch_size)), time.perf_counter()
-            loss, right = self._steps_in_core(part.data, spec, optimizer, part.key, first, steps, batch_size)
-            total, correct = total + loss, correct + right
-            if bars is not None:  # as many steps at a time as let the bar move ten times a second
-                bars.advance(min(steps * batch_size, part.size - first), loss)
-                most = max(1, min(_STEPS, 2 * most, int(0.1 * steps / (time.perf_counter() - start))))
-            first += steps * batch_size
-        return total, correct
-
-    def _steps_in_core(
-        self,
-        data: Samples,
-        spec: Any,
-        optimizer: Optimizer,
-        key: int | Array | None,
-        first: int,
-        steps: int,
-        batch_size: int,
-        decays: Array | None = None,
-    ) -> tuple[float, int]:
-        """Steps from position first of an epoch's order: the loss summed over the samples, and how many were right.
-
-        decays (steps,) are weight decays in place of the optimizer's one.
-        """
-        if batch_size > 1024:  # a few samples more or less are not the question
-            check_memory("batch_size", min(batch_size, len(data[0])) * self._row_bytes)
-        network, self._ready = self._network(), None
-        progress: list[Any] = [0.0, 0, 0]
-        update, lrs = optimizer.update_spec(), optimizer.rates(steps)
-        clip_norm, threads = optimizer.clip_norm or 0.0, get_num_threads()
-        try:
-            network.train(
-                progress,
-                *data,
-                key,
-                first,
-                steps,
-                batch_size,
-                spec,
-                update,
-                lrs,
-                decays,
-                clip_norm,
-                self._step + 1,
-                threads,
-            )
-        finally:  # an interrupt ends the epoch after a whole step
-            self._step += progress[2]
-            optimizer.steps += progress[2]
-        loss, right, done = progress
-        if done < steps:
-            rows = epoch_rows(first + done * batch_size, batch_size, len(data[0]), key)
-            lr = lrs if isinstance(lrs, float) else float(lrs[done])
-            raise self._divergence(loss, data[0][rows], self._step + 1, optimizer, lr)
-        return loss, right
-
-    def _divergence(self, loss: float, x: Array, step: int, optimizer: Optimizer, lr: float) -> DivergenceError:
-        """The error for a training step on the rows of x that was not taken, for its loss or its gradient."""
-        if math.isfinite(loss):  # only clip_norm looks at the whole gradient before it is used
-            norm = math.sqrt(backend().squared_norm(optimizer.params.grads, 1))
-            return DivergenceError("gradient", norm, in_gradient(optimizer.params), optimizer.steps + 1, lr)
-        return DivergenceError("loss", loss, in_model(self, x, step), optimizer.steps + 1, lr)
-
-    def _part_in_python(
-        self, part: Part, criterion: Loss, optimizer: Optimizer, batch_size: int, bars: Bars | None
-    ) -> float:
-        """A part of an epoch for a loss that is a Python callable: the loss summed over the samples."""
-        total = 0.0
-        for rows in part.batches(batch_size):
-            loss = self._train_step(take_rows(part.data, rows), criterion, optimizer) * len(rows)
-            total += loss
-            if bars is not None:
-                bars.advance(len(rows), loss)
-        return total
+        verbose: int | str,
+    ) -> None:
+        """Train for an epoch; record, show and tell the callbacks what it logs."""
+        if bars is not None:
+            bars.begin(epoch)
+        logs = train()
+        assert self.history is not None
+        self.history.append(logs)
+        self.epochs += 1
+        if bars is not None:
+            bars.end(logs)
+        elif verbose:
+            print(epoch_line(epoch, epochs, logs), flush=True)
+        for callback in callbacks:
+            callback.on_epoch_end(epoch, logs)
 
     def snapshot(self) -> tuple[Array, Array]:
         """Copies of all parameters and running statistics, for ``restore``."""
-        return self._parameters.values.copy(), self._stats.copy()
+        return self.model.snapshot()
 
     def restore(self, snapshot: tuple[Array, Array]) -> None:
         """Go back to a ``snapshot`` of this model."""
-        self._parameters.values[:], self._stats[:] = snapshot
+        self.model.restore(snapshot)
+
+    def summary(self) -> str:
+        """A table of the layers: output shape, parameters, and the FLOP of a prediction for one sample.
+
+        FLOP are those of the matrix products, an addition and a multiplication for every weight.
+        """
+        widths, total = infer_widths(self.layers)[1:], 0
+        rows = [("layer", "output", "parameters", "FLOP")]
+        for layer, width in zip(self.layers, widths, strict=True):
+            count, flop = sum(map(math.prod, layer.shapes().values())), layer.flop()
+            total += flop
+            rows.append((repr(layer), f"(B, {width})", f"{count:,}", f"{flop:,}"))
+        rows.append(("total", self.dtype.name, f"{self.parameters().count:,}", f"{total:,}"))
+        a, b, c, d = (max(map(len, column)) for column in zip(*rows, strict=True))
+        return "\n".join(f"{row[0]:{a}}  {row[1]:{b}}  {row[2]:>{c}}  {row[3]:>{d}}" for row in rows)
+
+    def save(self, path: npz.Path) -> None:
+        """Write architecture, dtype, parameters and running statistics to one ``.npz`` file; ``fb.load`` reads it.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; one that was there before is unharmed.
+        """
+        npz.write(path, {"dtype": self.dtype.name, "layers": self.model.config()}, self.model.tensors())
+
+    @classmethod
+    def load(cls, path: npz.Path) -> Self:
+        """The model that ``save`` wrote, or that of a ``Checkpoint``.
+
+        Raises
+        ------
+        FileFormatError
+            If the file is damaged, cut short, of another kind, or from a newer fastbp.
+        OSError
+            If it cannot be read.
+        """
+        header, arrays = npz.read(path)
+        try:
+            tensors = {name: array for name, array in arrays.items() if not name.startswith("checkpoint.")}
+            return cls._build(header["layers"], header["dtype"], tensors)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise npz.unreadable(path, error) from error
+
+    @classmethod
+    def _build(cls, config: list[dict[str, Any]], dtype: str, tensors: dict[str, Array]) -> Self:
+        layers = make_layers(config)
+        check_tensors(layers, tensors)
+        sequential = cls(layers, dtype=dtype)
+        sequential.model.assign(tensors)
+        return sequential
+
+    def astype(self, dtype: str) -> Self:
+        """A copy of the model that computes in another dtype."""
+        other = self._build(self.model.config(), dtype, self.model.tensors())
+        other.model.copy_randomness(self.model)
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are built anew around the copied parameters, which an optimizer's copy shares."""
+        return _rebuild, (type(self), self.model.config(), self.dtype.name, *self.model.contents())
+
+
+def _rebuild(cls: type[S], config: list[dict[str, Any]], dtype: str, *contents: Any) -> S:
+    sequential = cls(make_layers(config), dtype=dtype)
+    sequential.model.adopt(*contents)
+    return sequential
+
+
+def from_model(model: Model, epochs: int) -> Sequential:
+    """The Sequential around a model that was trained for so many epochs."""
+    sequential = Sequential.__new__(Sequential)
+    sequential.model, sequential.epochs = model, epochs
+    return sequential
+
+
+def check_model(model: object) -> Sequential:
+    """``model`` if it is one, for what writes models to files of other kinds."""
+    if not isinstance(model, Sequential):
+        raise TypeError(f"model: expected a fastbp model, got {type(model).__name__}")
+    return model
+
+
+def _log_names(criterion: Loss, measures: Mapping[str, Metric], validation: Data | None) -> list[str]:
+    """The names of the values that every epoch of ``fit`` logs."""
+    names = ["loss", "accuracy"] if criterion.classifies else ["loss"]
+    names += [f"val_{name}" for name in dict.fromkeys([*names, *measures]) if validation is not None]
+    return [*names, "lr", "samples_per_second"]
