@@ -92,7 +92,7 @@ class Optimizer:
         return check_number("lr", self.schedule(self.steps), 0)
 
     def state_vector(self, name: str) -> Array:
-        """A state vector; it comes into being, zero, with the first step that needs it."""
+        """A state vector; the first step that needs it makes it, filled with zeros."""
         if name not in self.state_vectors:
             self.state_vectors[name] = aligned(self.params.values.size, self.params.values.dtype)
             self.state_vectors[name][:] = 0
