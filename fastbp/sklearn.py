@@ -42,15 +42,16 @@ except ImportError as error:
     raise ImportError("fastbp.sklearn needs scikit-learn 1.7 or later: pip install fastbp[sklearn]") from error
 
 from fastbp import losses, schedules
-from fastbp.callbacks import Callback, begin, listed
 from fastbp.core import get_num_threads, set_num_threads
-from fastbp.core.plan import ACTIVATIONS, UpdateSpec
+from fastbp.core.plan import ACTIVATIONS
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data import Array, Samples, choice, real_number, shaped, taken
+from fastbp.data.arrays import Array, Samples, check_array, check_choice, check_number, take_rows
 from fastbp.divergence import DivergenceError
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Layer
 from fastbp.optim import SGD, Adam, Optimizer
 from fastbp.training import Sequential
+from fastbp.training.callbacks import Callback, check_callbacks, start_callbacks
+from fastbp.training.trainer import Trainer
 
 _ACTIVATIONS: dict[str, str | None] = {"identity": None, "logistic": "sigmoid"}
 _ACTIVATIONS |= {name: name for name in ACTIVATIONS if name}
@@ -81,7 +82,7 @@ class _Data(NamedTuple):
             return
         size = max(1, _SPARSE_BLOCK // self.X.shape[1] // batch_size) * batch_size
         for first in range(0, len(rows), size):
-            X, target, weight = _Data(*taken(self, rows[first : first + size]))
+            X, target, weight = _Data(*take_rows(self, rows[first : first + size]))
             yield (X.toarray(), target, weight), None
 
 
@@ -119,10 +120,9 @@ def _threads(n: int | None) -> Iterator[None]:
 class _Adam(Adam):
     """Adam with its epsilon where scikit-learn has it."""
 
-    def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
-        spec = super().update_spec(lr, weight_decay)
-        spec.eps_hat = True
-        return spec
+    def update_spec(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        rule, state, settings = super().update_spec()
+        return rule, state, settings | {"eps_hat": True}
 
 
 class _MLP(BaseEstimator):  # type: ignore[misc]
@@ -169,7 +169,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
         before = dict(self.__dict__)
         try:  # until training begins, an error leaves the estimator as it was
             self._validate_params()
-            callbacks = listed(self.callbacks or ())
+            callbacks = check_callbacks(self.callbacks or ())
             self._random_state = check_random_state(self.random_state)
             goes_on = incremental or self.warm_start
             X, y = self._validated(X, y, reset=not (goes_on and hasattr(self, "_model")))
@@ -185,7 +185,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
             "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
         )
         try:
-            with _threads(self.n_threads), self._model._alone():
+            with _threads(self.n_threads), self._model.model.exclusive():
                 if self.solver == "lbfgs":
                     self._fit_lbfgs(data, callbacks)
                 else:
@@ -285,10 +285,10 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
     def _network(self, widths: list[int], dtype: Any) -> Sequential:
         """The layers, with scikit-learn's initial weights: uniform (Glorot & Bengio 2010), biases too."""
         names = [
-            choice("activation", name, _ACTIVATIONS)
+            check_choice("activation", name, _ACTIVATIONS)
             for name in self._per_layer("activation", self.activation, len(widths) - 2)
         ]
-        rates = [real_number("dropout", p, 0, 1) for p in self._per_layer("dropout", self.dropout, len(widths) - 2)]
+        rates = [check_number("dropout", p, 0, 1) for p in self._per_layer("dropout", self.dropout, len(widths) - 2)]
         if self.solver == "lbfgs" and (self.batch_norm or any(rates)):
             raise ValueError("solver: expected 'sgd' or 'adam' with dropout or batch_norm, got 'lbfgs'")
         layers: list[Layer] = []
@@ -324,7 +324,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
                 raise ValueError(f"{name}: expected {len(live)} arrays, got {len(arrays)}")
             for i, (array, own) in enumerate(zip(arrays, live, strict=True)):
                 if array is not own:
-                    given[name, i] = own, shaped(f"{name}[{i}]", array, own.shape, own.dtype)
+                    given[name, i] = own, check_array(f"{name}[{i}]", array, own.shape, own.dtype)
         for own, array in given.values():
             own[:] = array
         if given:
@@ -369,8 +369,8 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
 
         def loss_and_gradient(values: Array) -> tuple[float, Array]:
             parameters.values[:] = values
-            loss, dpred = objective.criterion.compute(model._forward(X, True), target, weight)
-            model._backward(dpred)
+            loss, dpred = objective.criterion.compute(model.model.forward(X), target, weight)
+            model.model.backward(dpred)
             penalty = decay * values
             self.loss_ = objective.report * loss + objective.constant + 0.5 * values @ penalty
             return objective.gradient * loss + 0.5 * values @ penalty, objective.gradient * parameters.grads + penalty
@@ -385,7 +385,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
                 raise StopIteration
 
         self.n_iter_ = 0
-        begin(callbacks, model, None, ["loss"])
+        start_callbacks(callbacks, model, None, ["loss"])
         result = scipy.optimize.minimize(
             loss_and_gradient,
             parameters.values.copy(),
@@ -423,7 +423,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
         objective = self._objective(data)
         optimizer = self._begin_optimizer(objective, incremental)
         figures = ["loss", "lr", "samples_per_second", *([] if held_out is None else ["val_loss"])]
-        begin(callbacks, self._model, optimizer, figures)
+        start_callbacks(callbacks, self._model, optimizer, figures)
         self.n_iter_ = 0
         try:
             for epoch in range(1 if incremental else self.max_iter):
@@ -479,7 +479,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
-        return rows, _Data(*taken(data, held_out))
+        return rows, _Data(*take_rows(data, held_out))
 
     def _begin_optimizer(self, objective: _Objective, incremental: bool) -> Optimizer:
         """An optimizer with the present parameters, and the state of the one before if it goes on with the network."""
@@ -493,12 +493,12 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
             optimizer = _Adam(
                 parameters,
                 self.learning_rate_init,
-                (self.beta_1, self.beta_2),
-                self.epsilon / objective.gradient,
+                betas=(self.beta_1, self.beta_2),
+                eps=self.epsilon / objective.gradient,
                 decay_bias=False,
             )
         if type(before) is type(optimizer):
-            optimizer.steps, optimizer._state = before.steps, before._state
+            optimizer.steps, optimizer.state_vectors = before.steps, before.state_vectors
         else:
             self._rate = self.learning_rate_init
         rate = self.learning_rate_init
@@ -514,14 +514,14 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
         scikit-learn's velocity keeps the rates that went into it. PyTorch's, which is the core's, is multiplied with
         the rate of now, and so is rescaled.
         """
-        if "velocity" in optimizer._state:
-            optimizer._state["velocity"] *= self._rate / rate
+        if "velocity" in optimizer.state_vectors:
+            optimizer.state_vectors["velocity"] *= self._rate / rate
         self._rate = rate
         optimizer.schedule = schedules.Constant(rate * (objective.gradient if self.solver == "sgd" else 1))
 
     def _epoch(self, data: _Data, rows: Array, batch_size: int, objective: _Objective, optimizer: Optimizer) -> float:
         """One pass over the rows in their order; the loss with its penalty, averaged over the batches."""
-        recipe = objective.criterion.spec(self.n_outputs_, self._model.dtype)
+        trainer = Trainer(self._model.model, optimizer, objective.criterion)
         total, squares = 0.0, self._squares()
         for samples, order in data.blocks(rows, batch_size):
             weight, count = samples[2], len(samples[1] if order is None else order)
@@ -533,9 +533,7 @@ class _MLP(BaseEstimator):  # type: ignore[misc]
                 penalties = _penalties(self.alpha, weight, batch_size)
             decays = penalties / objective.gradient if self.alpha else None
             optimizer.weight_decay = float(self.alpha > 0)  # that there is some; how much is another in every step
-            loss, _ = self._model._steps_in_core(
-                samples, recipe, optimizer, order, 0, len(penalties), batch_size, decays
-            )
+            loss, _ = trainer.run_steps(samples, order, 0, len(penalties), batch_size, decays)
             before, squares = squares, self._squares()
             # the weights' squares change little meanwhile: the mean of both ends stands for every step
             penalty = float(_sizes(count, batch_size) @ penalties) * (before + squares) / 4

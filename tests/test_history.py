@@ -55,7 +55,7 @@ def test_a_bar_shows_the_loss_of_what_was_trained():
             pass
 
     pytest.importorskip("tqdm")
-    from fastbp.history import Bars
+    from fastbp.training.history import Bars
 
     bars = Bars(1, 30)
     bars._new = lambda **settings: Bar()
@@ -104,5 +104,6 @@ def test_plot(tmp_path, classifies):
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, package, act, extra):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, f"fastbp.{extra}", raising=False)
+    monkeypatch.delitem(sys.modules, f"fastbp.formats.{extra}", raising=False)
     with pytest.raises(ImportError, match=rf"pip install fastbp\[{extra}\]"):
         act()

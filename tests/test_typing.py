@@ -22,13 +22,16 @@ ALLOWED = r"""
 fastbp\.core\._(avx512|avx2|neon)
 # Cython's own, in every module of its making
 fastbp\.core\._\w+\.(Gate\.)?__(test|reduce_cython|setstate_cython)__
+# computed: checkers go by the imports
+fastbp\.__all__
 # of "except ... as error" around an import: Python deletes the name afterwards
-fastbp\.\w+\.error
+fastbp\.[\w.]+\.error
 # only checkers see these: numpy.random and numpy.typing are imported when they are needed
-fastbp\.data\.Seed
-fastbp\.layers\.Init
-fastbp\.sampling\.(SlicedByRows|Source)
-fastbp\.training\.ValidationData
+fastbp\.data\.arrays\.Seed
+fastbp\.layers\.dense\.Init
+fastbp\.data\.sampling\.(SlicedByRows|Source)
+fastbp\.training\.inputs\.ValidationData
+fastbp\.model\.Contents
 # functools.cache keeps the signature from mypy
 fastbp\.core\._load
 fastbp\.profiling\._bandwidth
