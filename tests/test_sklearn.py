@@ -118,7 +118,7 @@ def test_ten_seeds_score_as_scikit_learns(load):
 
 def test_sparse_is_dense(compiled, monkeypatch):
     """Also where it comes in many blocks."""
-    monkeypatch.setattr("fastbp.sklearn._SPARSE_BLOCK", 64 * 300)
+    monkeypatch.setattr("fastbp.sklearn.estimator._SPARSE_BLOCK", 64 * 300)
     X, y = DIGITS[0] * (DIGITS[0] > 0), DIGITS[1]
     settings = dict(max_iter=3, random_state=0, early_stopping=True, batch_size=50)
     weight = np.random.default_rng(0).random(len(X))

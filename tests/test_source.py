@@ -34,6 +34,7 @@ FLOORS = [
     ["model", "callbacks"],
     ["state"],
     ["training"],
+    ["sklearn.estimator"],
     ["checkpoint", "checks", "ops", "datasets", "benchmark", "onnx", "safetensors", "sklearn", "tensorboard"],
     [""],
     ["__main__"],

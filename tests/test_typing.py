@@ -32,9 +32,9 @@ fastbp\.training\.ValidationData
 # functools.cache keeps the signature from mypy
 fastbp\.core\._load
 fastbp\.profiling\._bandwidth
-fastbp\.sklearn\._(sizes|equal_penalties)
+fastbp\.sklearn\.estimator\._(sizes|equal_penalties)
 # scikit-learn makes these methods when the class is made
-fastbp\.sklearn\.\w+\.set_\w+_request
+fastbp\.sklearn(\.\w+)?\.\w+\.set_\w+_request
 """
 
 # Features and targets of other libraries.

@@ -18,28 +18,24 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
-
-try:
-    import scipy.optimize
-    import scipy.sparse
-    import scipy.special
-    import sklearn.neural_network
-    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.metrics import accuracy_score, r2_score
-    from sklearn.model_selection import train_test_split
-    from sklearn.utils import check_random_state, column_or_1d, compute_sample_weight
-    from sklearn.utils._param_validation import Interval, StrOptions
-    from sklearn.utils.metaestimators import available_if
-    from sklearn.utils.multiclass import (
-        _check_partial_fit_first_call,
-        check_classification_targets,
-        type_of_target,
-        unique_labels,
-    )
-    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-except ImportError as error:
-    raise ImportError("fastbp.sklearn needs scikit-learn 1.7 or later: pip install fastbp[sklearn]") from error
+import scipy.optimize
+import scipy.sparse
+import scipy.special
+import sklearn.neural_network
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state, column_or_1d, compute_sample_weight
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import (
+    _check_partial_fit_first_call,
+    check_classification_targets,
+    type_of_target,
+    unique_labels,
+)
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from fastbp import losses, schedules
 from fastbp.callbacks import Callback, begin, listed
@@ -675,6 +671,8 @@ class MLPClassifier(ClassifierMixin, _MLP):  # type: ignore[misc]
     array([0])
     """
 
+    __module__ = "fastbp.sklearn"
+
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **sklearn.neural_network.MLPClassifier._parameter_constraints,
         **_CONSTRAINTS,
@@ -836,6 +834,8 @@ class MLPRegressor(RegressorMixin, _MLP):  # type: ignore[misc]
     >>> reg.predict(X[:2]).shape
     (2,)
     """
+
+    __module__ = "fastbp.sklearn"
 
     _parameter_constraints: ClassVar[dict[str, Any]] = (
         sklearn.neural_network.MLPRegressor._parameter_constraints | _CONSTRAINTS
