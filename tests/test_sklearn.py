@@ -118,7 +118,7 @@ def test_ten_seeds_score_as_scikit_learns(load):
 
 def test_sparse_is_dense(compiled, monkeypatch):
     """Also where it comes in many blocks."""
-    monkeypatch.setattr("fastbp.sklearn.estimator._SPARSE_BLOCK", 64 * 300)
+    monkeypatch.setattr("fastbp.sklearn.task.SPARSE_BLOCK", 64 * 300)
     X, y = DIGITS[0] * (DIGITS[0] > 0), DIGITS[1]
     settings = dict(max_iter=3, random_state=0, early_stopping=True, batch_size=50)
     weight = np.random.default_rng(0).random(len(X))
@@ -194,7 +194,7 @@ def test_partial_fit_stops_early():
     clf = MLPClassifier(random_state=0, early_stopping=True, n_iter_no_change=3, learning_rate_init=0.01)
     for _ in range(100):
         clf.partial_fit(X[:400], y[:400], classes=[0, 1], eval_set=(X[400:], y[400:]))
-        if clf._stopped:
+        if clf._solver_state.stopped_early:
             break
     assert len(clf.validation_scores_) < 100
     assert clf.score(X[400:], y[400:]) == clf.best_validation_score_ == max(clf.validation_scores_)

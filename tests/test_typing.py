@@ -32,7 +32,7 @@ fastbp\.training\.ValidationData
 # functools.cache keeps the signature from mypy
 fastbp\.core\._load
 fastbp\.profiling\._bandwidth
-fastbp\.sklearn\.estimator\._(sizes|equal_penalties)
+fastbp\.sklearn\.objective\.(batch_sizes|_equal_penalties)
 # scikit-learn makes these methods when the class is made
 fastbp\.sklearn(\.\w+)?\.\w+\.set_\w+_request
 """

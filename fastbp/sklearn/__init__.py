@@ -9,7 +9,8 @@ validation set of the user's own, callbacks.
 try:
     import sklearn.base  # noqa: F401  (the modules below may be loaded already, from before it was missing)
 
-    from fastbp.sklearn.estimator import MLPClassifier, MLPRegressor
+    from fastbp.sklearn.classifier import MLPClassifier
+    from fastbp.sklearn.regressor import MLPRegressor
 except ImportError as error:
     if (error.name or "").startswith("fastbp"):  # an error of fastbp's own: scikit-learn is there
         raise
