@@ -281,6 +281,7 @@ BAD = [
     (dict(), dict(eval_set=IRIS[0]), r"eval_set: expected a pair \(Xv, yv\)"),
     (dict(), dict(sample_weight=-np.ones(150)), "egative"),
     (dict(), dict(sample_weight=np.zeros(150)), "ample.weight"),
+    (dict(early_stopping=True, validation_fraction=0.005), {}, "The validation set is too small"),
     (dict(warm_start=True, hidden_layer_sizes=(9,)), {}, "hidden_layer_sizes: expected those of the fit"),
 ]
 
@@ -312,6 +313,16 @@ def test_an_unconverged_fit_warns_and_verbose_prints(capsys):
     out = capsys.readouterr().out
     assert "Iteration 2, loss = " in out
     assert "Training loss did not improve more than tol=0.100000 for 10 consecutive epochs. Stopping." in out
+
+
+def test_warnings_point_at_the_users_line():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        MLPClassifier(max_iter=1, random_state=0).fit(*IRIS)
+        MLPClassifier(max_iter=1, solver="lbfgs").fit(*IRIS)
+        MLPClassifier(batch_size=1000).partial_fit(*IRIS, classes=[0, 1, 2])
+        MLPRegressor(batch_size=1000).partial_fit(*DIABETES)
+    assert [warning.filename for warning in caught] == [__file__] * 4
 
 
 @pytest.mark.parametrize("solver", ["sgd", "adam"])

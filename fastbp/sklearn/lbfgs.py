@@ -63,5 +63,5 @@ def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callbac
             f"lbfgs failed to converge after {fitted.n_iter_} iteration(s) (status={result.status}): "
             f"{result.message}. Increase the number of iterations (max_iter) or scale the data.",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,  # fit_lbfgs, _fit, fit, and the line that called it
         )
