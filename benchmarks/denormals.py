@@ -25,7 +25,7 @@ def run(scale, epochs=5):
 
     def seconds():
         start = time.perf_counter()
-        model.fit(X, y, "mse", optimizer, epochs, batch_size=64, verbose=0)
+        model.fit(X, y, "mse", optimizer, epochs=epochs, batch_size=64, verbose=0)
         return time.perf_counter() - start
 
     return seconds

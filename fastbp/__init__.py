@@ -1,64 +1,36 @@
 """fastbp: dense neural networks on CPUs, trained by backpropagation and gradient descent in a compiled core."""
 
-from fastbp import datasets, metrics, ops, schedules
-from fastbp.callbacks import Callback, EarlyStopping, ReduceLROnPlateau
-from fastbp.checkpoint import Checkpoint
-from fastbp.checks import check_gradients
-from fastbp.core import get_num_threads, set_num_threads, show_config, use_backend
-from fastbp.divergence import DivergenceError
-from fastbp.files import FileFormatError
-from fastbp.history import History
-from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Embedding, LayerNorm, TabularInput
-from fastbp.losses import MAE, MSE, BinaryCrossEntropy, CrossEntropy, Huber, Poisson, Quantile
-from fastbp.optim import SGD, Adagrad, Adam, AdamW, RMSprop
-from fastbp.profiling import profile
-from fastbp.sampling import batches
-from fastbp.tensorboard import TensorBoard
-from fastbp.training import Sequential
+from fastbp import callbacks as callbacks
+from fastbp import datasets as datasets
+from fastbp import metrics as metrics
+from fastbp import ops as ops
+from fastbp import schedules as schedules
+from fastbp.checks import check_gradients as check_gradients
+from fastbp.core import get_num_threads as get_num_threads
+from fastbp.core import set_num_threads as set_num_threads
+from fastbp.core import show_config as show_config
+from fastbp.core import use_backend as use_backend
+from fastbp.data.sampling import batches as batches
+from fastbp.divergence import DivergenceError as DivergenceError
+from fastbp.formats.npz import FileFormatError as FileFormatError
+from fastbp.layers import Activation as Activation
+from fastbp.layers import BatchNorm as BatchNorm
+from fastbp.layers import Dense as Dense
+from fastbp.layers import Dropout as Dropout
+from fastbp.layers import Embedding as Embedding
+from fastbp.layers import LayerNorm as LayerNorm
+from fastbp.layers import TabularInput as TabularInput
+from fastbp.losses import *  # noqa: F403 what stands in its __all__
+from fastbp.optim import *  # noqa: F403 likewise
+from fastbp.profiling import profile as profile
+from fastbp.tensorboard import TensorBoard as TensorBoard
+from fastbp.training import Sequential as Sequential
+from fastbp.training.callbacks import Callback as Callback
+from fastbp.training.callbacks import EarlyStopping as EarlyStopping
+from fastbp.training.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+from fastbp.training.checkpoint import Checkpoint as Checkpoint
+from fastbp.training.history import History as History
 
 __version__ = "0.1.0"
 
 load = Sequential.load
-
-__all__ = [
-    "MAE",
-    "MSE",
-    "SGD",
-    "Activation",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "BatchNorm",
-    "BinaryCrossEntropy",
-    "Callback",
-    "Checkpoint",
-    "CrossEntropy",
-    "Dense",
-    "DivergenceError",
-    "Dropout",
-    "EarlyStopping",
-    "Embedding",
-    "FileFormatError",
-    "History",
-    "Huber",
-    "LayerNorm",
-    "Poisson",
-    "Quantile",
-    "RMSprop",
-    "ReduceLROnPlateau",
-    "Sequential",
-    "TabularInput",
-    "TensorBoard",
-    "batches",
-    "check_gradients",
-    "datasets",
-    "get_num_threads",
-    "load",
-    "metrics",
-    "ops",
-    "profile",
-    "schedules",
-    "set_num_threads",
-    "show_config",
-    "use_backend",
-]

@@ -58,9 +58,9 @@ def main_job() -> None:
     print(f"held-out accuracy {accuracy:.4f} on {len(X_held_out)} digits")
     times: dict[str, list[float]] = {backend_name(): [], "numpy": []}
     for _ in range(3):  # in turns, so that a neighbour's load hits both
-        for backend, taken in times.items():
+        for backend, seconds in times.items():
             with fb.use_backend(backend):
-                taken.append(train(*training, verbose=0)[1])
+                seconds.append(train(*training, verbose=0)[1])
     compiled, reference = min(times[backend_name()]), min(times["numpy"])
     print(f"the same run, best of 3: {compiled:.3f} s on {backend_name()}, {reference:.3f} s on numpy, ", end="")
     print(f"{reference / compiled:.1f} times as long")

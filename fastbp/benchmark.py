@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastbp.core import backend_name, get_num_threads, use_backend
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 from fastbp.layers import Dense
 from fastbp.optim import SGD, Adam
 from fastbp.profiling import fma_peak

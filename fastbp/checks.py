@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastbp import losses
-from fastbp.losses import LossFunction
+from fastbp.losses import LossLike
 from fastbp.training import Sequential
+from fastbp.training.inputs import check_batch
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -18,7 +19,7 @@ def check_gradients(
     model: Sequential,
     X: ArrayLike,
     y: ArrayLike,
-    loss: str | losses.Loss | LossFunction,
+    loss: LossLike,
     sample_weight: ArrayLike | None = None,
 ) -> float:
     """Compare the gradients of a model with central differences of its loss, in float64.
@@ -43,14 +44,14 @@ def check_gradients(
     """
     criterion = losses.resolve(loss)
     double = model.astype("float64")
-    x, target, weight = double._check_batch(X, y, sample_weight, criterion, ("X", "y", "sample_weight"))
-    step = double._step
+    x, target, weight = check_batch(double.model, criterion, X, y, sample_weight, ("X", "y", "sample_weight"))
+    step = double.model.training_step
 
     def loss_and_gradient() -> tuple[float, np.ndarray]:
-        double._step = step  # the same dropout masks every time
-        return criterion.compute(double._forward(x, True), target, weight)
+        double.model.training_step = step  # the same dropout masks every time
+        return criterion.compute(double.model.forward(x), target, weight)
 
-    double._backward(loss_and_gradient()[1])
+    double.model.backward(loss_and_gradient()[1])
     worst, largest = 0.0, float(np.abs(double.parameters().grads).max())
     epsilon = 1e-6
     for name in double.parameters().shapes:

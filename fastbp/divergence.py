@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from fastbp.data import Array
+from fastbp.data.arrays import Array
+from fastbp.model import Model
 from fastbp.parameters import Parameters
-
-if TYPE_CHECKING:  # for the type alone: models lie above
-    from fastbp.model import Model
 
 
 class DivergenceError(ArithmeticError):
     """Training has diverged: the loss, the gradient or the parameters are not finite any more.
 
-    A step whose loss is not finite is not taken: the model is as the step before left it.
+    A step whose loss is not finite is left out: the model is as the step before left it.
 
     Attributes
     ----------
@@ -71,9 +67,9 @@ def in_parameters(parameters: Parameters) -> tuple[float, str]:
 
 def in_model(model: Model, x: Array, step: int) -> str:
     """The first parameter, or else the first layer's outputs for x (B, I) in that training step, that is not finite."""
-    if not np.isfinite(model.parameters().values).all():
-        return in_parameters(model.parameters())[1]
-    for number, y in model._outputs_in_training(x, step):
+    if not np.isfinite(model.params.values).all():
+        return in_parameters(model.params)[1]
+    for number, y in model.layer_outputs(x, step):
         if not np.isfinite(y).all():
             return f"layers[{number}]"
     return "the loss"

@@ -16,35 +16,55 @@ import numpy as np
 
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import ELEMENTWISE_LOSSES
-from fastbp.data import (
+from fastbp.data.arrays import (
     Array,
     as_array,
     cast,
-    choice,
-    features,
-    finite,
-    labels,
-    real_number,
-    same_length,
-    shaped,
-    targets,
-    weights,
+    check_array,
+    check_choice,
+    check_features,
+    check_finite,
+    check_labels,
+    check_length,
+    check_number,
+    check_targets,
+    check_weights,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+__all__: list[str] = []  # every public loss adds its name above its class
 
 _Result = tuple[SupportsFloat, Array]  # the loss and its gradient
 # Of (pred, target), and of sample_weight where there are any.
 LossFunction = Callable[[Array, Array], _Result] | Callable[[Array, Array, Array], _Result]
 
 
+#: The losses by the names under which ``fit`` knows them.
+LOSSES: dict[str, type[Loss]] = {}
+
+
 class Loss:
     """The base of all losses. ``loss(pred, target)`` returns ``(loss, dpred)``.
+
+    fastbp's own are registered in ``LOSSES`` under their ``name``.
 
     pred has shape (B, O) and dtype float32 or float64 (anything else is cast to float32); dpred is like pred.
     sample_weight, if not None, has shape (B,) and is not negative.
     """
+
+    #: The name under which ``fit`` knows the loss; the kernel of an elementwise one has the same.
+    name = ""
+    #: Whether predictions are right or wrong, so that ``correct`` can count them.
+    classifies = False
+    #: Whether the kernel has a parameter, which the constructor sets.
+    has_parameter = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ == __name__ and cls.name:  # a user's own loss has no name that fit knows
+            LOSSES[cls.name] = cls
 
     def __call__(
         self, pred: ArrayLike, target: ArrayLike, sample_weight: ArrayLike | None = None
@@ -53,32 +73,32 @@ class Loss:
         dtype = np.dtype(array.dtype.type if array.dtype.type in (np.float32, np.float64) else np.float32)
         if array.ndim != 2:
             raise ValueError(f"pred: expected shape (samples, outputs), got {array.shape}")
-        array = features("pred", array, array.shape[1], dtype)
+        array = check_features("pred", array, array.shape[1], dtype)
         checked = self.check("target", target, array.shape[0], array.shape[1], dtype)
-        return self.compute(array, checked, weights("sample_weight", sample_weight, array.shape[0], dtype))
+        return self.compute(array, checked, check_weights("sample_weight", sample_weight, array.shape[0], dtype))
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         """``target`` as the array that ``compute`` takes, for predictions of shape (samples, outputs)."""
-        return targets(name, target, samples, outputs, dtype)
+        return check_targets(name, target, samples, outputs, dtype)
 
     def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
         """The loss and its gradient for arrays that were checked."""
         raise NotImplementedError
 
-    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None] | None:
+    def spec(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None] | None:
         """The kernel's name, its parameter and class weights, for the engine; None where the engine has no kernel."""
         return None
 
-    def mass(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
+    def total_weight(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
         """What ``compute`` divides by to get the mean over these samples: how many there are, or their weight."""
         return len(target) if sample_weight is None else float(sample_weight.sum(dtype=np.float64))
-
-    #: Whether predictions are right or wrong, so that ``correct`` can count them.
-    classifies = False
 
     def correct(self, pred: Array, target: Array) -> int:
         """How many predictions are right."""
         raise NotImplementedError
+
+
+__all__ += ["CrossEntropy"]
 
 
 class CrossEntropy(Loss):
@@ -93,12 +113,13 @@ class CrossEntropy(Loss):
         mapping leaves out weigh 1. Sample weights multiply these.
     """
 
+    name = "cross_entropy"
     classifies = True
 
     def __init__(
         self, label_smoothing: float = 0.0, class_weight: ArrayLike | Mapping[int, float] | None = None
     ) -> None:
-        self.label_smoothing = real_number("label_smoothing", label_smoothing, 0, 1)
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, 0, 1)
         self.class_weight = class_weight
         self._weights: dict[tuple[int, np.dtype[Any]], Array | None] = {}
 
@@ -112,14 +133,14 @@ class CrossEntropy(Loss):
         if self.class_weight is None or (isinstance(self.class_weight, Mapping) and not self.class_weight):
             return None
         if isinstance(self.class_weight, Mapping):
-            given = labels("class_weight", list(self.class_weight), len(self.class_weight), classes)
+            given = check_labels("class_weight", list(self.class_weight), len(self.class_weight), classes)
             weight = np.ones(classes, dtype)
             weight[given] = cast("class_weight", list(self.class_weight.values()), dtype)
         else:
             weight = cast("class_weight", self.class_weight, dtype).copy()
         if weight.shape != (classes,):
             raise ValueError(f"class_weight: expected {classes} weights, one per class, got shape {weight.shape}")
-        if finite("class_weight", weight).min() < 0 or weight.max() == 0:
+        if check_finite("class_weight", weight).min() < 0 or weight.max() == 0:
             raise ValueError("class_weight: expected non-negative weights that are not all zero")
         return weight
 
@@ -127,9 +148,9 @@ class CrossEntropy(Loss):
         if outputs < 2:
             raise ValueError(f"{name}: cross-entropy needs at least 2 logits per sample, got {outputs}")
         self._weight(outputs, dtype)
-        return labels(name, target, samples, outputs)
+        return check_labels(name, target, samples, outputs)
 
-    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None]:
+    def spec(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, Array | None]:
         return "cross_entropy", self.label_smoothing, self._weight(outputs, dtype)
 
     def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
@@ -139,23 +160,22 @@ class CrossEntropy(Loss):
         )
         return loss, dlogits
 
-    def mass(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
+    def total_weight(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
         weight = self._weight(pred.shape[1], pred.dtype)
         if weight is None:
-            return super().mass(pred, target, sample_weight)
-        return super().mass(pred, target, weight[target] * (1 if sample_weight is None else sample_weight))
+            return super().total_weight(pred, target, sample_weight)
+        return super().total_weight(pred, target, weight[target] * (1 if sample_weight is None else sample_weight))
 
     def correct(self, pred: Array, target: Array) -> int:
         return int(np.count_nonzero(pred.argmax(axis=1) == target))
 
 
-class _Elementwise(Loss):
-    """A loss that is the mean over all entries of pred and target, both (B, O); (B,) is taken where O is 1."""
+class Elementwise(Loss):
+    """A loss that is the mean over all entries of pred and target, both (B, O); (B,) is accepted where O is 1."""
 
-    name: str
     parameter = 0.0
 
-    def recipe(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, None]:
+    def spec(self, outputs: int, dtype: np.dtype[Any]) -> tuple[str, float, None]:
         return self.name, self.parameter, None
 
     def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
@@ -164,7 +184,10 @@ class _Elementwise(Loss):
         return loss, dpred
 
 
-class BinaryCrossEntropy(_Elementwise):
+__all__ += ["BinaryCrossEntropy"]
+
+
+class BinaryCrossEntropy(Elementwise):
     """Cross-entropy of sigmoid(logit) and targets in [0, 1], from logits: ``max(x, 0) - x t + log(1 + exp(-|x|))``."""
 
     name = "binary_cross_entropy"
@@ -182,19 +205,28 @@ class BinaryCrossEntropy(_Elementwise):
         return int(np.count_nonzero(((pred > 0) == (target > 0.5)).all(axis=1)))
 
 
-class MSE(_Elementwise):
+__all__ += ["MSE"]
+
+
+class MSE(Elementwise):
     """Mean squared error, ``e^2`` with ``e = pred - target``."""
 
     name = "mse"
 
 
-class MAE(_Elementwise):
+__all__ += ["MAE"]
+
+
+class MAE(Elementwise):
     """Mean absolute error, ``|e|``; its gradient at 0 is 0."""
 
     name = "mae"
 
 
-class Huber(_Elementwise):
+__all__ += ["Huber"]
+
+
+class Huber(Elementwise):
     """Huber 1964: ``e^2 / 2`` for ``|e| <= delta``, ``delta (|e| - delta / 2)`` beyond.
 
     Parameters
@@ -204,12 +236,16 @@ class Huber(_Elementwise):
     """
 
     name = "huber"
+    has_parameter = True
 
     def __init__(self, delta: float = 1.0) -> None:
-        self.parameter = self.delta = real_number("delta", delta, 0, open_low=True)
+        self.parameter = self.delta = check_number("delta", delta, 0, open_low=True)
 
 
-class Quantile(_Elementwise):
+__all__ += ["Quantile"]
+
+
+class Quantile(Elementwise):
     """The pinball loss (Koenker & Bassett 1978): ``max(q (t - p), (q - 1) (t - p))``; predicts the q-quantile.
 
     Parameters
@@ -219,12 +255,16 @@ class Quantile(_Elementwise):
     """
 
     name = "quantile"
+    has_parameter = True
 
     def __init__(self, q: float = 0.5) -> None:
-        self.parameter = self.q = real_number("q", q, 0, 1, open_low=True)
+        self.parameter = self.q = check_number("q", q, 0, 1, open_low=True)
 
 
-class Poisson(_Elementwise):
+__all__ += ["Poisson"]
+
+
+class Poisson(Elementwise):
     """Poisson negative log-likelihood up to a constant, ``exp(p) - t p``: the prediction is the log of the rate."""
 
     name = "poisson"
@@ -247,7 +287,7 @@ class _Custom(Loss):
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         array = as_array(name, target)
-        same_length(name, array, samples)
+        check_length(name, array, samples)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
         return array
@@ -260,26 +300,18 @@ class _Custom(Loss):
         loss = float(result[0])
         if not np.isfinite(loss):  # training ends with it: the gradient is of no use
             return loss, np.zeros_like(pred)
-        return loss, shaped("dpred", result[1], pred.shape, pred.dtype)
+        return loss, check_array("dpred", result[1], pred.shape, pred.dtype)
 
 
-LOSSES: dict[str, type[Loss]] = {
-    "cross_entropy": CrossEntropy,
-    "binary_cross_entropy": BinaryCrossEntropy,
-    "mse": MSE,
-    "mae": MAE,
-    "huber": Huber,
-    "quantile": Quantile,
-    "poisson": Poisson,
-}
+LossLike = str | Loss | LossFunction
 
 
-def resolve(loss: str | Loss | LossFunction) -> Loss:
+def resolve(loss: LossLike) -> Loss:
     """The loss that a name, a Loss or a callable stands for."""
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
-        return LOSSES[choice("loss", loss, LOSSES)]()
+        return LOSSES[check_choice("loss", loss, LOSSES)]()
     if isinstance(loss, type):
         raise TypeError(f"loss: expected an instance, got the class {loss.__name__}; write {loss.__name__}()")
     if callable(loss):

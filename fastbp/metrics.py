@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastbp.data import Array, as_array, choice, positive_int
+from fastbp.data.arrays import Array, as_array, check_choice, check_int
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -69,7 +69,7 @@ def accuracy(pred: ArrayLike, target: ArrayLike) -> float:
 def top_k_accuracy(pred: ArrayLike, target: ArrayLike, k: int = 5) -> float:
     """The share of samples whose class is among the k greatest logits: 1 where there are no more than k classes."""
     pred, target = _arrays(pred, target)
-    k = positive_int("k", k)
+    k = check_int("k", k)
     return float(_sklearn().top_k_accuracy_score(target, pred, k=k, labels=np.arange(pred.shape[1])))
 
 
@@ -135,7 +135,7 @@ def resolve(metrics: Metrics) -> Mapping[str, Metric]:
     if "loss" in metrics:
         raise ValueError("metrics: expected another name than 'loss', which is there already")
     if not isinstance(metrics, Mapping):
-        metrics = {name: METRICS[choice("metrics", name, METRICS)] for name in metrics}
+        metrics = {name: METRICS[check_choice("metrics", name, METRICS)] for name in metrics}
         if metrics:
             _sklearn()
     for name, metric in metrics.items():

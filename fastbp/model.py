@@ -1,6 +1,7 @@
-"""A stack of layers lowered to a plan over flat buffers: forward, backward, predict, summary, save.
+"""Model: what layers are lowered to, and the passes through it.
 
-This file knows nothing of losses and optimizers; ``training.Sequential`` adds them.
+The arrays that it gets have been checked. This file knows nothing of losses and optimizers, and of no layer in
+particular.
 """
 
 from __future__ import annotations
@@ -9,376 +10,272 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from fastbp import files
 from fastbp.core import backend, backend_name, get_num_threads, plan
 from fastbp.core._gate import Gate
-from fastbp.data import Array, Categories, cast, features, generator, room, shaped
-from fastbp.layers import LAYERS, BatchNorm, Dense, Layer, Lookup
+from fastbp.data.arrays import Array, as_generator, cast, check_array, check_features, check_memory
+from fastbp.layers import LAYERS, Layer
+from fastbp.lowering import (
+    check_layers_memory,
+    infer_widths,
+    lower,
+    parameter_shapes,
+    place_statistics,
+    tensor_shapes,
+)
 from fastbp.parameters import Parameters
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-M = TypeVar("M", bound="Model")
+    Contents = tuple[Parameters, Array, Array, int, np.random.Generator]
 
-_CHUNK = 1024  # rows that predict sends through the network at a time
+PREDICTION_ROWS = 1024  # that go through the network at a time
+SMALL_BATCH = 1024  # rows, up to which the memory of a pass is not compared with the machine's
+
+
+class PendingForward(NamedTuple):
+    """A forward pass in training, which one backward pass may follow."""
+
+    network: Any
+    shape: tuple[int, ...]  # of the outputs
+    x: Array
 
 
 class Model:
-    """The layers' forward and backward pass; see ``Sequential``."""
+    """Layers, their flat parameters and statistics, and one network per backend over these.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+    dtype : dtype
+    inputs, outputs : int
+        Widths.
+    params : Parameters
+    statistics : ndarray
+        The running and batch statistics of all layers, flat.
+    program, tables : ndarray
+        The OP and TABLE records.
+    generator, order_generator : Generator
+        The model's own, and the one that the last ``fit`` drew its orders from.
+    training_step : int
+        Forward passes in training so far; dropout's masks follow from it.
+    pending_forward : PendingForward or None
+    gate : Gate
+        Keeps training and other threads apart.
+    row_bytes : int
+        That a sample needs in a forward pass, at least.
+    """
 
     def __init__(self, layers: Sequence[Layer], dtype: str | np.dtype[Any] | type = "float32", seed: int | None = None):
         valid = ("float32", "float64", np.float32, np.float64)
         if not isinstance(dtype, (str, type, np.dtype)) or dtype not in valid:  # an array would compare its entries
             raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
         self.dtype = np.dtype(dtype)
-        self._rng = generator(seed)
-        self._orders = self._rng  # of fit's last call
+        self.generator = self.order_generator = as_generator(seed)
         if not isinstance(layers, Sequence):
             raise TypeError(f"layers: expected a list of layers, got {type(layers).__name__}")
         self.layers = tuple(layers)
-        widths = _widths(self.layers)
+        widths = infer_widths(self.layers)
         for i, layer in enumerate(self.layers):
-            if layer._parameters is not None or layer in self.layers[:i]:
+            if layer.is_bound or layer in self.layers[:i]:
                 raise ValueError(f"layers[{i}]: {layer!r} is in a model already")
         self.inputs, self.outputs = widths[0], widths[-1]
-        self._row_bytes = sum(widths) * self.dtype.itemsize  # that a sample takes in a forward pass, at least
-        _affordable(self.layers, self._row_bytes, self.dtype.itemsize)
-        self._parameters = Parameters(_shapes(self.layers), self.dtype)
-        self._stats = plan.aligned(sum(4 * la.n for la in self.layers if isinstance(la, BatchNorm)), self.dtype)
-        self._tables = np.zeros(0, plan.TABLE)
-        self._categories: Categories | None = None
-        self._ops = self._lower(widths)
-        for i, layer in enumerate(self.layers):
-            for name, value in layer.initial_values(self._rng).items():
-                view = self._parameters.value(f"{i}.{name}")
-                view[:] = shaped(f"layers[{i}].{name}", value, view.shape, self.dtype)
-        self._adopt(self._parameters)
+        self.row_bytes = sum(widths) * self.dtype.itemsize
+        check_layers_memory(self.layers, self.row_bytes, self.dtype.itemsize)
+        self.params = Parameters(parameter_shapes(self.layers), self.dtype)
+        offsets, size = place_statistics(self.layers)
+        self.statistics = plan.aligned(size, self.dtype)
+        keys = self.generator.integers(0, 2**63, size=len(self.layers), dtype=np.uint64)
+        self.program, self.tables, self._layer_of_op = lower(self.layers, self.params.offsets, offsets, keys)
+        self._categories = self.layers[0].categories()
+        self._initialise()
+        self._bind(offsets)
         self._networks: dict[str, Any] = {}
-        self._gate = Gate()
-        self._step = 0
-        self._ready: tuple[Any, tuple[int, ...], Array] | None = None  # see _pass
+        self.gate = Gate()
+        self.training_step = 0
+        self.pending_forward: PendingForward | None = None
 
-    def _adopt(self, parameters: Parameters) -> None:
-        """Make these the model's parameters, and the layers' tensors views of them."""
-        self._parameters = parameters
+    def _initialise(self) -> None:
+        """Give the parameters that do not start at zero their first values."""
         for i, layer in enumerate(self.layers):
-            layer.take(parameters, str(i))
+            for name, value in layer.initial_values(self.generator).items():
+                view = self.params.value(f"{i}.{name}")
+                view[:] = check_array(f"layers[{i}].{name}", value, view.shape, self.dtype)
 
-    def _lower(self, widths: list[int]) -> Array:
-        """The plan: one op per layer, but an activation after a plain dense layer becomes part of it."""
-        ops: list[Any] = []
-        self._layer_of_op: list[int] = []
-        keys = self._rng.integers(0, 2**63, size=len(self.layers), dtype=np.uint64)
-        stats = 0
-        for i, layer in enumerate(self.layers):
-            if layer.kind == plan.ACTIVATION and ops and ops[-1]["kind"] == plan.DENSE and not ops[-1]["activation"]:
-                ops[-1]["activation"] = layer.fields()["activation"]
-                continue
-            op = np.zeros((), dtype=plan.OP)
-            op["kind"], op["key"] = layer.kind, keys[i]
-            op["inputs"], op["outputs"] = widths[i], widths[i + 1]
-            for field, value in layer.fields().items():
-                op[field] = value
-            op["weight"] = op["bias"] = -1
-            if isinstance(layer, Lookup):
-                offsets = {name: self._parameters.offsets[f"{i}.{name}"] for name in layer.shapes()}
-                self._tables, self._categories = layer.records(offsets), layer.categories()
-            else:
-                for tensor in layer.shapes():
-                    op[tensor] = self._parameters.offsets[f"{i}.{tensor}"]
-            op["stats"] = -1
-            if isinstance(layer, BatchNorm):
-                layer.take_stats(self._stats[stats : stats + 4 * layer.n].reshape(4, layer.n))
-                op["stats"] = stats
-                stats += 4 * layer.n
-            if layer.kind == plan.DENSE and ops and ops[-1]["kind"] in (plan.DENSE, plan.ACTIVATION):
-                op["prior"] = ops[-1]["activation"]
-            ops.append(op)
-            self._layer_of_op.append(i)
-        return np.array(ops, dtype=plan.OP)
+    def _bind(self, offsets: list[int]) -> None:
+        """Make the layers' arrays views of the flat buffers."""
+        for i, (layer, offset) in enumerate(zip(self.layers, offsets, strict=True)):
+            layer.bind(self.params, str(i))
+            shape = layer.statistics_shape()
+            if offset >= 0:
+                layer.bind_statistics(self.statistics[offset : offset + math.prod(shape)].reshape(shape))
 
-    def _network(self) -> Any:
+    def network(self) -> Any:
+        """The network of the active backend, made when it is first used."""
         name = backend_name()
         network = self._networks.get(name)
         if network is None:
             network = backend().Network(
-                self._ops, self._parameters.values, self._parameters.grads, self._stats, self._tables
+                self.program, self.params.values, self.params.grads, self.statistics, self.tables
             )
             network = self._networks.setdefault(name, network)  # another thread may have been first
         return network
 
-    def _features(self, name: str, x: ArrayLike) -> Array:
+    def check_features(self, name: str, x: ArrayLike) -> Array:
         """``x`` as the model's input."""
-        return features(name, x, self.inputs, self.dtype, self._categories)
-
-    def _forward(self, x: Array, training: bool, threads: int | None = None) -> Array:
-        """The forward pass for an array that was checked; the caller is inside the gate."""
-        if x.shape[0] > _CHUNK:  # a few samples more or less are not the question
-            room("x", x.shape[0] * self._row_bytes)
-        network, y = self._network(), np.empty((x.shape[0], self.outputs), self.dtype)
-        if not training:
-            network.forward(y, x, 0, False, threads or get_num_threads())
-            return y
-        self._ready = None
-        network.forward(y, x, self._step + 1, True, get_num_threads())
-        self._step += 1  # a pass that found no memory is none: the next one has its masks
-        self._ready = (network, y.shape, x)
-        return y
+        return check_features(name, x, self.inputs, self.dtype, self._categories)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Keep all other threads out."""
-        self._gate.enter_alone()
+        self.gate.enter_alone()
         try:
             yield
         finally:
-            self._gate.leave()
+            self.gate.leave()
 
-    def _pass(self) -> tuple[Any, tuple[int, ...], Array]:
-        """The network, the output's shape and the input of the forward pass that a backward pass may follow."""
-        if self._ready is None:
-            raise RuntimeError("backward: call forward(x, training=True) first; another pass has run since, or none")
-        return self._ready
-
-    def _backward(self, dy: Array, dx: Array | None = None) -> None:
-        """The backward pass for a gradient that was checked."""
-        self._pass()[0].backward(dx, dy, get_num_threads())
-        self._ready = None  # not before: without memory for the gradients nothing has happened, and it may be repeated
-
-    def forward(self, x: ArrayLike, training: bool = False) -> Array:
-        """The outputs for a batch.
-
-        Parameters
-        ----------
-        x : array_like (B, I)
-            Kept by reference, if it is a C-contiguous array of the model's dtype, until ``backward`` has used it.
-        training : bool
-            Whether dropout drops, batch norm uses the batch's statistics, and ``backward`` may follow.
-
-        Returns
-        -------
-        ndarray (B, O)
-
-        Raises
-        ------
-        TypeError, ValueError
-            If x is not numeric, has another width, no rows, NaN or infinite entries, or unknown categories.
-        """
-        x = self._features("x", x)
-        if not training:
-            return self._predict(x)
-        with self._alone():
-            return self._forward(x, True)
-
-    def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None:
-        """Backpropagation (Rumelhart, Hinton & Williams 1986): fill every parameter's gradient.
-
-        Parameters
-        ----------
-        dy : array_like (B, O)
-            The loss's gradient with respect to the outputs of the last ``forward(x, training=True)``.
-        input_gradient : bool
-            Whether to return the gradient with respect to x, (B, I), as well; zero for the ids of an embedding.
-
-        Raises
-        ------
-        RuntimeError
-            If the last pass through the model was not ``forward(x, training=True)``; one serves one backward pass.
-        ValueError
-            If dy has another shape than the outputs.
-        """
-        _, shape, x = self._pass()
-        gradient = cast("dy", dy, self.dtype)
-        if gradient.shape != shape:
-            raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
-        dx = np.empty_like(x) if input_gradient else None
-        with self._alone():
-            self._backward(gradient, dx)
-        return dx
-
-    def predict(self, x: ArrayLike) -> Array:
-        """The outputs (N, O) for any number of rows (N, I), as in inference: the logits, for a classifier."""
-        return self._predict(self._features("x", x))
-
-    def _predict(self, x: Array) -> Array:
-        """The outputs for an array that was checked; threads that are here at the same time share the cores."""
-        threads = max(1, get_num_threads() // self._gate.enter_shared())
+    @contextmanager
+    def shared(self) -> Iterator[int]:
+        """Keep threads out that train; gives the number of threads that are in."""
+        threads = self.gate.enter_shared()
         try:
-            if x.shape[0] <= _CHUNK:
-                return self._forward(x, False, threads)
-            parts = range(0, x.shape[0], _CHUNK)
-            return np.concatenate([self._forward(x[i : i + _CHUNK], False, threads) for i in parts])
+            yield threads
         finally:
-            self._gate.leave()
+            self.gate.leave()
 
-    def _outputs_in_training(self, x: Array, step: int) -> Iterator[tuple[int, Array]]:
+    def forward(self, x: Array) -> Array:
+        """The forward pass of a training step; the caller has exclusive access."""
+        if x.shape[0] > SMALL_BATCH:
+            check_memory("x", x.shape[0] * self.row_bytes)
+        network, y = self.network(), np.empty((x.shape[0], self.outputs), self.dtype)
+        self.pending_forward = None
+        network.forward(y, x, self.training_step + 1, True, get_num_threads())
+        self.training_step += 1  # a pass that found no memory is none: the next one has its masks
+        self.pending_forward = PendingForward(network, y.shape, x)
+        return y
+
+    def expect_forward(self) -> PendingForward:
+        """The forward pass that a backward pass may follow; raises if there is none."""
+        if self.pending_forward is None:
+            raise RuntimeError("backward: call forward(x, training=True) first; another pass has run since, or none")
+        return self.pending_forward
+
+    def backward(self, dy: Array, dx: Array | None = None) -> None:
+        """Fill the gradients, and dx if it is not None; the caller has exclusive access."""
+        self.expect_forward().network.backward(dx, dy, get_num_threads())
+        self.pending_forward = None  # not before: without memory for the gradients nothing happened, it may be repeated
+
+    def predict(self, x: Array) -> Array:
+        """The outputs; threads that are here at the same time share the cores."""
+        threads = max(1, get_num_threads() // self.gate.enter_shared())
+        try:
+            if x.shape[0] <= PREDICTION_ROWS:
+                return self._infer(x, threads)
+            firsts = range(0, x.shape[0], PREDICTION_ROWS)
+            return np.concatenate([self._infer(x[i : i + PREDICTION_ROWS], threads) for i in firsts])
+        finally:
+            self.gate.leave()
+
+    def _infer(self, x: Array, threads: int) -> Array:
+        y = np.empty((x.shape[0], self.outputs), self.dtype)
+        self.network().forward(y, x, 0, False, threads)
+        return y
+
+    def layer_outputs(self, x: Array, step: int) -> Iterator[tuple[int, Array]]:
         """For every op the number of its layer and its outputs in that training step; changes nothing."""
         from fastbp.core import reference  # an error has the time
 
         network = reference.Network(
-            self._ops, self._parameters.values, self._parameters.grads, self._stats.copy(), self._tables
+            self.program, self.params.values, self.params.grads, self.statistics.copy(), self.tables
         )
         with np.errstate(all="ignore"):
             network.forward(np.empty((len(x), self.outputs), self.dtype), x, step, True, 1)
-        return zip(self._layer_of_op, network._inputs[1:], strict=True)
+        return zip(self._layer_of_op, network.layer_outputs(), strict=True)
 
-    def parameters(self) -> Parameters:
-        """The parameters, for an optimizer."""
-        return self._parameters
-
-    def summary(self) -> str:
-        """A table of the layers: output shape, parameters, and the FLOP of a prediction for one sample.
-
-        FLOP are those of the matrix products, an addition and a multiplication for every weight.
-        """
-        widths, total = _widths(self.layers)[1:], 0
-        rows = [("layer", "output", "parameters", "FLOP")]
-        for layer, width in zip(self.layers, widths, strict=True):
-            shapes = layer.shapes()
-            flop = 2 * math.prod(shapes["weight"]) if isinstance(layer, Dense) else 0
-            count, total = sum(math.prod(shape) for shape in shapes.values()), total + flop
-            rows.append((repr(layer), f"(B, {width})", f"{count:,}", f"{flop:,}"))
-        rows.append(("total", self.dtype.name, f"{self._parameters.count:,}", f"{total:,}"))
-        a, b, c, d = (max(map(len, column)) for column in zip(*rows, strict=True))
-        return "\n".join(f"{row[0]:{a}}  {row[1]:{b}}  {row[2]:>{c}}  {row[3]:>{d}}" for row in rows)
-
-    def _arrays(self) -> dict[str, Array]:
-        arrays = {name: self._parameters.value(name) for name in self._parameters.shapes}
+    def tensors(self) -> dict[str, Array]:
+        """What a file keeps, by name: views of the parameters and of the running statistics."""
+        arrays = {name: self.params.value(name) for name in self.params.shapes}
         for i, layer in enumerate(self.layers):
-            if isinstance(layer, BatchNorm):
-                arrays |= {f"{i}.running_mean": layer.running_mean, f"{i}.running_var": layer.running_var}
+            arrays |= {f"{i}.{name}": getattr(layer, name) for name in layer.running_shapes()}
         return arrays
 
-    def save(self, path: files.Path) -> None:
-        """Write architecture, dtype, parameters and running statistics to one ``.npz`` file; ``fb.load`` reads it.
+    def assign(self, tensors: dict[str, Array]) -> None:
+        """Copy tensors, whose shapes were checked, into one's own."""
+        own = self.tensors()
+        for name, array in tensors.items():
+            own[name][:] = cast(name, array, self.dtype)
 
-        Raises
-        ------
-        OSError
-            If the file cannot be written; one that was there before is unharmed.
-        """
-        files.write(path, {"dtype": self.dtype.name, "layers": self._config()}, self._arrays())
+    def snapshot(self) -> tuple[Array, Array]:
+        """Copies of all parameters and statistics."""
+        return self.params.values.copy(), self.statistics.copy()
 
-    @classmethod
-    def load(cls, path: files.Path) -> Self:
-        """The model that ``save`` wrote, or that of a ``Checkpoint``.
+    def restore(self, snapshot: tuple[Array, Array]) -> None:
+        """Go back to a ``snapshot``."""
+        self.params.values[:], self.statistics[:] = snapshot
 
-        Raises
-        ------
-        FileFormatError
-            If the file is damaged, cut short, of another kind, or from a newer fastbp.
-        OSError
-            If it cannot be read.
-        """
-        header, arrays = files.read(path)
-        try:
-            tensors = {name: array for name, array in arrays.items() if not name.startswith("checkpoint.")}
-            return cls._build(header["layers"], header["dtype"], tensors)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise files.unreadable(path, error) from error
-
-    @classmethod
-    def _build(cls, config: list[dict[str, Any]], dtype: str, arrays: dict[str, Array]) -> Self:
-        layers = _layers(config)
-        shapes = _shapes(layers)
-        for i, layer in enumerate(layers):
-            if isinstance(layer, BatchNorm):
-                shapes |= {f"{i}.running_mean": (layer.n,), f"{i}.running_var": (layer.n,)}
-        for name in shapes.keys() | arrays.keys():  # before any memory is taken that a file only claims to fill
-            if name not in shapes or name not in arrays or shapes[name] != arrays[name].shape:
-                raise ValueError(f"the tensors do not fit the layers: {name!r}")
-        model = cls(layers, dtype=dtype)
-        own = model._arrays()
-        for name, array in arrays.items():
-            own[name][:] = cast(name, array, model.dtype)
-        return model
-
-    def astype(self, dtype: str) -> Self:
-        """A copy of the model that computes in another dtype."""
-        model = self._build(self._config(), dtype, self._arrays())
-        model._ops["key"], model._step, model._rng = self._ops["key"], self._step, copy.deepcopy(self._rng)
-        return model
-
-    def _config(self) -> list[dict[str, Any]]:
-        """The layers as data: what ``_build`` makes them from."""
+    def config(self) -> list[dict[str, Any]]:
+        """The layers as data, for ``make_layers``."""
         return [{"type": type(layer).__name__, **layer.settings()} for layer in self.layers]
+
+    def contents(self) -> Contents:
+        """What else there is to a model, for ``adopt`` by one of the same layers and dtype."""
+        return self.params, self.statistics, self.program["key"], self.training_step, self.generator
+
+    def adopt(
+        self, params: Parameters, statistics: Array, keys: Array, training_step: int, generator: np.random.Generator
+    ) -> None:
+        """Take over the contents of another model: its parameters themselves, and copies of the rest."""
+        self.params = params
+        self._networks.clear()  # they have the parameters of before
+        for i, layer in enumerate(self.layers):
+            layer.bind(params, str(i))
+        self.statistics[:], self.program["key"], self.training_step = statistics, keys, training_step
+        self.generator = self.order_generator = generator
+
+    def copy_randomness(self, other: Model) -> None:
+        """Go on with the random streams where another model of these layers is."""
+        self.program["key"], self.training_step = other.program["key"], other.training_step
+        self.generator = copy.deepcopy(other.generator)
+
+    def resume(self, other: Model) -> None:
+        """Become what another model of the same layers and dtype is, with the orders where it has them."""
+        self.restore(other.snapshot())
+        self._networks.clear()  # they have keys of their own
+        self.program["key"], self.training_step = other.program["key"], other.training_step
+        self.order_generator.bit_generator.state = other.generator.bit_generator.state
+
+    @classmethod
+    def from_tensors(cls, config: list[dict[str, Any]], dtype: str, tensors: dict[str, Array]) -> Self:
+        """The model of a ``config`` with these ``tensors``."""
+        layers = make_layers(config)
+        check_tensors(layers, tensors)
+        model = cls(layers, dtype)
+        model.assign(tensors)
+        return model
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are built anew around the copied parameters, which an optimizer's copy shares."""
-        state = (
-            self._config(),
-            self.dtype.name,
-            self._parameters,
-            self._stats,
-            self._ops["key"],
-            self._step,
-            self._rng,
-        )
-        return _rebuild, (type(self), *state)
+        return _rebuild, (self.config(), self.dtype.name, *self.contents())
 
 
-def checked(model: object) -> Model:
-    """``model`` if it is one: the door of what writes models to files of other kinds."""
-    if not isinstance(model, Model):
-        raise TypeError(f"model: expected a fastbp model, got {type(model).__name__}")
-    return model
-
-
-def _layers(config: list[dict[str, Any]]) -> list[Layer]:
-    """The layers that a model's ``_config`` describes."""
+def make_layers(config: list[dict[str, Any]]) -> list[Layer]:
+    """The layers that a model's ``config`` describes."""
     return [LAYERS[settings.pop("type")](**settings) for settings in map(dict, config)]
 
 
-def _rebuild(
-    cls: type[M],
-    config: list[dict[str, Any]],
-    dtype: str,
-    parameters: Parameters,
-    stats: Array,
-    keys: Array,
-    step: int,
-    rng: np.random.Generator,
-) -> M:
-    model = cls(_layers(config), dtype=dtype)
-    model._adopt(parameters)
-    model._stats[:], model._ops["key"], model._step = stats, keys, step
-    model._rng = model._orders = rng
+def check_tensors(layers: Sequence[Layer], tensors: dict[str, Array]) -> None:
+    """Raise unless these are the tensors of the layers, before memory is reserved that a file only claims to fill."""
+    shapes = tensor_shapes(layers)
+    for name in shapes.keys() | tensors.keys():
+        if name not in shapes or name not in tensors or shapes[name] != tensors[name].shape:
+            raise ValueError(f"the tensors do not fit the layers: {name!r}")
+
+
+def _rebuild(config: list[dict[str, Any]], dtype: str, *contents: Any) -> Model:
+    model = Model(make_layers(config), dtype)
+    model.adopt(*contents)
     return model
-
-
-def _shapes(layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
-    """The shapes of all parameters by name."""
-    return {f"{i}.{name}": shape for i, layer in enumerate(layers) for name, shape in layer.shapes().items()}
-
-
-def _affordable(layers: tuple[Layer, ...], row_bytes: int, itemsize: int) -> None:
-    """Raise if there is no memory for a sample, or for the parameters and their gradients; names the layer."""
-    total = row_bytes
-    for i, layer in enumerate(layers):
-        total += 2 * sum(map(math.prod, layer.shapes().values())) * itemsize
-        room(f"layers[{i}]", total)
-
-
-def _widths(layers: tuple[Layer, ...]) -> list[int]:
-    """The width before the first layer and after each one; raises where two layers do not fit."""
-    if not layers:
-        raise ValueError("layers: expected at least one layer, got none")
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, Layer):
-            raise TypeError(f"layers[{i}]: expected a layer, got {type(layer).__name__}")
-        if isinstance(layer, Lookup) and i > 0:
-            raise ValueError(f"layers[{i}]: {layer!r} takes ids, which only the input has; it can only come first")
-    known = next((layer.width for layer in layers if layer.width is not None), None)
-    if known is None:
-        raise ValueError("layers: expected at least one layer with a width, such as Dense, got none")
-    widths = [known]
-    for i, layer in enumerate(layers):
-        if layer.width is not None and layer.width != widths[-1]:
-            raise ValueError(f"layers[{i}]: {layer!r} takes {layer.width} features, but gets {widths[-1]}")
-        widths.append(layer.outputs(widths[-1]))
-    return widths

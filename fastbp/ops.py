@@ -15,13 +15,14 @@ import numpy as np
 
 from fastbp.core import backend, get_num_threads, plan
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data import Array, choice, labels, positive_int, real_number
+from fastbp.data.arrays import Array, check_choice, check_int, check_labels, check_number
+from fastbp.losses import LOSSES
 
 _local = threading.local()  # scratch space is kept from call to call, one per thread
 
 
 def _team(threads: int | None) -> int:
-    return get_num_threads() if threads is None else positive_int("threads", threads, high=MAX_THREADS)
+    return get_num_threads() if threads is None else check_int("threads", threads, high=MAX_THREADS)
 
 
 def _scratch(dtype: np.dtype[Any], m: int, n: int, k: int) -> Array:
@@ -87,12 +88,12 @@ def _two_dimensional(name: str, array: Array) -> tuple[int, int]:
 
 def _numbers(**numbers: float) -> None:
     for name, number in numbers.items():
-        real_number(name, number, -math.inf)
+        check_number(name, number, -math.inf)
 
 
 def _shares(**shares: float) -> None:
     for name, share in shares.items():
-        real_number(name, share, 0, 1)
+        check_number(name, share, 0, 1)
 
 
 def matmul(c: Array, a: Array, b: Array, threads: int | None = None) -> None:
@@ -123,7 +124,7 @@ def dense_forward(
     if bias is not None:
         _expect("bias", bias, (outputs,), x.dtype)
     _outputs(x, weight, bias, y=y, z=z)
-    kind = plan.ACTIVATIONS[choice("activation", activation, plan.ACTIVATIONS)]
+    kind = plan.ACTIVATIONS[check_choice("activation", activation, plan.ACTIVATIONS)]
     backend().dense_forward(y, z, x, weight, bias, kind, _scratch(x.dtype, batch, outputs, inputs), _team(threads))
 
 
@@ -152,7 +153,7 @@ def dense_backward(
     if dbias is not None:
         _expect("dbias", dbias, (outputs,), x.dtype)
     _outputs(dz, x, x_z, weight, dweight=dweight, dbias=dbias, dx=dx)
-    kind = plan.ACTIVATIONS[choice("prior", prior, plan.ACTIVATIONS)]
+    kind = plan.ACTIVATIONS[check_choice("prior", prior, plan.ACTIVATIONS)]
     if kind in plan.NEEDS_INPUT and x_z is None:
         raise ValueError(f"x_z: expected the argument of {prior}, got None")
     scratch = _scratch(x.dtype, batch, outputs, inputs)
@@ -165,7 +166,7 @@ def activation_forward(y: Array, z: Array, name: str, threads: int | None = None
     _expect("z", z, z.shape, z.dtype)
     _expect_like(z, y=y)
     _outputs(in_place=z, y=y)
-    kind = plan.ACTIVATIONS[choice("name", name, plan.ACTIVATIONS)]
+    kind = plan.ACTIVATIONS[check_choice("name", name, plan.ACTIVATIONS)]
     backend().activation_forward(y, z, kind, _team(threads))
 
 
@@ -175,7 +176,7 @@ def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, name: s
     _expect("dz", dz, dz.shape, dz.dtype)
     _expect_like(dz, dy=dy, y=y, z=z)
     _outputs(y, z, in_place=dy, dz=dz)
-    kind = plan.ACTIVATIONS[choice("name", name, plan.ACTIVATIONS)]
+    kind = plan.ACTIVATIONS[check_choice("name", name, plan.ACTIVATIONS)]
     if kind in plan.NEEDS_INPUT and z is None:
         raise ValueError(f"z: expected the argument of {name}, got None")
     backend().activation_backward(dz, dy, y, z, kind, _team(threads))
@@ -187,8 +188,8 @@ def dropout(y: Array, x: Array, p: float, key: int, step: int, threads: int | No
     _expect("x", x, x.shape, x.dtype)
     _expect_like(x, y=y)
     _outputs(x, y=y)
-    key, step = (positive_int(name, n, 0, 2**64 - 1) for name, n in (("key", key), ("step", step)))
-    backend().dropout(y, x, real_number("p", p, 0, 1), key, step, _team(threads))
+    key, step = (check_int(name, n, 0, 2**64 - 1) for name, n in (("key", key), ("step", step)))
+    backend().dropout(y, x, check_number("p", p, 0, 1), key, step, _team(threads))
 
 
 def batchnorm_forward(
@@ -288,11 +289,11 @@ def cross_entropy(
     _expect_like(logits, dlogits=dlogits)
     if class_weight is not None:
         _expect("class_weight", class_weight, (classes,), logits.dtype)
-    target = labels("target", target, batch, classes)
+    target = check_labels("target", target, batch, classes)
     if sample_weight is not None:
         _expect("sample_weight", sample_weight, (batch,), logits.dtype)
     _outputs(logits, target, class_weight, sample_weight, dlogits=dlogits)
-    real_number("label_smoothing", label_smoothing, 0, 1)
+    check_number("label_smoothing", label_smoothing, 0, 1)
     loss: float = backend().cross_entropy(
         dlogits, logits, target, class_weight, sample_weight, label_smoothing, _team(threads)
     )
@@ -313,8 +314,8 @@ def elementwise_loss(
     ``parameter`` is Huber's delta or the quantile, and needed for these two alone. With weights of the samples (B,) it
     is the weighted mean.
     """
-    choice("name", name, plan.ELEMENTWISE_LOSSES)
-    if (parameter is None) is (name in ("huber", "quantile")):
+    check_choice("name", name, plan.ELEMENTWISE_LOSSES)
+    if (parameter is None) is LOSSES[name].has_parameter:
         raise ValueError(
             f"parameter: expected {'a number' if parameter is None else 'none'} for {name!r}, got {parameter}"
         )
@@ -325,7 +326,7 @@ def elementwise_loss(
         _expect("sample_weight", sample_weight, (batch,), pred.dtype)
     _outputs(pred, target, sample_weight, dpred=dpred)
     kind = plan.ELEMENTWISE_LOSSES[name]
-    parameter = 0.0 if parameter is None else real_number("parameter", parameter, 0, open_low=True)
+    parameter = 0.0 if parameter is None else check_number("parameter", parameter, 0, open_low=True)
     loss: float = backend().elementwise_loss(dpred, pred, target, sample_weight, kind, parameter, _team(threads))
     return loss
 
@@ -368,7 +369,7 @@ def adam_update(
     _flat(param, grad, m=m, v=v)
     _shares(beta1=beta1, beta2=beta2)
     _numbers(lr=lr, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale)
-    positive_int("step", step)
+    check_int("step", step)
     settings = {
         "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled, "step": step
     }  # fmt: skip

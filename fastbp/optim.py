@@ -13,9 +13,14 @@ import numpy as np
 from fastbp import schedules
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import aligned
-from fastbp.data import LARGEST, Array, real_number, shaped
+from fastbp.data.arrays import LARGEST, Array, check_array, check_number
 from fastbp.divergence import DivergenceError, in_gradient
 from fastbp.parameters import Parameters
+
+__all__: list[str] = []  # every public optimizer adds its name above its class
+
+#: fastbp's own optimizers by the names of their classes, for reading checkpoints.
+OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
 class Optimizer:
@@ -40,6 +45,8 @@ class Optimizer:
     ----------
     steps : int
         Steps done.
+    state_vectors : dict of str to ndarray
+        The state vectors that there are by now, by name.
     lr : float
         The learning rate of the next step.
 
@@ -50,8 +57,13 @@ class Optimizer:
     """
 
     #: Names of the state vectors, each as long as the parameters.
-    slots: ClassVar[tuple[str, ...]] = ()
+    state_names: ClassVar[tuple[str, ...]] = ()
     momentum = 0.0
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ == __name__:  # a file can name no class of the user's own
+            OPTIMIZERS[cls.__name__] = cls
 
     def __init__(
         self,
@@ -66,25 +78,25 @@ class Optimizer:
             raise TypeError(f"params: expected model.parameters(), got {type(params).__name__}")
         self.params = params
         self.schedule = schedules.resolve(lr)
-        self.weight_decay = real_number("weight_decay", weight_decay, 0)
-        self.clip_norm = None if clip_norm is None else real_number("clip_norm", clip_norm, 0, open_low=True)
-        self.clip_value = None if clip_value is None else real_number("clip_value", clip_value, 0, open_low=True)
+        self.weight_decay = check_number("weight_decay", weight_decay, 0)
+        self.clip_norm = None if clip_norm is None else check_number("clip_norm", clip_norm, 0, open_low=True)
+        self.clip_value = None if clip_value is None else check_number("clip_value", clip_value, 0, open_low=True)
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError("clip_value: expected None together with clip_norm")
         self.decay_bias = bool(decay_bias)
         self.steps = 0
-        self._state: dict[str, Array] = {}
+        self.state_vectors: dict[str, Array] = {}
 
     @property
     def lr(self) -> float:
-        return real_number("lr", self.schedule(self.steps), 0)
+        return check_number("lr", self.schedule(self.steps), 0)
 
-    def _slot(self, name: str) -> Array:
+    def state_vector(self, name: str) -> Array:
         """A state vector; it comes into being, zero, with the first step that needs it."""
-        if name not in self._state:
-            self._state[name] = aligned(self.params.values.size, self.params.values.dtype)
-            self._state[name][:] = 0
-        return self._state[name]
+        if name not in self.state_vectors:
+            self.state_vectors[name] = aligned(self.params.values.size, self.params.values.dtype)
+            self.state_vectors[name][:] = 0
+        return self.state_vectors[name]
 
     def step(self) -> None:
         """Update the parameters from their gradients.
@@ -101,22 +113,27 @@ class Optimizer:
             if not math.isfinite(norm):
                 raise DivergenceError("gradient", norm, in_gradient(self.params), self.steps + 1, lr)
             scale = min(1.0, self.clip_norm / (norm + 1e-6))
-        backend().update(self.params.values, self.params.grads, self.recipe(), lr, scale, threads)
+        backend().update(self.params.values, self.params.grads, self.update_spec(), lr, scale, threads)
         self.steps += 1
 
     def rates(self, steps: int) -> Array | float:
         """The learning rates of the next steps, or the one of all of them."""
         if isinstance(self.schedule, schedules.Constant):
             return self.lr
-        return np.array([real_number("lr", self.schedule(self.steps + t), 0) for t in range(steps)])
+        return np.array([check_number("lr", self.schedule(self.steps + t), 0) for t in range(steps)])
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments besides parameters and learning rate, for checkpoints."""
+        hidden = ("params", "schedule", "steps", "state_vectors")
+        return {k: v for k, v in vars(self).items() if k not in hidden and not k.startswith("_")}
+
+    def update_spec(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
         """The update rule's name, its state vectors and its settings: what ``step`` and the engine apply."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps and copies of the state vectors: what ``load_state_dict`` needs to go on from here."""
-        return {"steps": self.steps} | {name: array.copy() for name, array in self._state.items()}
+        return {"steps": self.steps} | {name: array.copy() for name, array in self.state_vectors.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict`` of an optimizer of the same kind over parameters of the same sizes.
@@ -131,17 +148,19 @@ class Optimizer:
         steps = state.get("steps")
         if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 0 <= steps <= LARGEST:
             raise ValueError(f"state: expected a number of steps under 'steps', got {steps!r}")
-        unknown = given.keys() - set(self.slots)
+        unknown = given.keys() - set(self.state_names)
         if unknown or (given and given.keys() < self._used()):
             raise ValueError(f"state: expected vectors {sorted(self._used())}, got {sorted(given)}")
-        arrays = {name: shaped(f"state[{name!r}]", value, values.shape, values.dtype) for name, value in given.items()}
+        arrays = {
+            name: check_array(f"state[{name!r}]", value, values.shape, values.dtype) for name, value in given.items()
+        }
         self.steps = int(steps)
-        self._state = {}
+        self.state_vectors = {}
         for name, array in arrays.items():
-            self._slot(name)[:] = array
+            self.state_vector(name)[:] = array
 
     def _common(self) -> dict[str, Any]:
-        """The settings of weight decay and of clipping by value, in a ``recipe``."""
+        """The settings of weight decay and of clipping by value, in an ``update_spec``."""
         settings: dict[str, Any] = {"weight_decay": self.weight_decay}
         if self.clip_value is not None:
             settings["clip_value"] = self.clip_value
@@ -149,15 +168,18 @@ class Optimizer:
 
     def _used(self) -> set[str]:
         """The state vectors that these settings need: a velocity only with momentum."""
-        return {name for name in self.slots if name != "velocity" or self.momentum}
+        return {name for name in self.state_names if name != "velocity" or self.momentum}
 
     def _eps(self, eps: float) -> float:
         """``eps`` if it is above zero in the parameters' dtype: it is what keeps 0 / 0 away."""
         with np.errstate(over="ignore"):
-            number = self.params.values.dtype.type(real_number("eps", eps, 0, open_low=True))
+            number = self.params.values.dtype.type(check_number("eps", eps, 0, open_low=True))
         if not 0 < number < math.inf:
             raise ValueError(f"eps: expected a finite number above 0 in {self.params.values.dtype}, got {eps}")
         return float(eps)
+
+
+__all__ += ["SGD"]
 
 
 class SGD(Optimizer):
@@ -173,13 +195,14 @@ class SGD(Optimizer):
         Step along ``g + momentum v`` (Sutskever et al. 2013); needs momentum.
     """
 
-    slots = ("velocity",)
+    state_names = ("velocity",)
 
     def __init__(
         self,
         params: Parameters,
         lr: float | schedules.Schedule,
         momentum: float = 0.0,
+        *,
         nesterov: bool = False,
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
@@ -187,14 +210,17 @@ class SGD(Optimizer):
         clip_value: float | None = None,
     ) -> None:
         super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
-        self.momentum = real_number("momentum", momentum, 0, 1)
+        self.momentum = check_number("momentum", momentum, 0, 1)
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: expected a momentum above 0 with it, got momentum=0")
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        state = (self._slot("velocity") if self.momentum else None,)
+    def update_spec(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        state = (self.state_vector("velocity") if self.momentum else None,)
         return "sgd", state, {"momentum": self.momentum, "nesterov": self.nesterov, **self._common()}
+
+
+__all__ += ["Adam"]
 
 
 class Adam(Optimizer):
@@ -210,13 +236,14 @@ class Adam(Optimizer):
         Added to the root of the latter.
     """
 
-    slots = ("m", "v")
+    state_names = ("m", "v")
     _decoupled = False
 
     def __init__(
         self,
         params: Parameters,
         lr: float | schedules.Schedule = 1e-3,
+        *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -227,10 +254,10 @@ class Adam(Optimizer):
         super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"betas: expected a pair of numbers, got {betas!r}")
-        self.betas = (real_number("betas[0]", betas[0], 0, 1), real_number("betas[1]", betas[1], 0, 1))
+        self.betas = (check_number("betas[0]", betas[0], 0, 1), check_number("betas[1]", betas[1], 0, 1))
         self.eps = self._eps(eps)
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+    def update_spec(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
         settings = {
             "beta1": self.betas[0],
             "beta2": self.betas[1],
@@ -239,7 +266,10 @@ class Adam(Optimizer):
             "step": self.steps + 1,
             **self._common(),
         }
-        return "adam", (self._slot("m"), self._slot("v")), settings
+        return "adam", (self.state_vector("m"), self.state_vector("v")), settings
+
+
+__all__ += ["AdamW"]
 
 
 class AdamW(Adam):
@@ -251,6 +281,7 @@ class AdamW(Adam):
         self,
         params: Parameters,
         lr: float | schedules.Schedule = 1e-3,
+        *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -258,7 +289,19 @@ class AdamW(Adam):
         decay_bias: bool = True,
         clip_value: float | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, clip_norm, decay_bias, clip_value)
+        super().__init__(
+            params,
+            lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            decay_bias=decay_bias,
+            clip_value=clip_value,
+        )
+
+
+__all__ += ["RMSprop"]
 
 
 class RMSprop(Optimizer):
@@ -276,12 +319,13 @@ class RMSprop(Optimizer):
         In [0, 1).
     """
 
-    slots = ("square", "velocity")
+    state_names = ("square", "velocity")
 
     def __init__(
         self,
         params: Parameters,
         lr: float | schedules.Schedule = 1e-2,
+        *,
         alpha: float = 0.99,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -291,13 +335,16 @@ class RMSprop(Optimizer):
         clip_value: float | None = None,
     ) -> None:
         super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
-        self.alpha = real_number("alpha", alpha, 0, 1)
+        self.alpha = check_number("alpha", alpha, 0, 1)
         self.eps = self._eps(eps)
-        self.momentum = real_number("momentum", momentum, 0, 1)
+        self.momentum = check_number("momentum", momentum, 0, 1)
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        state = (self._slot("square"), self._slot("velocity") if self.momentum else None)
+    def update_spec(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        state = (self.state_vector("square"), self.state_vector("velocity") if self.momentum else None)
         return "rmsprop", state, {"alpha": self.alpha, "eps": self.eps, "momentum": self.momentum, **self._common()}
+
+
+__all__ += ["Adagrad"]
 
 
 class Adagrad(Optimizer):
@@ -311,12 +358,13 @@ class Adagrad(Optimizer):
         Added to the root.
     """
 
-    slots = ("total",)
+    state_names = ("total",)
 
     def __init__(
         self,
         params: Parameters,
         lr: float | schedules.Schedule = 1e-2,
+        *,
         weight_decay: float = 0.0,
         eps: float = 1e-10,
         clip_norm: float | None = None,
@@ -326,5 +374,5 @@ class Adagrad(Optimizer):
         super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
         self.eps = self._eps(eps)
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        return "adagrad", (self._slot("total"),), {"eps": self.eps, **self._common()}
+    def update_spec(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        return "adagrad", (self.state_vector("total"),), {"eps": self.eps, **self._common()}

@@ -1,4 +1,4 @@
-"""The flat buffers where layers and optimizers meet.
+"""The flat buffers that layers and optimizers share.
 
 All parameters of a model lie in one vector, all gradients in another, so an optimizer is one pass over them. Every
 tensor starts on a cache line; the few entries between two tensors are zero and stay zero.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastbp.core.plan import ALIGNMENT, aligned
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 
 
 class Parameters:

@@ -11,19 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastbp.core import available_backends, backend, backend_name, get_num_threads, plan, use_backend
-from fastbp.history import new_picture
-
-if TYPE_CHECKING:
-    from fastbp.optim import Optimizer
-    from fastbp.training import Sequential
+from fastbp.model import Model
+from fastbp.optim import Optimizer
+from fastbp.plotting import new_figure
 
 Result = tuple[float, int, int]  # the last is the number of samples
-Epoch = Callable[["Sequential", "Optimizer"], Result]  # trains any copy of the pair on the same batches
+Epoch = Callable[[Model, Optimizer], Result]  # trains any copy of the pair on the same batches
 
 _KINDS = {plan.DENSE: "Dense", plan.ACTIVATION: "Activation", plan.DROPOUT: "Dropout"}
 _KINDS |= {plan.BATCHNORM: "BatchNorm", plan.LAYERNORM: "LayerNorm", plan.EMBEDDING: "Embedding"}
@@ -58,17 +56,17 @@ class Table:
         The same work on the backends that it was compared with.
     """
 
-    def __init__(self, model: Sequential, optimizer: Optimizer, batch_size: int) -> None:
+    def __init__(self, model: Model, optimizer: Optimizer, batch_size: int) -> None:
         self.model, self.optimizer, self.batch_size, self.backend = model, optimizer, batch_size, backend_name()
         self.threads = self.steps = self.samples = 0
         self.seconds = 0.0
         self.others: dict[str, Table] = {}
-        self._spent = np.zeros(3 + 3 * len(model._ops))
+        self._spent = np.zeros(3 + 3 * len(model.program))
         self._epochs: list[Epoch] = []  # to do again
 
     def _train(self, epoch: Epoch) -> Result:
         """Run an epoch and add its times; one that is interrupted does not count."""
-        network, spent = self.model._network(), np.zeros_like(self._spent)
+        network, spent = self.model.network(), np.zeros_like(self._spent)
         start = time.perf_counter()
         try:
             network.watch(spent)
@@ -94,8 +92,8 @@ class Table:
     def _work(self, op: np.void, first: bool) -> list[tuple[int, int]]:
         """The operations of an op's forward, dx and dweight with its update, and how many numbers each has to move."""
         n, m = int(op["inputs"]), int(op["outputs"])
-        weight, bias = plan.sizes(op, self.model._tables)
-        rule, state, settings = self.optimizer.recipe()
+        weight, bias = plan.sizes(op, self.model.tables)
+        rule, state, settings = self.optimizer.update_spec()
         vectors = sum(vector is not None for vector in state)
         activations = self.samples * (n + m)
         if op["kind"] == plan.EMBEDDING:
@@ -114,7 +112,7 @@ class Table:
 
     def rows(self) -> list[Row]:
         """Gather; forward, dx and dweight of each layer; loss, waiting; and the total, which is wall time."""
-        ops, size = self.model._ops, self.model.dtype.itemsize
+        ops, size = self.model.program, self.model.dtype.itemsize
         network = "-".join(str(width) for width in [self.model.inputs, *ops["outputs"][ops["kind"] == plan.DENSE]])
         gather, loss, waiting, *of_layers = self._spent.tolist()
         rows = [Row(network, "gather", gather, 0, 2 * self.samples * self.model.inputs * size)]
@@ -170,7 +168,7 @@ class Profile:
     def tables(self) -> list[Table]:
         return list(self._tables.values())
 
-    def train(self, epoch: Epoch, model: Sequential, optimizer: Optimizer, batch_size: int) -> Result:
+    def train(self, epoch: Epoch, model: Model, optimizer: Optimizer, batch_size: int) -> Result:
         """Run an epoch of ``fit`` and keep its times, the model, the optimizer and the data."""
         key = id(model), id(optimizer), batch_size, backend_name(), get_num_threads()
         table = self._tables.get(key) or Table(model, optimizer, batch_size)
@@ -218,8 +216,8 @@ class Profile:
             If nothing was recorded.
         """
         tables = self._trained("plot")
-        picture = new_picture(10, 5)
-        axes = picture.subplots()
+        figure = new_figure(10, 5)
+        axes = figure.subplots()
         axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
         for table in tables:
             peak = table.threads * _peak(table.backend, table.model.dtype)
@@ -231,8 +229,8 @@ class Profile:
             for row in points:
                 at = row.operations / row.bytes, row.operations / row.seconds / 1e9
                 axes.plot(*at, _MARKERS[row.phase], label=f"{row.layer}, {row.phase}")
-        picture.legend(loc="outside right upper", fontsize="small")
-        picture.savefig(path)
+        figure.legend(loc="outside right upper", fontsize="small")
+        figure.savefig(path)
 
     def _trained(self, asked_by: str) -> list[Table]:
         if not self._tables:
@@ -310,6 +308,6 @@ _peak = functools.cache(fma_peak)
 def _bandwidth(name: str, dtype: np.dtype[Any], threads: int) -> float:
     """Bytes/s of an SGD update, which reads and writes the one and reads the other of two vectors of 64 MB."""
     param, grad = np.ones((2, 2**26 // dtype.itemsize), dtype)
-    recipe = "sgd", (None,), {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    run = functools.partial(_kernels(name).update, param, grad, recipe, 1e-3, 1.0, threads)
+    spec = "sgd", (None,), {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    run = functools.partial(_kernels(name).update, param, grad, spec, 1e-3, 1.0, threads)
     return float(3 * param.nbytes / min(timeit.repeat(run, number=1, repeat=10)))

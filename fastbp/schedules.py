@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from fastbp.data import positive_int, real_number
+from fastbp.data.arrays import check_int, check_number
+
+#: fastbp's own schedules by the names of their classes, for reading checkpoints.
+SCHEDULES: dict[str, type[Schedule]] = {}
 
 
 class Schedule:
     """The base of all schedules: ``schedule(t)`` is the learning rate of the step after t steps."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ == __name__:  # a file can name no class of the user's own
+            SCHEDULES[cls.__name__] = cls
 
     def __call__(self, t: int) -> float:
         raise NotImplementedError
@@ -18,7 +27,7 @@ class Constant(Schedule):
     """``lr``, always."""
 
     def __init__(self, lr: float) -> None:
-        self.lr = real_number("lr", lr, 0)
+        self.lr = check_number("lr", lr, 0)
 
     def __call__(self, t: int) -> float:
         return self.lr
@@ -28,9 +37,9 @@ class Step(Schedule):
     """``lr * gamma ** (t // step_size)``."""
 
     def __init__(self, lr: float, step_size: int, gamma: float = 0.1) -> None:
-        self.lr = real_number("lr", lr, 0)
-        self.step_size = positive_int("step_size", step_size)
-        self.gamma = real_number("gamma", gamma, 0)
+        self.lr = check_number("lr", lr, 0)
+        self.step_size = check_int("step_size", step_size)
+        self.gamma = check_number("gamma", gamma, 0)
 
     def __call__(self, t: int) -> float:
         return self.lr * _power(self.gamma, t // self.step_size)
@@ -40,8 +49,8 @@ class Exponential(Schedule):
     """``lr * gamma ** t``."""
 
     def __init__(self, lr: float, gamma: float) -> None:
-        self.lr = real_number("lr", lr, 0)
-        self.gamma = real_number("gamma", gamma, 0)
+        self.lr = check_number("lr", lr, 0)
+        self.gamma = check_number("gamma", gamma, 0)
 
     def __call__(self, t: int) -> float:
         return self.lr * _power(self.gamma, t)
@@ -51,9 +60,9 @@ class Cosine(Schedule):
     """Half a cosine from ``lr`` down to ``min_lr`` over ``total_steps``, then ``min_lr`` (Loshchilov & Hutter 2017)."""
 
     def __init__(self, lr: float, total_steps: int, min_lr: float = 0.0) -> None:
-        self.lr = real_number("lr", lr, 0)
-        self.total_steps = positive_int("total_steps", total_steps)
-        self.min_lr = real_number("min_lr", min_lr, 0)
+        self.lr = check_number("lr", lr, 0)
+        self.total_steps = check_int("total_steps", total_steps)
+        self.min_lr = check_number("min_lr", min_lr, 0)
 
     def __call__(self, t: int) -> float:
         return _cosine(self.lr, self.min_lr, min(1.0, t / self.total_steps))
@@ -74,11 +83,11 @@ class OneCycle(Schedule):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
-        self.max_lr = real_number("max_lr", max_lr, 0)
-        self.total_steps = positive_int("total_steps", total_steps)
-        self.pct_start = real_number("pct_start", pct_start, 0, 1, open_low=True)
-        self.div_factor = real_number("div_factor", div_factor, 0, open_low=True)
-        self.final_div_factor = real_number("final_div_factor", final_div_factor, 0, open_low=True)
+        self.max_lr = check_number("max_lr", max_lr, 0)
+        self.total_steps = check_int("total_steps", total_steps)
+        self.pct_start = check_number("pct_start", pct_start, 0, 1, open_low=True)
+        self.div_factor = check_number("div_factor", div_factor, 0, open_low=True)
+        self.final_div_factor = check_number("final_div_factor", final_div_factor, 0, open_low=True)
 
     def __call__(self, t: int) -> float:
         start = self.max_lr / self.div_factor
@@ -92,8 +101,8 @@ class InverseScaling(Schedule):
     """``lr / (t + 1) ** power``."""
 
     def __init__(self, lr: float, power: float = 0.5) -> None:
-        self.lr = real_number("lr", lr, 0)
-        self.power = real_number("power", power, 0)
+        self.lr = check_number("lr", lr, 0)
+        self.power = check_number("power", power, 0)
 
     def __call__(self, t: int) -> float:
         return self.lr / _power(t + 1, self.power)

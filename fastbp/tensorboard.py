@@ -1,15 +1,15 @@
-"""TensorBoard: a callback that writes every epoch's figures for TensorBoard to show."""
+"""TensorBoard: a callback that writes what every epoch logs, for TensorBoard to show."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from fastbp.callbacks import Callback
+from fastbp.training.callbacks import Callback
 
 
 class TensorBoard(Callback):
-    """Write the figures of every epoch as scalars; ``tensorboard --logdir log_dir`` shows them.
+    """Write what every epoch logs as scalars; ``tensorboard --logdir log_dir`` shows them.
 
     Those of training and of validation are two runs in the directory, ``train`` and ``validation``, so that ``loss`` is
     one chart with two lines. Steps are epochs, counted from 1; a callback that is used again counts on.
@@ -43,7 +43,7 @@ class TensorBoard(Callback):
 
         if self._epochs is None:
             self._epochs = self.model.epochs
-        runs = ["train", "validation"] if any(name.startswith("val_") for name in self.figures) else ["train"]
+        runs = ["train", "validation"] if any(name.startswith("val_") for name in self.log_names) else ["train"]
         self._writers = {run: Writer(os.path.join(self.log_dir, run)) for run in runs}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:

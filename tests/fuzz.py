@@ -91,7 +91,7 @@ def works(model):
         expected = model.predict(x)
         model.save(PATH)
         again = fb.load(PATH)
-        assert again._config() == model._config()
+        assert again._config() == model.model.config()
         np.testing.assert_array_equal(again.predict(x), expected)
 
 
@@ -125,11 +125,11 @@ def read_safetensors(data):
     write_file(data)
     damaged = 0
     for model in TARGETS:
-        before = model.parameters().values.tobytes() + model._stats.tobytes()
+        before = model.parameters().values.tobytes() + model.model.statistics.tobytes()
         try:
             fastbp.safetensors.load(model, PATH)
         except fb.FileFormatError:
-            assert model.parameters().values.tobytes() + model._stats.tobytes() == before
+            assert model.parameters().values.tobytes() + model.model.statistics.tobytes() == before
             damaged += 1
         assert np.isfinite(model.parameters().values).all()
         model.predict(np.zeros((2, model.inputs)))

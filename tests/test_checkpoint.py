@@ -22,7 +22,7 @@ def begin():
     return model, fb.AdamW(model.parameters(), lr=schedule, betas=(0.8, 0.99), decay_bias=False, clip_norm=1.0), 0
 def train(model, optimizer, epochs, **settings):
     model.fit(X, y, "cross_entropy", optimizer, epochs=epochs, verbose=0, **settings)
-    return model.parameters().values.tobytes() + model._stats.tobytes()
+    return model.parameters().values.tobytes() + model.model.statistics.tobytes()
 """
 
 
@@ -167,7 +167,7 @@ def test_reduce_lr_on_plateau_is_pytorchs():
     model = fb.Sequential([fb.Dense(3, 2)], seed=0)
     optimizer = fb.SGD(model.parameters(), lr=1.0)
     plateau = fb.ReduceLROnPlateau(factor=0.5, patience=3, min_delta=0.01, min_lr=0.02)
-    plateau.model, plateau.optimizer, plateau.figures = model, optimizer, ["loss"]
+    plateau.model, plateau.optimizer, plateau.log_names = model, optimizer, ["loss"]
     plateau.on_train_begin()
     theirs = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(

@@ -30,8 +30,8 @@ def callable_mse(pred, target):
 def state(model, optimizer):
     """What a step changes."""
     norm = model.layers[1]
-    arrays = [model.parameters().values, norm.running_mean, norm.running_var, *optimizer._state.values()]
-    return [array.tobytes() for array in arrays], model._step, optimizer.steps
+    arrays = [model.parameters().values, norm.running_mean, norm.running_var, *optimizer.state_vectors.values()]
+    return [array.tobytes() for array in arrays], model.model.training_step, optimizer.steps
 
 
 @pytest.mark.parametrize("loss", ["mse", callable_mse])
@@ -124,11 +124,11 @@ def test_a_gradient_that_is_clipped_by_its_norm(any_backend):
 def test_stop_and_restore(any_backend, how, validated):
     class Watch(fb.Callback):
         def on_train_begin(self):
-            self.weights, self.figures_seen, self.ended = [], [], False
+            self.weights, self.losses_seen, self.ended = [], [], False
 
         def on_epoch_end(self, epoch, logs):
             self.weights.append(self.model.parameters().values.copy())
-            self.figures_seen.append(logs["val_loss" if validated else "loss"])
+            self.losses_seen.append(logs["val_loss" if validated else "loss"])
 
         def on_train_end(self):
             self.ended = True
@@ -143,7 +143,7 @@ def test_stop_and_restore(any_backend, how, validated):
         )  # fmt: skip
     assert watch.ended
     assert len(history.history["loss"]) == len(watch.weights) < 100
-    best = int(np.argmin(watch.figures_seen))
+    best = int(np.argmin(watch.losses_seen))
     assert 0 < best < len(watch.weights) - 1
     if how == "restore":
         assert np.array_equal(model.parameters().values, watch.weights[best])

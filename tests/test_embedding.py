@@ -31,7 +31,7 @@ def tabular(dtype="float32", numeric=5, hidden=24, extra=(), **settings):
 
 
 def bits(model):
-    return model.parameters().values.tobytes() + model._stats.tobytes()
+    return model.parameters().values.tobytes() + model.model.statistics.tobytes()
 
 
 # --- what is computed -----------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def test_reserved_categories(any_backend, dtype, rng):
 def test_good_features_are_not_copied(any_backend, rng):
     for unknown in ("error", "reserve"):
         model, X = tabular(unknown=unknown), table(rng, 20)
-        assert model._features("X", X) is X
+        assert model.model.check_features("X", X) is X
 
 
 def test_unknown_category_is_its_twins(compiled, dtype, rng):
@@ -411,7 +411,7 @@ def test_save_copy_and_pickle(tmp_path, rng, unknown):
     optimizer = fb.Adam(model.parameters())
     model.fit(X, y, "cross_entropy", optimizer, verbose=0)
     model.save(tmp_path / "model.npz")
-    json.dumps(model._config())
+    json.dumps(model.model.config())
     loaded = fb.load(tmp_path / "model.npz")
     assert repr(loaded.layers[0]) == repr(model.layers[0])
     assert loaded.predict(X).tobytes() == model.predict(X).tobytes()

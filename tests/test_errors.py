@@ -94,8 +94,12 @@ def model_with_state():
 
 def state(model, optimizer):
     """Everything that training changes."""
-    arrays = [model.parameters().values, model._stats, *(optimizer._state[name] for name in sorted(optimizer._state))]
-    return b"".join(a.tobytes() for a in arrays), optimizer.steps, model._step
+    arrays = [
+        model.parameters().values,
+        model.model.statistics,
+        *(optimizer.state_vectors[name] for name in sorted(optimizer.state_vectors)),
+    ]
+    return b"".join(a.tobytes() for a in arrays), optimizer.steps, model.model.training_step
 
 
 @pytest.mark.parametrize(("change", "error", "message"), CASES)

@@ -55,7 +55,7 @@ def test_a_bar_shows_the_loss_of_what_was_trained():
             pass
 
     pytest.importorskip("tqdm")
-    from fastbp.history import Bars
+    from fastbp.training.history import Bars
 
     bars = Bars(1, 30)
     bars._new = lambda **settings: Bar()

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import fastbp as fb
 from fastbp.core import available_backends
-from fastbp.data import MEMORY
+from fastbp.data.arrays import MEMORY
 
 LONG = os.environ.get("FASTBP_EXAMPLES")
 hostile = settings(
@@ -161,9 +161,9 @@ def new(backend_dtype="float32"):
 
 def state(model, optimizer):
     """Everything that training changes."""
-    slots = [optimizer._state[name] for name in sorted(optimizer._state)]
-    arrays = [model.parameters().values, model._stats, *slots]
-    return b"".join(a.tobytes() for a in arrays), optimizer.steps, model._step, model.epochs
+    slots = [optimizer.state_vectors[name] for name in sorted(optimizer.state_vectors)]
+    arrays = [model.parameters().values, model.model.statistics, *slots]
+    return b"".join(a.tobytes() for a in arrays), optimizer.steps, model.model.training_step, model.epochs
 
 
 def fitted(model, optimizer, **change):
@@ -174,14 +174,14 @@ def fitted(model, optimizer, **change):
 
 
 def backward(model, optimizer, dy):
-    stats, step = model._stats.copy(), model._step
+    stats, step = model.model.statistics.copy(), model.model.training_step
     model.forward(X, training=True)
     grads = model.parameters().grads.copy()
     try:
         dx = model.backward(dy, input_gradient=True)
     except Exception:
         assert model.parameters().grads.tobytes() == grads.tobytes()
-        model._stats[:], model._step = stats, step  # of the forward pass, which was in order
+        model.model.statistics[:], model.model.training_step = stats, step  # of the forward pass, which was in order
         raise
     return dx, model.parameters().grads
 
@@ -199,7 +199,7 @@ def elsewhere(loss, argument):
     """A loss called by hand."""
 
     def call(model, optimizer, a):
-        arguments = {"pred": X[:, :2], "target": Y if loss.classifies and loss.recipe(2, X.dtype)[0] == "cross_entropy"
+        arguments = {"pred": X[:, :2], "target": Y if loss.classifies and loss.spec(2, X.dtype)[0] == "cross_entropy"
                      else np.eye(2, dtype="f4")[Y], "sample_weight": None} | {argument: a}  # fmt: skip
         return loss(**arguments)
 
@@ -651,7 +651,7 @@ def test_batches_that_the_machine_cannot_hold():
 
 def test_a_training_step_that_has_no_memory_is_no_step(monkeypatch):
     model, optimizer = new()
-    network, before = model._network(), state(model, optimizer)
+    network, before = model.model.network(), state(model, optimizer)
 
     class Full:
         def forward(self, *_):
@@ -674,12 +674,18 @@ def saved(kind, path):
     model.fit(X[:, :2], X[:, 2], "mse", optimizer, verbose=0, callbacks=[fb.Checkpoint(path)])
 
     def of_model(model):
-        return repr(model._config()), [array.tobytes() for array in model._arrays().values()]
+        return repr(model.model.config()), [array.tobytes() for array in model.model.tensors().values()]
 
     def of_checkpoint():
         model, optimizer, epochs = fb.Checkpoint.load(path)
         settings_ = {name: value for name, value in vars(optimizer).items() if name not in ("params", "schedule")}
-        rest = model._ops["key"], model._step, model._rng.bit_generator.state, optimizer.schedule, epochs
+        rest = (
+            model.model.program["key"],
+            model.model.training_step,
+            model.model.generator.bit_generator.state,
+            optimizer.schedule,
+            epochs,
+        )
         return of_model(model), repr((settings_, type(optimizer), *rest[:-2], vars(rest[-2]), epochs))
 
     def of_safetensors():

@@ -32,19 +32,21 @@ def data(samples):
 
 
 def pass_back(model, optimizer, samples):
-    (X, dy), before = data(samples), (model._stats.copy(), model._step)
+    (X, dy), before = data(samples), (model.model.statistics.copy(), model.model.training_step)
     model.forward(X, training=True)
     try:
         model.backward(dy, input_gradient=True)
     except MemoryError:  # the forward pass was one
-        model._stats[:], model._step = before
+        model.model.statistics[:], model.model.training_step = before
         raise
 
 
 CALLS = {
     "predict": lambda model, optimizer, n: model.predict(data(n)[0]),
     "backward": pass_back,
-    "fit": lambda model, optimizer, n: model.fit(*data(n), "mse", optimizer, 2, n - 3, seed=1, verbose=0),
+    "fit": lambda model, optimizer, n: model.fit(
+        *data(n), "mse", optimizer, epochs=2, batch_size=n - 3, seed=1, verbose=0
+    ),
     "train_on_batch": lambda model, optimizer, n: model.train_on_batch(*data(n), "mse", optimizer),
     "callable loss": lambda model, optimizer, n: model.train_on_batch(*data(n), squares, optimizer),
 }
@@ -52,8 +54,15 @@ CALLS = {
 
 def state(model, optimizer):
     flat = model.parameters()
-    moments = {name: array.tobytes() for name, array in optimizer._state.items()}
-    return flat.values.tobytes(), flat.grads.tobytes(), model._stats.tobytes(), model._step, optimizer.steps, moments
+    moments = {name: array.tobytes() for name, array in optimizer.state_vectors.items()}
+    return (
+        flat.values.tobytes(),
+        flat.grads.tobytes(),
+        model.model.statistics.tobytes(),
+        model.model.training_step,
+        optimizer.steps,
+        moments,
+    )
 
 
 @pytest.fixture
@@ -200,10 +209,10 @@ calls = [
     lambda: long.predict(X[:4096]),
     lambda: large.snapshot(),
     lambda: copy.deepcopy(large),
-    lambda: (waiting._pass(), setattr(waiting, "_ready", kept), waiting.backward(y)),
+    lambda: (waiting.model.expect_forward(), setattr(waiting.model, "pending_forward", kept), waiting.backward(y)),
 ]
 waiting.forward(X, training=True)
-kept = waiting._ready
+kept = waiting.model.pending_forward
 limit = int(pages()[0]) + 2**25 * 3 // 2
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 growth = [failing(call) for call in calls[:-1]]

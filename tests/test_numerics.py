@@ -33,7 +33,7 @@ def trained(make_optimizer, dtype, epochs):
     for p in model.parameters():
         p[:] = p.astype("f4")
     optimizer = make_optimizer(model.parameters())
-    model.fit(X, y, "mse", optimizer, epochs, BATCH, shuffle=False, verbose=0)
+    model.fit(X, y, "mse", optimizer, epochs=epochs, batch_size=BATCH, shuffle=False, verbose=0)
     assert optimizer.steps == epochs * STEPS
     return np.concatenate([p.astype("f8").ravel() for p in model.parameters()])
 

@@ -24,7 +24,12 @@ def train(model, optimizer, X, y, loss="cross_entropy", batch_size=4, **settings
 
 def bits(model, optimizer):
     state = {name: np.asarray(value).tobytes() for name, value in optimizer.state_dict().items()}
-    return *(a.tobytes() for a in model.snapshot()), state, model._step, str(model._rng.bit_generator.state)
+    return (
+        *(a.tobytes() for a in model.snapshot()),
+        state,
+        model.model.training_step,
+        str(model.model.generator.bit_generator.state),
+    )
 
 
 def by_phase(table, what):
@@ -137,7 +142,7 @@ class Recorder:
 @pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
 def test_nothing_is_watched_after_the_block(any_backend, error):
     model, optimizer, X, y = small()
-    recorder = model._networks[backend_name()] = Recorder(model._network(), error)
+    recorder = model.model._networks[backend_name()] = Recorder(model.model.network(), error)
     if error is None:
         with fb.profile() as p:
             train(model, optimizer, X, y)

@@ -37,12 +37,12 @@ optimizer, *callbacks = [
 ][kind]()
 print("ready", flush=True)
 checkpoint = fb.Checkpoint(path, every=1 + kind % 3)
-history = model.fit(X[:500], y[:500], "cross_entropy", optimizer, epochs, 50, validation_data=(X[500:], y[500:]),
-                    callbacks=[checkpoint, *callbacks], seed=None if kind % 2 else 7, verbose=0, resume=path).history
+history = model.fit(X[:500], y[:500], "cross_entropy", optimizer, epochs=epochs, batch_size=50,
+                    validation_data=(X[500:], y[500:]), callbacks=[checkpoint, *callbacks], seed=None if kind % 2 else 7, verbose=0, resume=path).history
 del history["samples_per_second"]
 norm = model.layers[1]
 digest = hashlib.sha256(params.values.tobytes() + norm.running_mean.tobytes() + norm.running_var.tobytes())
-for name, vector in sorted(optimizer._state.items()):
+for name, vector in sorted(optimizer.state_vectors.items()):
     digest.update(name.encode() + vector.tobytes())
 with open(path + ".json", "w") as file:
     json.dump([digest.hexdigest(), optimizer.steps, optimizer.lr, model.epochs, history], file)
@@ -90,7 +90,7 @@ def trained(epochs, **settings):
     model = fb.Sequential([fb.Dense(3, 8, activation="relu"), fb.Dense(8, 1)], seed=0)
     optimizer = fb.Adam(model.parameters(), lr=0.01)
     X = np.random.default_rng(0).standard_normal((100, 3))
-    history = model.fit(X, X[:, 0] ** 2, "mse", optimizer, epochs, verbose=0, **settings)
+    history = model.fit(X, X[:, 0] ** 2, "mse", optimizer, epochs=epochs, verbose=0, **settings)
     return model.parameters().values.tobytes(), history.history["loss"]
 
 
@@ -255,7 +255,9 @@ def test_the_best_weights_go_on_too(tmp_path):
         model = fb.Sequential([fb.Dense(1, 1)], dtype="float64", seed=0)
         optimizer = fb.SGD(model.parameters(), fb.schedules.Exponential(0.01, 3.0))  # learns, then diverges
         x = np.linspace(-1, 1, 20)[:, None]
-        model.fit(x, 2 * x, "mse", optimizer, epochs, 20, verbose=0, on_divergence="restore", **settings)
+        model.fit(
+            x, 2 * x, "mse", optimizer, epochs=epochs, batch_size=20, verbose=0, on_divergence="restore", **settings
+        )
         return model.parameters().values.tobytes(), len(model.history)
 
     path = tmp_path / "run.npz"
@@ -264,10 +266,10 @@ def test_the_best_weights_go_on_too(tmp_path):
     assert run(500, callbacks=[fb.Checkpoint(path)], resume=path) == whole
 
 
-def test_other_figures_are_refused(tmp_path):
+def test_other_log_names_are_refused(tmp_path):
     path = tmp_path / "run.npz"
     trained(2, callbacks=[fb.Checkpoint(path)])
-    with pytest.raises(ValueError, match=r"resume: expected figures \[.*'val_loss'\] as in this run, got"):
+    with pytest.raises(ValueError, match=r"resume: expected log_names \[.*'val_loss'\] as in this run, got"):
         trained(3, callbacks=[fb.Checkpoint(path)], resume=path, validation_data=(np.ones((2, 3)), np.ones(2)))
 
 

@@ -58,7 +58,7 @@ def test_we_load_what_pytorch_saves(name, stored, tmp_path):
 
 def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
     model, net = pair()
-    before = model.parameters().values.tobytes(), model._stats.tobytes()
+    before = model.parameters().values.tobytes(), model.model.statistics.tobytes()
     path = tmp_path / "w"
     state = net.state_dict()
 
@@ -69,7 +69,7 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
             save_file(tensors, path)
         with pytest.raises(fb.FileFormatError, match=message):
             files.load(model, path)
-        assert (model.parameters().values.tobytes(), model._stats.tobytes()) == before
+        assert (model.parameters().values.tobytes(), model.model.statistics.tobytes()) == before
 
     refused({k: v for k, v in state.items() if k != "3.weight"}, r"\['3.weight'\] are missing, and \[\] too many")
     refused(state | {"9.weight": torch.ones(2)}, r"\[\] are missing, and \['9.weight'\] too many")

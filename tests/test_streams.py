@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastbp as fb
-from fastbp.data import cast
+from fastbp.data.arrays import cast
 
 SAMPLES = 1000
 X = np.random.default_rng(0).standard_normal((SAMPLES, 6)).astype(np.float32)
@@ -54,7 +54,7 @@ def trained(X, y, loss="cross_entropy", **settings):
     settings = dict(epochs=3, batch_size=32, seed=3, verbose=0) | settings
     history = model.fit(X, y, loss, optimizer, **settings)
     del history.history["samples_per_second"]
-    return model.parameters().values.tobytes() + model._stats.tobytes(), history.history
+    return model.parameters().values.tobytes() + model.model.statistics.tobytes(), history.history
 
 
 def readers():
@@ -98,7 +98,7 @@ def test_the_four_steps_take_the_batches_of_fit(any_backend, kind, buffer_size):
             _, dlogits = criterion(model.forward(xb, training=True), yb)
             model.backward(dlogits)
             optimizer.step()
-    assert model.parameters().values.tobytes() + model._stats.tobytes() == expected
+    assert model.parameters().values.tobytes() + model.model.statistics.tobytes() == expected
 
 
 def test_what_fits_into_the_buffer_is_shuffled_as_an_array(tmp_path):
@@ -127,7 +127,7 @@ def test_every_sample_comes_once_in_whole_batches_and_in_new_orders(kind):
 @pytest.mark.parametrize("criterion", [fb.CrossEntropy(class_weight=[1, 0, 5]), fb.CrossEntropy(), squared])
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 def test_evaluate(criterion, weight, monkeypatch):
-    monkeypatch.setattr("fastbp.training.EVALUATED", 160)
+    monkeypatch.setattr("fastbp.training.sequential.EVALUATION_BUFFER", 160)
     model = fb.Sequential([fb.Dense(6, 3)], seed=0)
     expected = model.evaluate(X, Y, criterion, weight)
     if criterion is squared and weight is not None:
@@ -143,7 +143,7 @@ def test_evaluate(criterion, weight, monkeypatch):
 
 
 def test_validation_data_may_be_read_too(monkeypatch):
-    monkeypatch.setattr("fastbp.training.EVALUATED", 160)
+    monkeypatch.setattr("fastbp.training.sequential.EVALUATION_BUFFER", 160)
     expected = trained(X, Y, validation_data=(X, Y))
     for validation in (chunked(X, Y), (Sliced(X), Y), (chunked(X, Y), None)):
         bits, history = trained(X, Y, validation_data=validation)

@@ -72,7 +72,7 @@ def test_more_threads_than_cores(compiled):
     fb.set_num_threads(8)
     model = network(0)
     assert train(model, batch_size=200) == expected
-    assert model._network().threads == 8
+    assert model.model.network().threads == 8
 
 
 def test_two_threads_in_one_model_are_an_error_for_one_of_them(compiled):
@@ -137,7 +137,7 @@ def test_a_prediction_never_ends_a_training(any_backend):
     assert run(fit, predict) == [None, None]
     assert told
     assert all("in training in another thread" in message for message in told)
-    assert optimizer.steps == model._step == 60
+    assert optimizer.steps == model.model.training_step == 60
 
 
 def test_eight_threads_predict_on_one_model(any_backend):
@@ -186,12 +186,12 @@ def test_a_disturbed_team_keeps_the_bits(compiled):
         model = network(0)
         optimizer = fb.Adam(model.parameters(), lr=0.01)
         for epochs in (5, 100, 5):
-            model.fit(X, Y, "cross_entropy", optimizer, epochs, batch_size=50, seed=0, verbose=0)
+            model.fit(X, Y, "cross_entropy", optimizer, epochs=epochs, batch_size=50, seed=0, verbose=0)
         twin = network(0)
         fb.set_num_threads(1)
         optimizer = fb.Adam(twin.parameters(), lr=0.01)
         for epochs in (5, 100, 5):
-            twin.fit(X, Y, "cross_entropy", optimizer, epochs, batch_size=50, seed=0, verbose=0)
+            twin.fit(X, Y, "cross_entropy", optimizer, epochs=epochs, batch_size=50, seed=0, verbose=0)
         fb.set_num_threads(3)
         assert train(network(0)) == expected
     finally:

@@ -30,7 +30,7 @@ def everything(dtype="float32", seed=0):
 
 
 def bits(model):
-    return model.parameters().values.tobytes() + model._stats.tobytes()
+    return model.parameters().values.tobytes() + model.model.statistics.tobytes()
 
 
 OPTIMIZERS = [
@@ -183,7 +183,7 @@ def test_the_engine_keeps_the_bits_of_one_output(compiled, dtype, layers, batch_
 
 def test_an_epochs_order_is_a_permutation_on_every_backend(any_backend):
     from fastbp.core import reference
-    from fastbp.sampling import epoch_rows
+    from fastbp.data.sampling import epoch_rows
 
     for samples in (1, 2, 3, 5, 255, 256, 257, 1000, 65_537):
         rows = epoch_rows(0, samples, samples, 12345678901234567890)
@@ -197,7 +197,7 @@ def test_an_epochs_order_is_a_permutation_on_every_backend(any_backend):
 
 def test_all_orders_of_four_samples_are_equally_likely():
     """24 cells over 4,800 keys: chi-square with 23 degrees of freedom exceeds 49.7 once in a thousand."""
-    from fastbp.sampling import epoch_rows
+    from fastbp.data.sampling import epoch_rows
 
     keys = np.random.default_rng(0).integers(2**64, size=4800, dtype=np.uint64)
     _, counts = np.unique([epoch_rows(0, 4, 4, int(key)) for key in keys], axis=0, return_counts=True)
@@ -271,7 +271,9 @@ def test_threads_do_not_change_a_bit(compiled, dtype):
              fb.LayerNorm(450), fb.Activation("gelu"), fb.Dense(450, 70)], dtype=dtype, seed=1,
         )  # fmt: skip
         optimizer = fb.Adam(model.parameters(), clip_norm=1.0)
-        history = model.fit(X, y, "cross_entropy", optimizer, 2, 256, verbose=0, sample_weight=rng.random(600))
+        history = model.fit(
+            X, y, "cross_entropy", optimizer, epochs=2, batch_size=256, verbose=0, sample_weight=rng.random(600)
+        )
         return bits(model), history.history["loss"]
 
     assert run(1) == run(2) == run(4)
@@ -321,7 +323,9 @@ PINNED = [
 def test_xor_is_learned(any_backend, dtype):
     X, y = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], dtype), np.array([0, 1, 1, 0])
     model = fb.Sequential([fb.Dense(2, 8, activation="tanh"), fb.Dense(8, 1)], dtype=dtype, seed=0)
-    history = model.fit(X, y, "binary_cross_entropy", fb.Adam(model.parameters(), lr=0.05), 200, 4, verbose=0)
+    history = model.fit(
+        X, y, "binary_cross_entropy", fb.Adam(model.parameters(), lr=0.05), epochs=200, batch_size=4, verbose=0
+    )
     assert history.history["accuracy"][-1] == 1
     assert history.history["loss"][-1] < 0.05
     assert ((model.predict(X)[:, 0] > 0) == y).all()
@@ -373,7 +377,7 @@ def test_backends_learn_the_same(compiled):
         with fb.use_backend(name):
             model = everything("float64")
             optimizer = fb.Adam(model.parameters(), lr=0.01)
-            curves.append(model.fit(X, y, "cross_entropy", optimizer, 3, verbose=0, seed=2).history["loss"])
+            curves.append(model.fit(X, y, "cross_entropy", optimizer, epochs=3, verbose=0, seed=2).history["loss"])
     np.testing.assert_allclose(*curves, rtol=1e-9)
 
 
@@ -401,7 +405,17 @@ def test_early_stopping_restores_the_best_weights(any_backend):
     stopping = fb.EarlyStopping(patience=3)
     optimizer = fb.SGD(model.parameters(), lr=0.5)
     labels = np.random.default_rng(0).permutation(y)  # nothing to learn: validation soon gets worse
-    history = model.fit(X, labels, "cross_entropy", optimizer, 60, 16, (X, y), [Remember(), stopping], verbose=0)
+    history = model.fit(
+        X,
+        labels,
+        "cross_entropy",
+        optimizer,
+        epochs=60,
+        batch_size=16,
+        validation_data=(X, y),
+        callbacks=[Remember(), stopping],
+        verbose=0,
+    )
     best = min(range(len(seen)), key=lambda i: seen[i][0])
     assert stopping.best_epoch == best
     assert len(history.history["loss"]) == len(seen) == best + 4 < 60
@@ -455,15 +469,15 @@ def test_predict_in_chunks_is_predict_row_by_row(any_backend):
 
 
 def test_float32_features_are_used_without_a_copy():
-    from fastbp.data import features
+    from fastbp.data.arrays import check_features
 
     X = np.ones((10, 3), np.float32)
-    assert features("X", X, 3, np.dtype("f4")) is X
+    assert check_features("X", X, 3, np.dtype("f4")) is X
     read_only = X[:]
     read_only.flags.writeable = False
-    assert np.shares_memory(features("X", read_only, 3, np.dtype("f4")), X)
+    assert np.shares_memory(check_features("X", read_only, 3, np.dtype("f4")), X)
     for other in (X.astype(int), np.asfortranarray(X), X[::-1], X.astype(">f4"), X.tolist(), X.astype(object)):
-        cast = features("X", other, 3, np.dtype("f4"))
+        cast = check_features("X", other, 3, np.dtype("f4"))
         assert cast.flags.c_contiguous
         assert cast.dtype == np.float32
         assert cast.dtype.isnative
@@ -558,7 +572,7 @@ def test_one_model_in_two_threads_is_an_error_not_a_race(compiled):
 
 def test_nan_is_never_the_best(capsys):
     stopping = fb.EarlyStopping(patience=2, monitor="loss")
-    stopping.model, stopping.figures = everything(), ["loss"]
+    stopping.model, stopping.log_names = everything(), ["loss"]
     stopping.on_train_begin()
     for epoch, loss in enumerate([float("nan"), 1.0, 0.5, float("nan"), 0.6]):
         stopping.on_epoch_end(epoch, {"loss": loss})
@@ -597,7 +611,7 @@ def test_an_interrupt_leaves_whole_steps(any_backend):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     steps = optimizer.steps
-    assert 0 < steps == model._step
+    assert 0 < steps == model.model.training_step
     assert (steps - 1) // 10_000 <= len(model.history) == model.epochs <= steps // 10_000  # of 10,000 steps
     if any_backend != "numpy":  # NumPy may be stopped between the lines of a step
         twin = fb.Sequential([fb.Dense(20, 64, activation="relu"), fb.Dropout(0.2), fb.Dense(64, 4)], seed=0)

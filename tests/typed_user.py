@@ -38,7 +38,7 @@ class Recorder(fb.Callback):
         self.losses: list[float] = []
 
     def on_train_begin(self) -> None:
-        assert_type(self.figures, list[str])
+        assert_type(self.log_names, list[str])
         assert_type(self.optimizer, Optimizer | None)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
@@ -221,7 +221,7 @@ def fit_and_files(X: FloatArray, y: NDArray[np.int64], folder: Path) -> None:
     model.fit(X, y, fb.CrossEntropy(), optimizer, validation_data=(X, y), verbose="bar")
 
     keep = fb.Checkpoint(folder / "long.npz", every=2)
-    model.fit(X, y, "cross_entropy", optimizer, 3, callbacks=[keep], on_divergence="restore", resume=keep.path)
+    model.fit(X, y, "cross_entropy", optimizer, epochs=3, callbacks=[keep], on_divergence="restore", resume=keep.path)
     assert_type(model.history, fb.History | None)
     try:
         model.fit(X, y, "cross_entropy", fb.SGD(model.parameters(), lr=1e38, clip_value=1e30), epochs=3, verbose=0)

@@ -601,6 +601,11 @@ class Network:
         if training:  # else a backward pass may wait for what is kept, and other threads are here
             (self._inputs, self._pre, self._rows), self._step = kept, step
 
+    def layer_outputs(self) -> list[Array]:
+        """The outputs of every op in the last forward pass in training."""
+        outputs: list[Array] = self._inputs[1:]
+        return outputs
+
     def backward(self, dx: Array | None, dy: Array, threads: int) -> None:
         """Fill grads from dy (B, O), the gradient of the last forward's y, and dx (B, I) if it is not None."""
         for i in reversed(range(len(self.ops))):

@@ -19,12 +19,12 @@ from sklearn.utils.multiclass import (
     unique_labels,
 )
 
-from fastbp.callbacks import Callback
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 from fastbp.losses import BinaryCrossEntropy, CrossEntropy
 from fastbp.sklearn.estimator import CONSTRAINTS, BaseMLP, stochastic_only
 from fastbp.sklearn.objective import Objective
 from fastbp.sklearn.task import Data
+from fastbp.training.callbacks import Callback
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]

@@ -19,10 +19,9 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from fastbp.callbacks import listed
 from fastbp.core import get_num_threads, set_num_threads
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 from fastbp.divergence import DivergenceError
 from fastbp.sklearn.lbfgs import fit_lbfgs
 from fastbp.sklearn.network import Coefficients, build_network
@@ -30,6 +29,7 @@ from fastbp.sklearn.objective import Objective
 from fastbp.sklearn.stochastic import SolverState, StochasticSolver
 from fastbp.sklearn.task import Data, Task, predict
 from fastbp.training import Sequential
+from fastbp.training.callbacks import check_callbacks
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -99,7 +99,7 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         before = dict(self.__dict__)
         try:  # until training begins, an error leaves the estimator as it was
             self._validate_params()
-            callbacks = listed(self.callbacks or ())
+            callbacks = check_callbacks(self.callbacks or ())
             task = self._prepare(X, y, sample_weight, eval_set, incremental)
         except BaseException:
             self.__dict__.clear()
@@ -109,7 +109,7 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
             "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
         )
         try:
-            with num_threads(self.n_threads), self._model._alone():
+            with num_threads(self.n_threads), self._model.model.exclusive():
                 if self.solver == "lbfgs":
                     fit_lbfgs(task, settings=self, fitted=self, callbacks=callbacks)
                 else:

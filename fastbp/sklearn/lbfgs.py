@@ -9,9 +9,9 @@ import numpy as np
 import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
 
-from fastbp.callbacks import Callback, begin
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 from fastbp.sklearn.task import Fitted, Task
+from fastbp.training.callbacks import Callback, start_callbacks
 
 
 def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callback]) -> None:
@@ -27,8 +27,8 @@ def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callbac
 
     def loss_and_gradient(values: Array) -> tuple[float, Array]:
         parameters.values[:] = values
-        loss, dpred = objective.criterion.compute(model._forward(X, True), target, weight)
-        model._backward(dpred)
+        loss, dpred = objective.criterion.compute(model.model.forward(X), target, weight)
+        model.model.backward(dpred)
         penalty_gradient = decay * values
         penalty = 0.5 * values @ penalty_gradient
         fitted.loss_ = objective.reported(loss) + penalty
@@ -45,7 +45,7 @@ def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callbac
             raise StopIteration
 
     fitted.n_iter_ = 0
-    begin(callbacks, model, None, ["loss"])
+    start_callbacks(callbacks, model, None, ["loss"])
     result = scipy.optimize.minimize(
         loss_and_gradient,
         parameters.values.copy(),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastbp.core.plan import ACTIVATIONS as CORE_ACTIVATIONS
-from fastbp.data import Array, choice, real_number, shaped
+from fastbp.data.arrays import Array, check_array, check_choice, check_number
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Layer
 from fastbp.training import Sequential
 
@@ -20,8 +20,10 @@ ACTIVATIONS |= {name: name for name in CORE_ACTIVATIONS if name}
 def build_network(widths: list[int], settings: Any, dtype: np.dtype[Any], random: np.random.RandomState) -> Sequential:
     """The model for an estimator's parameters, ``settings``; widths are those of inputs, hidden layers and outputs."""
     hidden = len(widths) - 2
-    names = [choice("activation", name, ACTIVATIONS) for name in _per_layer("activation", settings.activation, hidden)]
-    rates = [real_number("dropout", rate, 0, 1) for rate in _per_layer("dropout", settings.dropout, hidden)]
+    names = [
+        check_choice("activation", name, ACTIVATIONS) for name in _per_layer("activation", settings.activation, hidden)
+    ]
+    rates = [check_number("dropout", rate, 0, 1) for rate in _per_layer("dropout", settings.dropout, hidden)]
     if settings.solver == "lbfgs" and (settings.batch_norm or any(rates)):
         raise ValueError("solver: expected 'sgd' or 'adam' with dropout or batch_norm, got 'lbfgs'")
     layers = _layers(widths, [ACTIVATIONS[name] for name in names], rates, settings.batch_norm)
@@ -62,7 +64,7 @@ def _replaced(name: str, given: list[Any], own: list[Array]) -> list[tuple[Array
     if len(given) != len(own):
         raise ValueError(f"{name}: expected {len(own)} arrays, got {len(given)}")
     return [
-        (target, shaped(f"{name}[{i}]", array, target.shape, target.dtype))
+        (target, check_array(f"{name}[{i}]", array, target.shape, target.dtype))
         for i, (array, target) in enumerate(zip(given, own, strict=True))
         if array is not target
     ]

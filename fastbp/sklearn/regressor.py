@@ -11,12 +11,12 @@ import sklearn.neural_network
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 
-from fastbp.callbacks import Callback
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 from fastbp.losses import MSE, Poisson
 from fastbp.sklearn.estimator import CONSTRAINTS, BaseMLP, stochastic_only
 from fastbp.sklearn.objective import Objective
 from fastbp.sklearn.task import Data
+from fastbp.training.callbacks import Callback
 
 
 class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]

@@ -12,12 +12,13 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from fastbp import schedules
-from fastbp.callbacks import Callback, begin
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 from fastbp.optim import SGD, Adam, Optimizer
 from fastbp.sklearn.network import Coefficients
 from fastbp.sklearn.objective import batch_penalties, batch_sizes
 from fastbp.sklearn.task import Data, Fitted, Task, predict
+from fastbp.training.callbacks import Callback, start_callbacks
+from fastbp.training.trainer import Trainer
 
 
 class StochasticFitted(Fitted, Protocol):
@@ -46,8 +47,8 @@ class SolverState:
 class ScikitAdam(Adam):
     """Adam with its epsilon where scikit-learn has it: it is added before the bias correction."""
 
-    def recipe(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
-        rule, state, settings = super().recipe()
+    def update_spec(self) -> tuple[str, tuple[Array | None, ...], dict[str, Any]]:
+        rule, state, settings = super().update_spec()
         return rule, state, settings | {"eps_hat": True}
 
 
@@ -82,12 +83,13 @@ class StochasticSolver:
             )
             self.batch_size = samples
         self.optimizer = self._create_optimizer()
+        self.trainer = Trainer(task.model.model, self.optimizer, task.objective.criterion)
 
     def run(self, callbacks: list[Callback]) -> None:
         """Train until the epochs are over, there is no improvement, or a callback or the user ends it."""
         settings, model, rows = self.settings, self.task.model, self.task.rows
         log_names = ["loss", "lr", "samples_per_second", *([] if self.task.validation is None else ["val_loss"])]
-        begin(callbacks, model, self.optimizer, log_names)
+        start_callbacks(callbacks, model, self.optimizer, log_names)
         self.fitted.n_iter_ = 0
         try:
             for epoch in range(1 if self.incremental else settings.max_iter):
@@ -125,10 +127,12 @@ class StochasticSolver:
             optimizer: Optimizer = SGD(parameters, rate, settings.momentum, nesterov=nesterov, decay_bias=False)
         else:  # Adam's steps do not depend on the gradient's scale, except for epsilon
             epsilon = settings.epsilon / self.task.objective.gradient_scale
-            optimizer = ScikitAdam(parameters, rate, (settings.beta_1, settings.beta_2), epsilon, decay_bias=False)
+            optimizer = ScikitAdam(
+                parameters, rate, betas=(settings.beta_1, settings.beta_2), eps=epsilon, decay_bias=False
+            )
         previous, state.optimizer = state.optimizer, optimizer
         if type(previous) is type(optimizer):
-            optimizer.steps, optimizer._state = previous.steps, previous._state
+            optimizer.steps, optimizer.state_vectors = previous.steps, previous.state_vectors
         else:
             state.learning_rate = rate
         self.optimizer = optimizer
@@ -143,7 +147,7 @@ class StochasticSolver:
         scikit-learn's velocity contains the learning rates of the steps that it sums up. The core's, like PyTorch's,
         is multiplied with the present learning rate, and so is rescaled when that changes.
         """
-        velocity = self.optimizer._state.get("velocity")
+        velocity = self.optimizer.state_vectors.get("velocity")
         if velocity is not None:
             velocity *= self.state.learning_rate / rate
         self.state.learning_rate = rate
@@ -175,8 +179,7 @@ class StochasticSolver:
 
     def _train(self, rows: Array) -> float:
         """One pass over the rows in their order; the loss with its penalty, averaged over the samples."""
-        model, objective, alpha = self.task.model, self.task.objective, self.settings.alpha
-        recipe = objective.criterion.recipe(model.outputs, model.dtype)
+        objective, alpha = self.task.objective, self.settings.alpha
         self.optimizer.weight_decay = float(alpha > 0)  # any number above zero: every step has its own decay
         total, squares = 0.0, self._squared_weights()
         for samples, order in self.task.data.blocks(rows, self.batch_size):
@@ -185,9 +188,7 @@ class StochasticSolver:
                 weight = weight[order]
             penalties = batch_penalties(alpha, count, weight, self.batch_size)
             decays = penalties / objective.gradient_scale if alpha else None
-            loss, _ = model._steps_in_core(
-                samples, recipe, self.optimizer, order, 0, len(penalties), self.batch_size, decays
-            )
+            loss, _ = self.trainer.run_steps(samples, order, 0, len(penalties), self.batch_size, decays)
             before, squares = squares, self._squared_weights()
             # the squared weights change little within a block: every step's are taken as the mean of both ends
             penalty = float(batch_sizes(count, self.batch_size) @ penalties) * (before + squares) / 4

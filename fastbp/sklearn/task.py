@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import scipy.sparse
 
-from fastbp.data import Array, Samples, taken
+from fastbp.data.arrays import Array, Samples, take_rows
 from fastbp.sklearn.objective import Objective
 from fastbp.training import Sequential
 
@@ -25,7 +25,7 @@ class Data(NamedTuple):
 
     def take(self, rows: Array) -> Data:
         """Copies of these rows."""
-        return Data(*taken(self, rows))
+        return Data(*take_rows(self, rows))
 
     def dense(self) -> Samples:
         """All samples, X dense."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-_SIDELINES = "lr", "samples_per_second"  # figures that are not what is learned
+from fastbp.plotting import new_figure
+
+_NOT_METRICS = "lr", "samples_per_second"  # logged values that do not say how good the model is
 
 
 class History:
@@ -26,7 +28,7 @@ class History:
         return len(self.history.get("loss", ()))
 
     def append(self, logs: dict[str, float]) -> None:
-        """Add one epoch's figures."""
+        """Add what one epoch logs."""
         for name, value in logs.items():
             self.history.setdefault(name, []).append(value)
 
@@ -50,11 +52,11 @@ class History:
         RuntimeError
             If there was no epoch.
         """
-        names = list(dict.fromkeys(name.removeprefix("val_") for name in self.history if name not in _SIDELINES))
+        names = list(dict.fromkeys(name.removeprefix("val_") for name in self.history if name not in _NOT_METRICS))
         if not names:
             raise RuntimeError("plot: there is nothing to draw before the first epoch")
-        picture = new_picture(5 * len(names), 4)
-        for axes, name in zip(picture.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        figure = new_figure(5 * len(names), 4)
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             for label, key in (("training", name), ("validation", f"val_{name}")):
                 if key in self.history:
                     values = self.history[key]
@@ -62,31 +64,22 @@ class History:
             axes.set(xlabel="epoch", ylabel=name)
             axes.legend()
         if path is not None:
-            picture.savefig(path)
-        return picture
+            figure.savefig(path)
+        return figure
 
 
-def new_picture(width: float, height: float) -> Any:
-    """A matplotlib figure, in inches; an ImportError that names the extra where matplotlib is missing."""
-    try:
-        from matplotlib import figure  # its own figure: pyplot would keep it in a global list
-    except ImportError as error:
-        raise ImportError("plot: it needs matplotlib; install it with: pip install fastbp[plot]") from error
-    return figure.Figure(figsize=(width, height), layout="constrained")
-
-
-def line(epoch: int, epochs: int, logs: dict[str, float]) -> str:
+def epoch_line(epoch: int, epochs: int, logs: dict[str, float]) -> str:
     """``epoch  3/20  loss 0.1234  accuracy 0.9567  123,456 samples/s``"""
     speed = f"{logs['samples_per_second']:,.0f} samples/s"
-    return "  ".join([_title(epoch, epochs), *(f"{name} {value}" for name, value in _figures(logs).items()), speed])
+    return "  ".join([_title(epoch, epochs), *(f"{name} {value}" for name, value in _formatted(logs).items()), speed])
 
 
 def _title(epoch: int, epochs: int) -> str:
     return f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}"
 
 
-def _figures(logs: dict[str, float]) -> dict[str, str]:
-    return {name: f"{value:.4f}" for name, value in logs.items() if name not in _SIDELINES}
+def _formatted(logs: dict[str, float]) -> dict[str, str]:
+    return {name: f"{value:.4f}" for name, value in logs.items() if name not in _NOT_METRICS}
 
 
 class Bars:
@@ -111,7 +104,7 @@ class Bars:
         self._bar.update(samples)
 
     def end(self, logs: dict[str, float]) -> None:
-        """Leave the bar with the epoch's figures; an epoch of data that is read tells how many samples there are."""
+        """Leave the bar with what the epoch logs; an epoch of data that is read tells how many samples there are."""
         self._samples = self._bar.n
-        self._bar.set_postfix(_figures(logs))
+        self._bar.set_postfix(_formatted(logs))
         self._bar.close()

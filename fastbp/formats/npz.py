@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.data import Array
+from fastbp.data.arrays import Array
 
 Path = str | os.PathLike[str]
 
@@ -44,7 +44,7 @@ def write_whole(path: Path, data: bytes) -> None:
             os.remove(temporary)
 
 
-def prepare(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove what a killed process has left of this file when it was writing it; an OSError if there is no folder."""
     folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
     for entry in os.listdir(folder):

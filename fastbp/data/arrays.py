@@ -1,4 +1,4 @@
-"""User data at the door: arrays are checked once and cast once.
+"""User data: arrays are checked once and cast once.
 
 This is the only place that casts user data. C-contiguous features of the model's dtype pass through untouched, whether
 they are NumPy's or lie in the memory of pandas, polars, Arrow or PyTorch; an error says which argument was wrong, what
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # numpy.random and numpy.typing are a good part of the time t
     Seed = int | np.random.Generator | None
 
 
-def choice(name: str, value: object, valid: Iterable[str | int | None]) -> Any:
+def check_choice(name: str, value: object, valid: Iterable[str | int | None]) -> Any:
     """``value`` if it is one of ``valid``, else a ValueError that offers the nearest names."""
     options = list(valid)
     if isinstance(value, (str, int, float, type(None))) and value in options:  # an array would be compared by entries
@@ -40,7 +40,7 @@ def choice(name: str, value: object, valid: Iterable[str | int | None]) -> Any:
 LARGEST = 2**62  # of all sizes and counts: the core's 64 bits have room for one and a few more
 
 
-def positive_int(name: str, value: object, low: int = 1, high: int = LARGEST) -> int:
+def check_int(name: str, value: object, low: int = 1, high: int = LARGEST) -> int:
     """``value`` as an int of at least 1, or 0 if ``low`` is, and at most ``high``."""
     kind = "positive" if low else "non-negative"
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -56,13 +56,13 @@ def positive_int(name: str, value: object, low: int = 1, high: int = LARGEST) ->
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**47
 
 
-def room(name: str, size: int) -> None:
+def check_memory(name: str, size: int) -> None:
     """Raise if so many bytes are more than there can be: Linux may promise them, and end the process that uses them."""
     if size > MEMORY:
         raise ValueError(f"{name}: expected what fits into the {MEMORY:,} bytes of this machine, got {size:,} bytes")
 
 
-def real_number(name: str, value: object, low: float, high: float = float("inf"), open_low: bool = False) -> float:
+def check_number(name: str, value: object, low: float, high: float = float("inf"), open_low: bool = False) -> float:
     """``value`` as a finite float in [low, high), or (low, high) if ``open_low``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
@@ -107,7 +107,7 @@ def cast(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
     if array.dtype.kind not in "buifO":
         raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}")
     try:
-        with np.errstate(all="ignore"):  # what does not fit becomes infinite, and finite() says so
+        with np.errstate(all="ignore"):  # what does not fit becomes infinite, and check_finite() says so
             return np.require(array, dtype=dtype, requirements=["C", "A"])
     except OverflowError as error:  # of an object
         raise ValueError(f"{name}: expected finite numbers, got an array of objects: {error}") from error
@@ -115,7 +115,7 @@ def cast(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
         raise TypeError(f"{name}: expected numbers, got an array of objects: {error}") from error
 
 
-def finite(name: str, array: Array) -> Array:
+def check_finite(name: str, array: Array) -> Array:
     """``array`` if no entry is NaN or infinite."""
     if not backend().all_finite(array):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
@@ -123,15 +123,15 @@ def finite(name: str, array: Array) -> Array:
     return array
 
 
-def shaped(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def check_array(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """``value`` as a finite array of exactly this shape."""
     array = cast(name, value, dtype)
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
-    return finite(name, array)
+    return check_finite(name, array)
 
 
-def taken(data: Samples, rows: Array) -> Samples:
+def take_rows(data: Samples, rows: Array) -> Samples:
     """Copies of these rows."""
     X, y, weight = data
     return X[rows], y[rows], None if weight is None else weight[rows]
@@ -140,33 +140,33 @@ def taken(data: Samples, rows: Array) -> Samples:
 class Categories(NamedTuple):
     """What the last columns of the features hold: ids, whole numbers from 0 to ``counts[j] - 1``, (k,) int64.
 
-    With ``reserve`` all other numbers are taken as the id ``counts[j]``.
+    With ``reserve`` all other numbers stand for the id ``counts[j]``.
     """
 
     counts: Array
     reserve: bool
 
 
-def features(
+def check_features(
     name: str, value: ArrayLike, width: int, dtype: np.dtype[Any], categories: Categories | None = None
 ) -> Array:
     """``value`` as a finite (samples, width) array with at least one sample, whose last columns may be categories."""
     array = cast(name, value, dtype)
-    wide(name, array, width)
+    check_width(name, array, width)
     if array.shape[0] == 0:
         raise ValueError(f"{name}: expected at least one sample, got shape {array.shape}")
     if categories is not None:
-        array = known(name, array, categories)
-    return finite(name, array)
+        array = check_categories(name, array, categories)
+    return check_finite(name, array)
 
 
-def wide(name: str, array: Array, width: int) -> None:
+def check_width(name: str, array: Array, width: int) -> None:
     """Raise unless ``array`` has rows of this width."""
     if array.shape[1:] != (width,):
         raise ValueError(f"{name}: expected shape (samples, {width}), got {array.shape}")
 
 
-def known(name: str, array: Array, categories: Categories) -> Array:
+def check_categories(name: str, array: Array, categories: Categories) -> Array:
     """``array`` if its last columns hold valid ids; with a reserved one, a copy in which it stands for all others."""
     counts, k = categories.counts, len(categories.counts)
     at = backend().unknown_category(array, counts)
@@ -185,12 +185,12 @@ def known(name: str, array: Array, categories: Categories) -> Array:
     return array
 
 
-def labels(name: str, value: ArrayLike, samples: int, classes: int) -> Array:
+def check_labels(name: str, value: ArrayLike, samples: int, classes: int) -> Array:
     """``value`` as (samples,) int64 class labels in 0..classes-1."""
     array = as_array(name, value)
     if array.dtype.kind not in "iub":
         raise TypeError(f"{name}: expected integer class labels, got dtype {array.dtype}")
-    same_length(name, array, samples)
+    check_length(name, array, samples)
     if array.ndim != 1:
         raise ValueError(f"{name}: expected class labels of shape ({samples},), got {array.shape}")
     low, high = array.min(), array.max()
@@ -199,35 +199,35 @@ def labels(name: str, value: ArrayLike, samples: int, classes: int) -> Array:
     return np.require(array, dtype=np.int64, requirements=["C", "A"])
 
 
-def targets(name: str, value: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
-    """``value`` as a finite (samples, outputs) array; (samples,) is taken where there is one output."""
+def check_targets(name: str, value: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
+    """``value`` as a finite (samples, outputs) array; (samples,) is accepted where there is one output."""
     array = cast(name, value, dtype)
-    same_length(name, array, samples)
+    check_length(name, array, samples)
     if array.ndim == 1 and outputs == 1:
         array = array.reshape(samples, 1)
     if array.shape != (samples, outputs):
         shape = f"({samples}, {outputs})" + (f" or ({samples},)" if outputs == 1 else "")
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
-    return finite(name, array)
+    return check_finite(name, array)
 
 
-def weights(name: str, value: ArrayLike | None, samples: int, dtype: np.dtype[Any]) -> Array | None:
+def check_weights(name: str, value: ArrayLike | None, samples: int, dtype: np.dtype[Any]) -> Array | None:
     """``value`` as (samples,) non-negative weights; all may be zero, as they can be in a batch. None stays None."""
     if value is None:
         return None
-    array = shaped(name, value, (samples,), dtype)
+    array = check_array(name, value, (samples,), dtype)
     if array.min() < 0:
         raise ValueError(f"{name}: expected non-negative weights, got {array.min()} at index {array.argmin()}")
     return array
 
 
-def same_length(name: str, array: Array, samples: int) -> None:
+def check_length(name: str, array: Array, samples: int) -> None:
     """Raise unless ``array`` has one row per sample."""
     if array.shape[:1] != (samples,):
         raise ValueError(f"{name}: expected {samples} rows, one per sample, got shape {array.shape}")
 
 
-def generator(seed: Seed) -> np.random.Generator:
+def as_generator(seed: Seed) -> np.random.Generator:
     """The random generator of a seed; a generator is itself, so that it goes on where it was."""
     try:
         return np.random.default_rng(seed)

@@ -5,42 +5,49 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from fastbp import files, optim, schedules
-from fastbp.callbacks import Callback
-from fastbp.data import positive_int
-from fastbp.optim import Optimizer
+from fastbp.data.arrays import check_int
+from fastbp.formats import npz
+from fastbp.model import Model
+from fastbp.optim import OPTIMIZERS, Optimizer
+from fastbp.schedules import SCHEDULES
+from fastbp.training.callbacks import BestWeights, Callback, ModelInTraining
 
-if TYPE_CHECKING:  # for the type alone: training lies above
-    from fastbp.training import Sequential
+T = TypeVar("T")
 
 
 class Run(NamedTuple):
     """What a file says: a model and its optimizer as they were, and the rest of the run."""
 
-    model: Sequential
+    model: Model
+    epochs: int
     optimizer: Optimizer
     history: dict[str, list[float]]
     callbacks: list[tuple[str, dict[str, Any]]]  # their kinds and states
     stopped: bool
 
 
-def check_holdable(model: Sequential, optimizer: Optimizer | None) -> None:
+def _kind(callback: Callback) -> str:
+    """What files call a callback of this kind."""
+    return "Best" if isinstance(callback, BestWeights) else type(callback).__name__
+
+
+def check_storable(model: ModelInTraining, optimizer: Optimizer | None) -> None:
     """Raise a TypeError for what a file cannot hold: objects of the user's own kinds."""
-    if optimizer is None or getattr(optim, type(optimizer).__name__, None) is not type(optimizer):
+    if optimizer is None or OPTIMIZERS.get(type(optimizer).__name__) is not type(optimizer):
         raise TypeError(f"optimizer: expected one of fastbp's with Checkpoint, got {optimizer!r}")
-    if getattr(schedules, type(optimizer.schedule).__name__, None) is not type(optimizer.schedule):
+    if SCHEDULES.get(type(optimizer.schedule).__name__) is not type(optimizer.schedule):
         raise TypeError(f"lr: expected a number or one of fb.schedules with Checkpoint, got {optimizer.schedule!r}")
-    if not isinstance(model._orders.bit_generator, np.random.PCG64):
-        raise TypeError(f"seed: expected a generator on PCG64 with Checkpoint, got {model._orders!r}")
+    if not isinstance(model.model.order_generator.bit_generator, np.random.PCG64):
+        raise TypeError(f"seed: expected a generator on PCG64 with Checkpoint, got {model.model.order_generator!r}")
 
 
-def write(path: files.Path, model: Sequential, optimizer: Optimizer, callbacks: Sequence[Callback]) -> None:
+def write(path: npz.Path, model: ModelInTraining, optimizer: Optimizer, callbacks: Sequence[Callback]) -> None:
     """Replace the file by one that has everything as it is now."""
-    arrays = {**optimizer._state, "keys": model._ops["key"]}
+    arrays = {**optimizer.state_vectors, "keys": model.model.program["key"]}
     kept = []
     for i, callback in enumerate(callbacks):
         rest = {}
@@ -54,90 +61,82 @@ def write(path: files.Path, model: Sequential, optimizer: Optimizer, callbacks: 
                     f"callbacks[{i}]: expected numbers, strings, None and arrays of numbers in the state of a "
                     f"{type(callback).__name__}, got {value!r} as {name!r}"
                 )
-        kept.append([type(callback).__name__, rest])
+        kept.append([_kind(callback), rest])
     checkpoint = {
         "epoch": model.epochs,
-        "optimizer": [type(optimizer).__name__, _settings(optimizer)],
+        "optimizer": [type(optimizer).__name__, optimizer.settings()],
         "schedule": [type(optimizer.schedule).__name__, vars(optimizer.schedule)],
         "steps": optimizer.steps,
-        "step": model._step,
-        "orders": model._orders.bit_generator.state,
+        "step": model.model.training_step,
+        "orders": model.model.order_generator.bit_generator.state,
         "history": {} if model.history is None else model.history.history,
         "callbacks": kept,
         "stopped": bool(model.stop_training),
     }
-    header = {"dtype": model.dtype.name, "layers": model._config(), "checkpoint": checkpoint}
-    files.write(path, header, model._arrays() | {f"checkpoint.{name}": array for name, array in arrays.items()})
+    header = {"dtype": model.dtype.name, "layers": model.model.config(), "checkpoint": checkpoint}
+    npz.write(path, header, model.model.tensors() | {f"checkpoint.{name}": array for name, array in arrays.items()})
 
 
-def _settings(optimizer: Optimizer) -> dict[str, Any]:
-    """The constructor's arguments besides parameters and schedule."""
-    hidden = ("params", "schedule", "steps")
-    return {k: v for k, v in vars(optimizer).items() if k not in hidden and not k.startswith("_")}
-
-
-def load(path: files.Path, kind: type[Sequential]) -> Run:
+def load(path: npz.Path) -> Run:
     """What ``write`` wrote; a FileFormatError if it is something else."""
-    header, arrays = files.read(path)
+    header, arrays = npz.read(path)
     if "checkpoint" not in header:
-        raise files.FileFormatError(f"path: expected a checkpoint, got a model alone in {path!r}; use fb.load")
+        raise npz.FileFormatError(f"path: expected a checkpoint, got a model alone in {path!r}; use fb.load")
     state = {name: arrays.pop(name) for name in list(arrays) if name.startswith("checkpoint.")}
     try:
-        return _run(header, arrays, {name.removeprefix("checkpoint."): a for name, a in state.items()}, kind)
+        return _run(header, arrays, {name.removeprefix("checkpoint."): a for name, a in state.items()})
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
-        raise files.unreadable(path, error) from error
+        raise npz.unreadable(path, error) from error
 
 
-def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any], kind: type[Sequential]) -> Run:
+def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any]) -> Run:
     saved = header["checkpoint"]
-    model = kind._build(header["layers"], header["dtype"], arrays)
-    keys, expected = state.pop("keys"), model._ops["key"]
+    model = Model.from_tensors(header["layers"], header["dtype"], arrays)
+    keys, expected = state.pop("keys"), model.program["key"]
     if keys.shape != expected.shape or keys.dtype.kind != "u":
         raise ValueError(f"keys: expected {expected.shape} unsigned integers, got {keys.dtype} of {keys.shape}")
     expected[:] = keys
-    model._step, model.epochs = (positive_int(name, saved[name], low=0) for name in ("step", "epoch"))
-    model._rng.bit_generator.state = saved["orders"]
+    model.training_step, epochs = (check_int(name, saved[name], low=0) for name in ("step", "epoch"))
+    model.generator.bit_generator.state = saved["orders"]
     callbacks = []
     for i, (name, values) in enumerate(saved["callbacks"]):
         own = [key for key in state if key.startswith(f"{i}.")]
         callbacks.append((str(name), dict(values) | {key.removeprefix(f"{i}."): state.pop(key).copy() for key in own}))
     name, settings = saved["schedule"]
-    schedule = _of_kind(schedules, schedules.Schedule, name)(**settings)
+    schedule = _registered(SCHEDULES, name, "Schedule")(**settings)
     name, settings = saved["optimizer"]
-    optimizer: Optimizer = _of_kind(optim, Optimizer, name)(model.parameters(), schedule, **settings)
+    optimizer: Optimizer = _registered(OPTIMIZERS, name, "Optimizer")(model.params, schedule, **settings)
     optimizer.load_state_dict({"steps": saved["steps"], **state})
     history = {str(name): [float(value) for value in values] for name, values in saved["history"].items()}
-    return Run(model, optimizer, history, callbacks, bool(saved["stopped"]))
+    return Run(model, epochs, optimizer, history, callbacks, bool(saved["stopped"]))
 
 
-def _of_kind(module: Any, base: type, name: str) -> Any:
-    """The class of that name; nothing else in the module can be called by a file."""
-    found = getattr(module, name)
-    if not (isinstance(found, type) and issubclass(found, base)) or found is base:
-        raise ValueError(f"{name!r} is no {base.__name__}")
-    return found
+def _registered(registry: dict[str, T], name: str, family: str) -> T:
+    """The class of that name; a file can call no other."""
+    if name not in registry:
+        raise ValueError(f"{name!r} is no {family}")
+    return registry[name]
 
 
-def load_of(
-    path: files.Path,
-    kind: type[Sequential],
-    model: Sequential,
+def load_matching(
+    path: npz.Path,
+    model: ModelInTraining,
     optimizer: Optimizer,
     callbacks: Sequence[Callback],
-    figures: list[str],
+    log_names: list[str],
 ) -> Run | None:
     """The run to resume with these, which have to be of the same kinds and settings; None if there is no file."""
-    check_holdable(model, optimizer)
+    check_storable(model, optimizer)
     if not os.path.exists(path):
         return None
-    run = load(path, kind)
+    run = load(path)
     pairs = [
         ("dtype", model.dtype, run.model.dtype),
         *((f"layers[{i}]", repr(a), repr(b)) for i, (a, b) in enumerate(zip_longest(model.layers, run.model.layers))),
         ("optimizer", type(optimizer).__name__, type(run.optimizer).__name__),
-        *((name, value, _settings(run.optimizer).get(name)) for name, value in _settings(optimizer).items()),
-        ("callbacks", [type(callback).__name__ for callback in callbacks], [name for name, _ in run.callbacks]),
-        ("figures", sorted(figures), sorted(run.history or figures)),
+        *((name, value, run.optimizer.settings().get(name)) for name, value in optimizer.settings().items()),
+        ("callbacks", [_kind(callback) for callback in callbacks], [name for name, _ in run.callbacks]),
+        ("log_names", sorted(log_names), sorted(run.history or log_names)),
     ]
     for name, here, there in pairs:
         if here != there:
@@ -145,16 +144,14 @@ def load_of(
     return run
 
 
-def restore(run: Run, model: Sequential, optimizer: Optimizer, callbacks: Sequence[Callback]) -> None:
+def restore(run: Run, model: ModelInTraining, optimizer: Optimizer, callbacks: Sequence[Callback]) -> None:
     """Make them what they were when the file was written."""
-    model.restore(run.model.snapshot())
-    model._networks.clear()  # which have keys of their own
-    model._ops["key"], model._step, model.epochs = run.model._ops["key"], run.model._step, run.model.epochs
-    model._orders.bit_generator.state = run.model._rng.bit_generator.state
+    model.model.resume(run.model)
+    model.epochs = run.epochs
     model.stop_training = run.stopped
     if model.history is not None:
         model.history.history.update(run.history)
     optimizer.steps, optimizer.schedule = run.optimizer.steps, run.optimizer.schedule
-    optimizer._state = run.optimizer._state
+    optimizer.state_vectors = run.optimizer.state_vectors
     for callback, (_, state) in zip(callbacks, run.callbacks, strict=True):
         callback.set_state(state)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fastbp import files, state
-from fastbp.callbacks import Monitor
-from fastbp.data import positive_int
+from fastbp.data.arrays import check_int
+from fastbp.formats import npz
 from fastbp.optim import Optimizer
-from fastbp.training import Sequential
+from fastbp.training import run_state
+from fastbp.training.callbacks import Monitor
+from fastbp.training.sequential import Sequential, from_model
 
 
 class Checkpoint(Monitor):
@@ -22,7 +23,7 @@ class Checkpoint(Monitor):
     every : int
         Write after so many epochs of ``fit``, and after its last one.
     best_only : bool
-        Write only after epochs in which the figure improved.
+        Write only after epochs in which the monitored value improved.
     monitor, min_delta
         See ``fb.callbacks.Monitor``; for ``best_only``.
 
@@ -43,7 +44,8 @@ class Checkpoint(Monitor):
 
     def __init__(
         self,
-        path: files.Path,
+        path: npz.Path,
+        *,
         best_only: bool = False,
         monitor: str | None = None,
         min_delta: float = 0.0,
@@ -52,23 +54,23 @@ class Checkpoint(Monitor):
         super().__init__(monitor, min_delta)
         self.path = path
         self.best_only = bool(best_only)
-        self.every = positive_int("every", every)
+        self.every = check_int("every", every)
 
     def on_train_begin(self) -> None:
         super().on_train_begin()
-        state.check_holdable(self.model, self.optimizer)
-        files.prepare(self.path)
+        run_state.check_storable(self.model, self.optimizer)
+        npz.remove_leftovers(self.path)
         self._written = self._seen = -1
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         for other in self.callbacks:  # what is written has the state of all after this epoch
             if isinstance(other, Checkpoint):
-                other._see(epoch, logs)
+                other._observe(epoch, logs)
         due = (epoch + 1) % self.every == 0 or self.model.stop_training
         if self._improved if self.best_only else due:
             self._write()
 
-    def _see(self, epoch: int, logs: dict[str, float]) -> None:
+    def _observe(self, epoch: int, logs: dict[str, float]) -> None:
         if self._seen != epoch:
             self._seen, self._improved = epoch, self.improves(epoch, logs)
 
@@ -78,11 +80,11 @@ class Checkpoint(Monitor):
 
     def _write(self) -> None:
         assert self.optimizer is not None
-        state.write(self.path, self.model, self.optimizer, self.callbacks)
+        run_state.write(self.path, self.model, self.optimizer, self.callbacks)
         self._written = self.model.epochs
 
     @staticmethod
-    def load(path: files.Path) -> tuple[Sequential, Optimizer, int]:
+    def load(path: npz.Path) -> tuple[Sequential, Optimizer, int]:
         """The model, its optimizer, and how many epochs it was trained for.
 
         ``fit`` without a seed goes on with the orders where they were.
@@ -94,5 +96,5 @@ class Checkpoint(Monitor):
         OSError
             If it cannot be read.
         """
-        run = state.load(path, Sequential)
-        return run.model, run.optimizer, run.model.epochs
+        run = run_state.load(path)
+        return from_model(run.model, run.epochs), run.optimizer, run.epochs

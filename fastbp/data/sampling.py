@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 import numpy as np
 
 from fastbp.core import backend
-from fastbp.data import Array, Samples, as_array, generator, positive_int, same_length, taken
+from fastbp.data.arrays import Array, Samples, as_array, as_generator, check_int, check_length, take_rows
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from fastbp.data import Seed
+    from fastbp.data.arrays import Seed
 
     class SlicedByRows(Protocol):
         """A memory map, an HDF5 data set and whatever else gives rows when it is sliced."""
@@ -41,8 +41,8 @@ Names = tuple[str, str, str]
 NAMES = "X", "y", "sample_weight"
 Chunk = tuple[Any, Any, Any]  # what the user gave for them, some rows of it
 
-BUFFER = 65536  # samples
-BLOCKS = 16  # of neighbouring rows, that are drawn for a buffer
+BUFFER_SIZE = 65536  # samples
+BLOCKS_PER_BUFFER = 16  # of neighbouring rows, that are drawn for a buffer
 
 
 def epoch_key(shuffle: bool, rng: np.random.Generator) -> int | None:
@@ -100,15 +100,15 @@ class Stream:
             count += len(held[-1][0])
             if count < max(self._buffer_size, batch_size):
                 continue
-            data, whole = _joined(held), count - count % batch_size
+            data, whole = _concatenate(held), count - count % batch_size
             yield Part(data, key, whole)
             rest = epoch_rows(whole, batch_size, count, key)
-            held, count = [taken(data, rest)] if len(rest) else [], len(rest)
+            held, count = [take_rows(data, rest)] if len(rest) else [], len(rest)
             key = None if key is None else (key + 1) % 2**64
         if weighted is None:
             raise ValueError(f"{self._name}: expected at least one sample, got chunks without any, or none")
         if held:
-            data = _joined(held)
+            data = _concatenate(held)
             yield Part(data, key, len(data[0]))
 
 
@@ -119,7 +119,7 @@ def _is_empty(X: Any) -> bool:
         return False
 
 
-def _joined(pieces: list[Samples]) -> Samples:
+def _concatenate(pieces: list[Samples]) -> Samples:
     if len(pieces) == 1:
         return pieces[0]
     X, y, weight = zip(*pieces, strict=True)
@@ -135,13 +135,13 @@ def in_memory(value: object) -> bool:
     return not lazy or any(hasattr(value, name) for name in known)
 
 
-def blocks(data: Chunk, rows: int, names: Names) -> Callable[[int | None], Iterator[Chunk]]:
+def read_blocks(data: Chunk, rows: int, names: Names) -> Callable[[int | None], Iterator[Chunk]]:
     """What reads arrays in blocks of neighbouring rows, which have another order in every epoch."""
     samples, columns = data[0].shape[0], [data[0]]
     for name, column in zip(names[1:], data[1:], strict=True):
         if column is not None:
             column = as_array(name, column) if in_memory(column) else column
-            same_length(name, column, samples)
+            check_length(name, column, samples)
         columns.append(column)
 
     def read(key: int | None) -> Iterator[Chunk]:
@@ -154,7 +154,7 @@ def blocks(data: Chunk, rows: int, names: Names) -> Callable[[int | None], Itera
     return read
 
 
-def chunks(name: str, source: Any) -> Callable[[int | None], Iterator[Chunk]]:
+def read_chunks(name: str, source: Any) -> Callable[[int | None], Iterator[Chunk]]:
     """What reads the chunks (X, y) or (X, y, sample_weight) that a function, or an iterable, gives in every epoch."""
     if hasattr(source, "__array__") or not (callable(source) or isinstance(source, Iterable)):
         raise TypeError(f"y: expected targets, got None; only a function that gives chunks, as {name}, brings its own")
@@ -178,7 +178,7 @@ def chunks(name: str, source: Any) -> Callable[[int | None], Iterator[Chunk]]:
     return read
 
 
-def opened(
+def open_data(
     data: Chunk, check: Callable[[Chunk, Names], Samples], buffer_size: int, names: Names = NAMES
 ) -> Samples | Stream:
     """The user's X, y and weights: arrays are checked at once, all else when it is read."""
@@ -191,24 +191,26 @@ def opened(
     if y is None:
         if weight is not None:
             raise TypeError(f"{names[2]}: expected None, as chunks bring their own, got {type(weight).__name__}")
-        return Stream(names[0], chunks(names[0], X), check_chunk, buffer_size)
+        return Stream(names[0], read_chunks(names[0], X), check_chunk, buffer_size)
     if callable(X):
         raise TypeError(f"{names[1]}: expected None with a function as {names[0]}, whose chunks bring their own")
     if in_memory(X) or len(X.shape) == 0 or X.shape[0] <= buffer_size:
         X, y, weight = (column if in_memory(column) else column[...] for column in data)
         return check((X, y, weight), names)
-    return Stream(names[0], blocks(data, max(1, buffer_size // BLOCKS), names), check_chunk, buffer_size)
+    return Stream(
+        names[0], read_blocks(data, max(1, buffer_size // BLOCKS_PER_BUFFER), names), check_chunk, buffer_size
+    )
 
 
 def parts(data: Samples | Stream, key: int | None, batch_size: int) -> Generator[Part]:
     """The parts of an epoch; close it to end the thread that reads ahead."""
     if isinstance(data, Stream):
-        yield from _ahead(data.parts(key, batch_size))
+        yield from read_ahead(data.parts(key, batch_size))
     else:
         yield Part(data, key, len(data[0]))
 
 
-def _ahead(items: Generator[T]) -> Generator[T]:
+def read_ahead(items: Generator[T]) -> Generator[T]:
     """The items; a thread makes the next one while the caller works with this one."""
     import contextvars  # with the executor's a good part of the time that the package takes to import
     from concurrent.futures import ThreadPoolExecutor
@@ -219,9 +221,9 @@ def _ahead(items: Generator[T]) -> Generator[T]:
         return context.run(next, items, None)
 
     with closing(items), ThreadPoolExecutor(1, "fastbp-reader") as thread:
-        ahead = thread.submit(following)
-        while (item := ahead.result()) is not None:
-            ahead = thread.submit(following)
+        future = thread.submit(following)
+        while (item := future.result()) is not None:
+            future = thread.submit(following)
             yield item
 
 
@@ -257,7 +259,7 @@ def batches(
     shuffle: bool = True,
     seed: Seed = None,
     sample_weight: ArrayLike | SlicedByRows | None = None,
-    buffer_size: int = BUFFER,
+    buffer_size: int = BUFFER_SIZE,
 ) -> Iterator[tuple[Array, ...]]:
     """Deal one epoch of (X, y) out in batches, in the order that ``Sequential.fit`` takes with the same seed.
 
@@ -289,11 +291,11 @@ def batches(
         If the lengths differ, there are no samples, or batch_size is not a positive integer; at the call, or for chunks
         when they are read.
     """
-    positive_int("batch_size", batch_size)
-    data = opened((X, y, sample_weight), _checked, positive_int("buffer_size", buffer_size))
-    key = epoch_key(shuffle, generator(seed))
+    check_int("batch_size", batch_size)
+    data = open_data((X, y, sample_weight), _checked, check_int("buffer_size", buffer_size))
+    key = epoch_key(shuffle, as_generator(seed))
     return (
-        tuple(column for column in taken(part.data, rows) if column is not None)
+        tuple(column for column in take_rows(part.data, rows) if column is not None)
         for part in parts(data, key, batch_size)
         for rows in part.batches(batch_size)
     )
@@ -304,9 +306,9 @@ def _checked(data: Chunk, names: Names) -> Samples:
     X, y = as_array(names[0], data[0]), as_array(names[1], data[1])
     if X.shape[:1] in ((), (0,)):
         raise ValueError(f"{names[0]}: expected at least one sample, got shape {X.shape}")
-    same_length(names[1], y, len(X))
+    check_length(names[1], y, len(X))
     if data[2] is None:
         return X, y, None
     weight = as_array(names[2], data[2])
-    same_length(names[2], weight, len(X))
+    check_length(names[2], weight, len(X))
     return X, y, weight

@@ -1,0 +1,1 @@
+"""User data: arrays that are checked, and the order in which an epoch takes its samples."""

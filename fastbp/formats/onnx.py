@@ -1,0 +1,170 @@
+"""export: a model as an ONNX file, for onnxruntime and everything else that reads the format."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+try:
+    import onnx
+    from onnx import helper, numpy_helper
+except ImportError as error:
+    raise ImportError("fastbp.onnx needs the onnx package: pip install fastbp[onnx]") from error
+
+from fastbp.data.arrays import Array
+from fastbp.formats import npz
+from fastbp.layers import Activation, BatchNorm, Dense, Dropout, LayerNorm, Lookup
+from fastbp.training.sequential import Sequential, check_model
+
+OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; readers from 2022 on
+
+
+class _Graph:
+    """Nodes in their order, one value in, one out; constants as initializers."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        output = f"{op.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
+        return output
+
+    def tensor(self, name: str, value: Array | float) -> str:
+        self.initializers.append(numpy_helper.from_array(np.array(value, self.dtype), name))
+        return name
+
+    def integers(self, value: Array | list[int]) -> str:
+        self.initializers.append(numpy_helper.from_array(np.array(value, np.int64), f"rows{len(self.initializers)}"))
+        return str(self.initializers[-1].name)
+
+    def number(self, value: float) -> str:
+        return self.tensor(f"number{len(self.initializers)}", value)
+
+
+def _leaky_relu(graph: _Graph, x: str) -> str:
+    if graph.dtype == np.float32:
+        return graph.add("LeakyRelu", x, alpha=0.01)
+    return graph.add("Max", x, graph.add("Mul", x, graph.number(0.01)))
+
+
+def _elu(graph: _Graph, x: str) -> str:
+    if graph.dtype == np.float32:
+        return graph.add("Elu", x)
+    below = graph.add("Exp", graph.add("Min", x, graph.number(0)))
+    return graph.add("Add", graph.add("Relu", x), graph.add("Sub", below, graph.number(1)))
+
+
+def _softplus(graph: _Graph, x: str) -> str:
+    if graph.dtype == np.float32:
+        return graph.add("Softplus", x)
+    small = graph.add("Exp", graph.add("Neg", graph.add("Abs", x)))
+    return graph.add("Add", graph.add("Relu", x), graph.add("Log", graph.add("Add", small, graph.number(1))))
+
+
+def _gelu(graph: _Graph, x: str) -> str:
+    """``x / 2 (1 + erf(x / sqrt(2)))``; onnxruntime has erf in float32 alone."""
+    erf = graph.add("Mul", x, graph.number(math.sqrt(0.5)))
+    if graph.dtype == np.float64:
+        erf = graph.add("Cast", erf, to=onnx.TensorProto.FLOAT)
+    erf = graph.add("Erf", erf)
+    if graph.dtype == np.float64:
+        erf = graph.add("Cast", erf, to=onnx.TensorProto.DOUBLE)
+    half = graph.add("Mul", x, graph.number(0.5))
+    return graph.add("Mul", half, graph.add("Add", erf, graph.number(1)))
+
+
+# In float64 onnxruntime lacks LeakyRelu, Elu, Softplus and Erf: the first three are made of what it has.
+_ACTIVATIONS: dict[str, Callable[[_Graph, str], str]] = {
+    "relu": lambda graph, x: graph.add("Relu", x),
+    "leaky_relu": _leaky_relu,
+    "elu": _elu,
+    "gelu": _gelu,
+    "silu": lambda graph, x: graph.add("Mul", x, graph.add("Sigmoid", x)),
+    "tanh": lambda graph, x: graph.add("Tanh", x),
+    "sigmoid": lambda graph, x: graph.add("Sigmoid", x),
+    "softplus": _softplus,
+}
+
+
+def _lookup(graph: _Graph, x: str, layer: Lookup, tables: dict[str, Array]) -> str:
+    """The numeric columns, then every table's rows for its columns of ids; a reserved row for what is no id."""
+    parts = [graph.add("Gather", x, graph.integers(np.arange(layer.n_numeric)), axis=1)] if layer.n_numeric else []
+    first = layer.n_numeric
+    for name, (count, dim, columns) in layer.tables().items():
+        ids = graph.add("Gather", x, graph.integers(np.arange(first, first + columns)), axis=1)
+        if layer.unknown == "reserve":
+            whole = graph.add("Equal", ids, graph.add("Floor", ids))
+            inside = graph.add(
+                "And", graph.add("GreaterOrEqual", ids, graph.number(0)), graph.add("Less", ids, graph.number(count))
+            )
+            ids = graph.add("Where", graph.add("And", whole, inside), ids, graph.number(count))
+        ids = graph.add("Cast", ids, to=onnx.TensorProto.INT64)
+        rows = graph.add("Gather", graph.tensor(f"0.{name}", tables[f"0.{name}"]), ids, axis=0)
+        parts.append(graph.add("Reshape", rows, graph.integers([-1, columns * dim])))
+        first += columns
+    return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
+
+
+def export(model: Sequential, path: npz.Path) -> None:
+    """Write the model as it predicts to an ONNX file.
+
+    The graph takes ``input`` (N, I) and gives ``output`` (N, O), what ``model.predict`` gives, for any number of rows
+    N, in the model's dtype; dropout is not in it. In float64, ``gelu`` has the precision of float32, which is the only
+    one that onnxruntime has its error function in, and ``eps`` is rounded to float32 by the format. Ids that an
+    embedding does not know and has no reserved row for are an error of whoever runs the file, or undefined.
+
+    Parameters
+    ----------
+    model : Sequential
+    path : str or path
+
+    Raises
+    ------
+    TypeError
+        If it is no model.
+    OSError
+        If the file cannot be written; one that was there before is unharmed.
+    """
+    graph, value = _Graph(check_model(model).dtype), "input"
+    for i, layer in enumerate(model.layers):
+        if isinstance(layer, Dense):
+            value = graph.add("MatMul", value, graph.tensor(f"{i}.weight", layer.weight))
+            if layer.bias is not None:
+                value = graph.add("Add", value, graph.tensor(f"{i}.bias", layer.bias))
+            if layer.activation is not None:
+                value = _ACTIVATIONS[layer.activation](graph, value)
+        elif isinstance(layer, Activation):
+            value = _ACTIVATIONS[layer.name](graph, value)
+        elif isinstance(layer, BatchNorm):
+            names = "weight", "bias", "running_mean", "running_var"
+            tensors = [graph.tensor(f"{i}.{name}", getattr(layer, name)) for name in names]
+            value = graph.add("BatchNormalization", value, *tensors, epsilon=layer.eps)
+        elif isinstance(layer, LayerNorm):
+            tensors = [graph.tensor(f"{i}.{name}", getattr(layer, name)) for name in ("weight", "bias")]
+            value = graph.add("LayerNormalization", value, *tensors, epsilon=layer.eps, axis=1)
+        elif isinstance(layer, Lookup):
+            value = _lookup(graph, value, layer, model.model.tensors())
+        elif not isinstance(layer, Dropout):
+            raise TypeError(f"model.layers[{i}]: expected a layer that ONNX has, got {layer!r}")
+    graph.nodes.append(helper.make_node("Identity", [value], ["output"]))
+    kind = helper.np_dtype_to_tensor_dtype(model.dtype)
+    file = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "fastbp",
+            [helper.make_tensor_value_info("input", kind, ["N", model.inputs])],
+            [helper.make_tensor_value_info("output", kind, ["N", model.outputs])],
+            graph.initializers,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="fastbp",
+    )
+    onnx.checker.check_model(file, full_check=True)
+    npz.write_whole(path, file.SerializeToString())

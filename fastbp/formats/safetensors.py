@@ -1,0 +1,116 @@
+"""Weights as safetensors files in the names and layout of PyTorch's ``state_dict``.
+
+The modules of a ``torch.nn.Sequential`` are numbered: a ``Dense`` with an activation is two of them, ``Linear`` and
+``ReLU``, everything else is one. ``Linear`` holds its weight as (O, I), the transpose of ours. The tables of a
+``TabularInput``, for which PyTorch has no module, are ``0.weights.0`` and so on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+try:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+    from safetensors.numpy import save as to_bytes
+except ImportError as error:
+    raise ImportError("fastbp.safetensors needs the safetensors package: pip install fastbp[safetensors]") from error
+
+from fastbp.data.arrays import Array, check_finite
+from fastbp.formats import npz
+from fastbp.layers import BatchNorm, Dense
+from fastbp.training.sequential import Sequential, check_model
+
+
+def _tensors(model: Sequential) -> Iterator[tuple[str, Array]]:
+    """PyTorch's names, and our arrays as views in PyTorch's layout."""
+    number = 0
+    for i, layer in enumerate(model.layers):
+        for name in layer.shapes():
+            array = model.parameters().value(f"{i}.{name}")
+            yield f"{number}.{name}", array.T if isinstance(layer, Dense) else array
+        if isinstance(layer, BatchNorm):
+            yield f"{number}.running_mean", layer.running_mean
+            yield f"{number}.running_var", layer.running_var
+        number += 2 if isinstance(layer, Dense) and layer.activation is not None else 1
+
+
+def _counters(model: Sequential) -> list[str]:
+    """What else PyTorch's batch normalisation has: how many batches it has seen."""
+    names = (name for name, _ in _tensors(model))
+    return [name.replace("running_mean", "num_batches_tracked") for name in names if name.endswith("running_mean")]
+
+
+def save(model: Sequential, path: npz.Path) -> None:
+    """Write the weights and running statistics; ``torch.nn.Sequential`` of the same modules loads them.
+
+    ``net.load_state_dict(safetensors.torch.load_file(path))`` does it, with ``strict=True`` too.
+
+    Parameters
+    ----------
+    model : Sequential
+    path : str or path
+
+    Raises
+    ------
+    TypeError
+        If it is no model.
+    OSError
+        If the file cannot be written; one that was there before is unharmed.
+    """
+    tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(check_model(model))}
+    tensors |= {name: np.array(model.model.training_step, np.int64) for name in _counters(model)}
+    npz.write_whole(path, to_bytes(tensors, metadata={"format": "pt"}))
+
+
+def load(model: Sequential, path: npz.Path) -> None:
+    """Read weights and running statistics, of this module's or PyTorch's writing, into a model of the same layers.
+
+    They are cast to the model's dtype. Such files have no checksum: a weight that the disk has changed to another
+    finite number cannot be told from the one that was saved.
+
+    Parameters
+    ----------
+    model : Sequential
+    path : str or path
+
+    Raises
+    ------
+    FileFormatError
+        If the file is no safetensors file, or its tensors are not those of the model; the model is as it was then.
+    TypeError
+        If it is no model.
+    OSError
+        If the file cannot be read.
+    """
+    own = dict(_tensors(check_model(model)))
+    where = os.fsdecode(path)
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        given = from_bytes(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise npz.FileFormatError(f"path: expected a safetensors file, got {where!r}: {error}") from error
+    for name in _counters(model):
+        given.pop(name, None)
+    if given.keys() != own.keys():
+        missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+        raise npz.FileFormatError(f"path: in {where!r} the tensors {missing} are missing, and {unknown} too many")
+    for name, array in given.items():
+        if array.shape != own[name].shape or array.dtype.kind != "f":
+            raise npz.FileFormatError(
+                f"path: in {where!r} expected {name} to be floats of shape {own[name].shape}, got {array.dtype} of "
+                f"{array.shape}"
+            )
+        try:
+            with np.errstate(all="ignore"):
+                given[name] = check_finite(name, np.ascontiguousarray(array, model.dtype))
+            if name.endswith("running_var") and given[name].min() < 0:
+                raise ValueError(f"{name}: expected no negative variance, got {given[name].min()}")
+        except ValueError as error:
+            raise npz.FileFormatError(f"path: in {where!r} {error}") from error
+    for name, array in given.items():
+        own[name][:] = array

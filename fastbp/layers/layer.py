@@ -1,0 +1,132 @@
+"""What every layer has: sizes, initial values and the op record that it is lowered to. No arithmetic.
+
+A layer gets its arrays when a ``Sequential`` takes it: views on the model's flat buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastbp.core import plan
+from fastbp.data.arrays import Array, Categories, check_array
+from fastbp.parameters import Parameters
+
+
+class Layer:
+    """What every layer has: the op it is lowered to, its width, and its place in a model."""
+
+    kind: ClassVar[int]
+    #: Whether it looks up ids, which only the input of a model has.
+    takes_ids: ClassVar[bool] = False
+    #: Width of the input, or None where any will do.
+    width: int | None = None
+
+    def __init__(self) -> None:
+        self._parameters: Parameters | None = None
+        self._name = ""
+
+    def outputs(self, inputs: int) -> int:
+        """Width of the output for an input of width ``inputs``."""
+        return inputs
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters by name."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, for saving and copying."""
+        return {}
+
+    def fields(self) -> dict[str, float]:
+        """What the layer sets in its op record beyond sizes and offsets."""
+        return {}
+
+    def flop(self) -> int:
+        """Floating-point operations of the matrix products of a prediction for one sample."""
+        return 0
+
+    def statistics_shape(self) -> tuple[int, ...]:
+        """The shape of the statistics that it needs in the model's buffer."""
+        return (0,)
+
+    def running_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes, by attribute, of those statistics that inference uses and files keep."""
+        return {}
+
+    def table_records(self, offsets: Mapping[str, int]) -> Array:
+        """The TABLE records of its parameters, which begin at these offsets, if they are tables; else none."""
+        return np.zeros(0, plan.TABLE)
+
+    def categories(self) -> Categories | None:
+        """What the last columns of its input may hold, if these are ids."""
+        return None
+
+    def bind(self, parameters: Parameters, name: str) -> None:
+        """Become the layer called ``name`` of the model that owns ``parameters``."""
+        self._parameters, self._name = parameters, name
+
+    def bind_statistics(self, statistics: Array) -> None:
+        """Use this view of the model's statistics, of ``statistics_shape``, and set them to where they start."""
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is part of a model."""
+        return self._parameters is not None
+
+    def _owner(self) -> Parameters:
+        if self._parameters is None:
+            raise RuntimeError(f"{self!r} has no arrays yet: they come with the Sequential that takes it")
+        return self._parameters
+
+    def initial_values(self, rng: np.random.Generator) -> dict[str, Array]:
+        """The parameters that do not start at zero, by name."""
+        return {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name in self.__dict__ and self._parameters is not None:
+            raise AttributeError(f"{name}: {self!r} is part of a model, whose plan is made; build a new model instead")
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
+
+
+class Parametric(Layer):
+    """A layer with a weight and perhaps a bias."""
+
+    def _set(self, tensor: str, value: Any) -> None:
+        view = self._owner().value(f"{self._name}.{tensor}")
+        view[:] = check_array(tensor, value, view.shape, view.dtype)
+
+    @property
+    def weight(self) -> Array:
+        """The weight, a view on the model's parameters; assigning copies into it."""
+        return self._owner().value(f"{self._name}.weight")
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        self._set("weight", value)
+
+    @property
+    def bias(self) -> Array | None:
+        """The bias, a view as well; None if the layer has none."""
+        return self._owner().value(f"{self._name}.bias") if "bias" in self.shapes() else None
+
+    @bias.setter
+    def bias(self, value: Any) -> None:
+        if "bias" not in self.shapes():
+            raise ValueError(f"bias: {self!r} has none")
+        self._set("bias", value)
+
+    @property
+    def dweight(self) -> Array:
+        """The loss's gradient with respect to the weight, filled by ``backward``."""
+        return self._owner().grad(f"{self._name}.weight")
+
+    @property
+    def dbias(self) -> Array | None:
+        """The loss's gradient with respect to the bias, or None."""
+        return self._owner().grad(f"{self._name}.bias") if "bias" in self.shapes() else None

@@ -1,0 +1,300 @@
+"""Callbacks: what ``fit`` calls at the beginning, after every epoch, and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastbp.data.arrays import Array, check_int, check_number
+from fastbp.formats import npz
+from fastbp.layers import Layer
+from fastbp.losses import LossLike
+from fastbp.metrics import Metrics
+from fastbp.model import Model
+from fastbp.optim import Optimizer
+from fastbp.parameters import Parameters
+from fastbp.schedules import Constant
+from fastbp.training.history import History
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike
+
+    from fastbp.data.sampling import SlicedByRows, Source
+
+
+class ModelInTraining(Protocol):
+    """What a callback sees of the ``Sequential`` in training."""
+
+    model: Model
+    stop_training: bool
+    epochs: int
+    history: History | None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def inputs(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+    def forward(self, x: ArrayLike, training: bool = False) -> Array: ...
+    def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None: ...
+    def predict(self, x: ArrayLike) -> Array: ...
+    def evaluate(
+        self,
+        X: Source,
+        y: ArrayLike | SlicedByRows | None,
+        loss: LossLike,
+        sample_weight: ArrayLike | SlicedByRows | None = None,
+        metrics: Metrics = (),
+    ) -> dict[str, float]: ...
+    def train_on_batch(
+        self,
+        xb: ArrayLike,
+        yb: ArrayLike,
+        loss: LossLike,
+        optimizer: Optimizer,
+        sample_weight: ArrayLike | None = None,
+    ) -> float: ...
+    def parameters(self) -> Parameters: ...
+    def summary(self) -> str: ...
+    def save(self, path: npz.Path) -> None: ...
+    def astype(self, dtype: str) -> ModelInTraining: ...
+    def snapshot(self) -> tuple[Array, Array]: ...
+    def restore(self, snapshot: tuple[Array, Array]) -> None: ...
+
+
+class Callback:
+    """The base of all callbacks; override what you need.
+
+    Attributes
+    ----------
+    model : Sequential
+        The model in training. Setting ``model.stop_training = True`` ends ``fit`` after this epoch.
+    optimizer : Optimizer or None
+        The optimizer in use; None with scikit-learn's lbfgs.
+    log_names : list of str
+        The names of the values that every epoch will log.
+    callbacks : list of Callback
+        All of them.
+    """
+
+    model: ModelInTraining
+    optimizer: Optimizer | None
+    log_names: list[str]
+    callbacks: list[Callback]
+    #: Whether it is called after the others.
+    last = False
+
+    def on_train_begin(self) -> None:
+        """Before the first epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        """After epoch number ``epoch``, counted from 0, with what it logs, such as ``logs["val_loss"]``."""
+
+    def on_train_end(self) -> None:
+        """After the last epoch, in reverse order of the callbacks; not after an error."""
+
+    def state(self) -> dict[str, Any]:
+        """What a ``Checkpoint`` keeps of this callback: numbers, strings, None and arrays, by name."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state``; called after ``on_train_begin`` in a ``fit`` that resumes."""
+
+
+def check_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
+    """``callbacks`` as a list, if they are callbacks, in the order in which they are called."""
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks: expected a list of callbacks, got {callbacks!r}")
+    callbacks = list(callbacks)
+    for i, callback in enumerate(callbacks):
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks[{i}]: expected a Callback, got {callback!r}")
+    return sorted(callbacks, key=lambda callback: callback.last)
+
+
+def start_callbacks(
+    callbacks: list[Callback], model: ModelInTraining, optimizer: Optimizer | None, log_names: list[str]
+) -> None:
+    """Tell the callbacks what is about to be trained."""
+    model.stop_training = False
+    for callback in callbacks:
+        callback.model, callback.optimizer, callback.log_names = model, optimizer, log_names
+        callback.callbacks = callbacks
+        callback.on_train_begin()
+
+
+MORE_IS_BETTER = "accuracy", "f1", "auc", "r2"  # what the name of such a value ends in
+
+
+class Monitor(Callback):
+    """The base of callbacks that watch whether a logged value gets better.
+
+    Parameters
+    ----------
+    monitor : str or None
+        The name of a logged value; None is ``val_loss``, or ``loss`` without validation data. More is better for
+        those that end in ``accuracy``, ``f1``, ``auc`` or ``r2``, less for all others.
+    min_delta : float
+        What counts as an improvement.
+
+    Attributes
+    ----------
+    best, best_epoch : float, int
+        The best value and its epoch, counted from 0.
+
+    Raises
+    ------
+    ValueError
+        From ``fit``, before it trains, if no value of that name will be logged.
+    """
+
+    def __init__(self, monitor: str | None = None, min_delta: float = 0.0) -> None:
+        self.monitor = monitor
+        self.min_delta = check_number("min_delta", min_delta, 0)
+
+    def on_train_begin(self) -> None:
+        self._name = self.monitor or ("val_loss" if "val_loss" in self.log_names else "loss")
+        if self._name not in self.log_names:
+            raise ValueError(f"monitor: expected one of {', '.join(self.log_names)}, got {self._name!r}")
+        self.best, self.best_epoch = float("nan"), -1
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.best, self.best_epoch = float(state["best"]), int(state["best_epoch"])
+
+    def improves(self, epoch: int, logs: dict[str, float]) -> bool:
+        """Whether this epoch is the best so far; NaN never is."""
+        value = logs[self._name]
+        gain = value - self.best if self._name.endswith(MORE_IS_BETTER) else self.best - value
+        if value == value and (self.best_epoch < 0 or gain > self.min_delta):
+            self.best, self.best_epoch = value, epoch
+            return True
+        return False
+
+
+class BestWeights(Callback):
+    """Keeps the weights, running statistics included, of the epoch with the least validation loss, or loss."""
+
+    def on_train_begin(self) -> None:
+        self._least, self._weights = float("inf"), self.model.snapshot()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        loss = logs.get("val_loss", logs["loss"])
+        if loss < self._least:
+            self._least, self._weights = loss, self.model.snapshot()
+
+    def restore(self) -> None:
+        """Go back to them; to those of the beginning if there was no epoch."""
+        self.model.restore(self._weights)
+
+    def state(self) -> dict[str, Any]:
+        return {"least": self._least, "values": self._weights[0], "stats": self._weights[1]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._least, self._weights = float(state["least"]), (state["values"], state["stats"])
+
+
+class EarlyStopping(Monitor):
+    """Stop when a logged value has not improved for ``patience`` epochs, and restore the best epoch's weights.
+
+    The best weights, running statistics included, are restored at the end of ``fit`` in any case.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without improvement, at least 1.
+    monitor, min_delta
+        See ``fb.callbacks.Monitor``.
+
+    Attributes
+    ----------
+    best, best_epoch : float, int
+        The best value and its epoch, counted from 0.
+    """
+
+    def __init__(self, patience: int = 5, monitor: str | None = None, min_delta: float = 0.0) -> None:
+        super().__init__(monitor, min_delta)
+        self.patience = check_int("patience", patience)
+
+    def on_train_begin(self) -> None:
+        super().on_train_begin()
+        self._weights: tuple[Array, Array] | None = None
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        if self.improves(epoch, logs):
+            self._weights = self.model.snapshot()
+        elif epoch - self.best_epoch >= self.patience:
+            self.model.stop_training = True
+
+    def on_train_end(self) -> None:
+        if self._weights is not None:
+            self.model.restore(self._weights)
+
+    def state(self) -> dict[str, Any]:
+        values, stats = self._weights or (None, None)
+        return super().state() | {"values": values, "stats": stats}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._weights = None if state["values"] is None else (state["values"], state["stats"])
+
+
+class ReduceLROnPlateau(Monitor):
+    """Multiply the learning rate with ``factor`` whenever a logged value has not improved for ``patience`` epochs.
+
+    Parameters
+    ----------
+    factor : float
+        In (0, 1).
+    patience : int
+        Epochs without improvement, at least 1, counted anew after every reduction.
+    monitor, min_delta
+        See ``fb.callbacks.Monitor``.
+    min_lr : float
+        The least learning rate.
+
+    Raises
+    ------
+    ValueError
+        From ``fit``, before it trains, if the optimizer's learning rate follows a schedule of its own.
+    """
+
+    def __init__(
+        self,
+        factor: float = 0.1,
+        patience: int = 10,
+        monitor: str | None = None,
+        min_delta: float = 0.0,
+        min_lr: float = 0.0,
+    ) -> None:
+        super().__init__(monitor, min_delta)
+        self.factor = check_number("factor", factor, 0, 1, open_low=True)
+        self.patience = check_int("patience", patience)
+        self.min_lr = check_number("min_lr", min_lr, 0)
+
+    def on_train_begin(self) -> None:
+        super().on_train_begin()
+        self._since = -1
+        if self.optimizer is None or not isinstance(self.optimizer.schedule, Constant):
+            raise ValueError("optimizer: expected a constant learning rate with ReduceLROnPlateau")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        if self.improves(epoch, logs):
+            self._since = epoch
+        elif epoch - self._since >= self.patience and self.optimizer is not None:
+            self._since = epoch
+            lr = self.optimizer.lr
+            self.optimizer.schedule = Constant(min(lr, max(lr * self.factor, self.min_lr)))
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"since": self._since}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._since = int(state["since"])

@@ -1,0 +1,459 @@
+"""Sequential: the model that users build, train and ask. It validates what they pass, once, and documents.
+
+The passes are those of ``Model``, the steps those of ``Trainer``.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import numpy as np
+
+from fastbp import losses
+from fastbp.data.arrays import Array, as_generator, cast, check_choice, check_int
+from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key
+from fastbp.divergence import DivergenceError
+from fastbp.formats import npz
+from fastbp.layers import Layer
+from fastbp.losses import Loss, LossLike
+from fastbp.lowering import infer_widths
+from fastbp.metrics import Metric, Metrics, resolve
+from fastbp.model import Model, check_tensors, make_layers
+from fastbp.optim import Optimizer
+from fastbp.parameters import Parameters
+from fastbp.training import run_state
+from fastbp.training.callbacks import BestWeights, Callback, check_callbacks, start_callbacks
+from fastbp.training.history import Bars, History, epoch_line
+from fastbp.training.inputs import EVALUATION_BUFFER, Data, check_batch, open_samples, open_validation
+from fastbp.training.trainer import Trainer, evaluate
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from fastbp.data.arrays import Seed
+    from fastbp.data.sampling import SlicedByRows, Source
+    from fastbp.training.inputs import ValidationData
+
+S = TypeVar("S", bound="Sequential")
+
+
+class Sequential:
+    """A feedforward network: layers, one after the other.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+        Each with the width that the one before gives.
+    dtype : {"float32", "float64"}
+        Of parameters and computation.
+    seed : int or None
+        Of initial weights, dropout, and the order of samples in ``fit``. The same seed gives the same bits on the same
+        backend, for any number of threads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the layers do not fit each other, one is used twice, or the dtype is another.
+    """
+
+    #: Set by a callback to end ``fit``.
+    stop_training = False
+    #: How many epochs ``fit`` has trained this model for.
+    epochs = 0
+    #: What the last ``fit`` returned or, after an interrupt or an error, its finished epochs.
+    history: History | None = None
+
+    def __init__(self, layers: Sequence[Layer], dtype: str | np.dtype[Any] | type = "float32", seed: int | None = None):
+        self.model = Model(layers, dtype, seed)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers."""
+        return self.model.layers
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of parameters and computation."""
+        return self.model.dtype
+
+    @property
+    def inputs(self) -> int:
+        """The width of the input."""
+        return self.model.inputs
+
+    @property
+    def outputs(self) -> int:
+        """The width of the output."""
+        return self.model.outputs
+
+    def parameters(self) -> Parameters:
+        """The parameters, for an optimizer."""
+        return self.model.params
+
+    def forward(self, x: ArrayLike, training: bool = False) -> Array:
+        """The outputs for a batch.
+
+        Parameters
+        ----------
+        x : array_like (B, I)
+            Kept by reference, if it is a C-contiguous array of the model's dtype, until ``backward`` has used it.
+        training : bool
+            Whether dropout drops, batch norm uses the batch's statistics, and ``backward`` may follow.
+
+        Returns
+        -------
+        ndarray (B, O)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x is not numeric, has another width, no rows, NaN or infinite entries, or unknown categories.
+        """
+        x = self.model.check_features("x", x)
+        if not training:
+            return self.model.predict(x)
+        with self.model.exclusive():
+            return self.model.forward(x)
+
+    def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None:
+        """Backpropagation (Rumelhart, Hinton & Williams 1986): fill every parameter's gradient.
+
+        Parameters
+        ----------
+        dy : array_like (B, O)
+            The loss's gradient with respect to the outputs of the last ``forward(x, training=True)``.
+        input_gradient : bool
+            Whether to return the gradient with respect to x, (B, I), as well; zero for the ids of an embedding.
+
+        Raises
+        ------
+        RuntimeError
+            If the last pass through the model was not ``forward(x, training=True)``; one serves one backward pass.
+        ValueError
+            If dy has another shape than the outputs.
+        """
+        _, shape, x = self.model.expect_forward()
+        gradient = cast("dy", dy, self.dtype)
+        if gradient.shape != shape:
+            raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
+        dx = np.empty_like(x) if input_gradient else None
+        with self.model.exclusive():
+            self.model.backward(gradient, dx)
+        return dx
+
+    def predict(self, x: ArrayLike) -> Array:
+        """The outputs (N, O) for any number of rows (N, I), as in inference: the logits, for a classifier."""
+        return self.model.predict(self.model.check_features("x", x))
+
+    def evaluate(
+        self,
+        X: Source,
+        y: ArrayLike | SlicedByRows | None,
+        loss: LossLike,
+        sample_weight: ArrayLike | SlicedByRows | None = None,
+        metrics: Metrics = (),
+    ) -> dict[str, float]:
+        """The loss, for classification the accuracy, and the metrics, of the predictions for X (N, I).
+
+        The data is given as for ``fit``. sample_weight (N,) weighs the loss; the accuracy is the share of the samples
+        that are right, and metrics, as in ``fit``, count every sample alike.
+        """
+        criterion, measures = losses.resolve(loss), resolve(metrics)
+        data = open_samples(self.model, criterion, (X, y, sample_weight), EVALUATION_BUFFER)
+        with self.model.shared():
+            return evaluate(self.model, data, criterion, measures)
+
+    def train_on_batch(
+        self,
+        xb: ArrayLike,
+        yb: ArrayLike,
+        loss: LossLike,
+        optimizer: Optimizer,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
+        """The four steps on one batch.
+
+        Parameters
+        ----------
+        xb : array_like (B, I)
+        yb : array_like
+            (B,) integer labels for cross-entropy, (B, O) or, with one output, (B,) elsewhere.
+        loss : str, Loss or callable
+            A callable takes ``(pred, target)`` and returns ``(loss, dpred)``.
+        optimizer : Optimizer
+            Made for this model's parameters.
+        sample_weight : array_like (B,) or None
+            Non-negative, of the mean over the batch; a callable gets it as its third argument.
+
+        Returns
+        -------
+        float
+            The loss before the update.
+        """
+        model, criterion = self.model, losses.resolve(loss)
+        trainer = Trainer(model, optimizer, criterion)
+        batch = check_batch(model, criterion, xb, yb, sample_weight, ("xb", "yb", "sample_weight"))
+        model.gate.enter_alone()  # not by ``exclusive``: a step of a small network takes less time than a few calls
+        try:
+            if trainer.loss_spec is None:
+                return trainer.step(batch)
+            samples = len(batch[0])
+            return trainer.run_steps(batch, None, 0, 1, samples)[0] / samples
+        finally:
+            model.gate.leave()
+
+    def fit(
+        self,
+        X: Source,
+        y: ArrayLike | SlicedByRows | None,
+        loss: LossLike,
+        optimizer: Optimizer,
+        *,
+        epochs: int = 1,
+        batch_size: int = 32,
+        validation_data: ValidationData = None,
+        callbacks: Iterable[Callback] = (),
+        verbose: int | str = 1,
+        shuffle: bool = True,
+        seed: Seed = None,
+        sample_weight: ArrayLike | SlicedByRows | None = None,
+        metrics: Metrics = (),
+        buffer_size: int = BUFFER_SIZE,
+        on_divergence: str = "raise",
+        resume: npz.Path | None = None,
+    ) -> History:
+        """Train: for every epoch, for every batch, forward, loss, backward, update.
+
+        Parameters
+        ----------
+        X : array_like (N, I), what is read by slices of rows, or what gives chunks
+            Used without a copy if it lies in memory as a C-contiguous array of the model's dtype. ``np.memmap`` and,
+            for example, HDF5 data sets are read in blocks of rows. A function that returns an iterable of chunks
+            ``(X, y)`` or ``(X, y, sample_weight)`` is called in every epoch, in a thread of its own that reads ahead.
+        y : array_like
+            (N,) integer labels for cross-entropy, (N, O) or, with one output, (N,) elsewhere; None with chunks.
+        loss : str, Loss or callable
+            ``"cross_entropy"``, ``fb.MSE()``, or a callable ``(pred, target) -> (loss, dpred)``.
+        optimizer : Optimizer
+            Made for this model's parameters; calling ``fit`` again goes on with its state.
+        epochs, batch_size : int
+            At least 1. The last batch of an epoch has what is left.
+        validation_data : (Xv, yv), (Xv, yv, sample_weight), a function that gives chunks, or None
+            Evaluated after every epoch; other iterables of chunks are given as ``(chunks, None)``.
+        callbacks : sequence of Callback
+            Called after every epoch.
+        verbose : {1, "bar", 0}
+            1 prints a line per epoch, "bar" shows a bar that moves within it (needs tqdm), 0 nothing.
+        shuffle : bool
+            Whether every epoch has a new order.
+        seed : int, numpy.random.Generator or None
+            Of the orders, as in ``fb.batches``; None goes on with the model's own generator.
+        sample_weight : array_like (N,) or None
+            Non-negative. A batch's loss is the mean weighted with these; the accuracy counts every sample alike.
+        metrics : sequence of str, or mapping from name to callable
+            Names in ``fb.metrics``, or ``{name: callable}`` with ``(pred, target) -> float``, of the predictions (N, O)
+            for validation_data after every epoch: ``history["val_auc"]``. The targets are (N,) labels for
+            cross-entropy and (N, O) elsewhere. NaN if the predictions are not finite.
+        buffer_size : int
+            For data that is read: how many samples are shuffled together, which need three times their memory. Blocks
+            of neighbouring rows are drawn at random, a sixteenth of it each; chunks come in their own order. An array
+            that is no larger is shuffled as a whole.
+        on_divergence : {"raise", "stop", "restore"}
+            What happens when the loss, the gradient or the parameters are not finite any more: an error, or a warning
+            and the end of the training, with the weights of the last step or with the best ones, by validation loss or,
+            without it, by loss. The optimizer stays as it is.
+        resume : str, path or None
+            The file of a ``Checkpoint`` of the same run: it goes on after the epochs done, which ``epochs`` includes,
+            as if it had never stopped, with that file's learning rate. From the beginning if there is no such file.
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit; nothing has changed then. Of data that is read each chunk is checked when it
+            comes; one that does not fit ends ``fit`` after the steps before it.
+        DivergenceError
+            If training diverges; the step that shows it is left out.
+        FileFormatError, OSError
+            If the file to resume from is damaged, or cannot be read.
+        """
+        criterion, measures = losses.resolve(loss), resolve(metrics)
+        trainer = Trainer(self.model, optimizer, criterion)
+        epochs, batch_size = check_int("epochs", epochs), check_int("batch_size", batch_size)
+        buffer_size = check_int("buffer_size", buffer_size)
+        data = open_samples(self.model, criterion, (X, y, sample_weight), buffer_size)
+        validation = open_validation(self.model, criterion, validation_data)
+        if measures and validation is None:
+            raise ValueError("metrics: expected validation_data to compute them from, got None")
+        callbacks, verbose = check_callbacks(callbacks), check_choice("verbose", verbose, (0, 1, "bar"))
+        check_choice("on_divergence", on_divergence, ("raise", "stop", "restore"))
+        best = BestWeights() if on_divergence == "restore" else None
+        callbacks = [best, *callbacks] if best else callbacks
+        bars = Bars(epochs, None if isinstance(data, Stream) else len(data[0])) if verbose == "bar" else None
+        rng = self.model.generator if seed is None else as_generator(seed)
+
+        def run_epoch() -> dict[str, float]:
+            logs = trainer.train_epoch(data, epoch_key(shuffle, rng), batch_size, bars)
+            if validation is not None:
+                validated = evaluate(self.model, validation, criterion, measures)
+                logs |= {f"val_{name}": value for name, value in validated.items()}
+            return logs | {"lr": optimizer.lr}
+
+        with self.model.exclusive():
+            self.model.order_generator = rng
+            history = self._start(optimizer, callbacks, _log_names(criterion, measures, validation), resume)
+            ending = callbacks
+            try:
+                for epoch in range(len(history), epochs):
+                    if self.stop_training:
+                        break
+                    self._run_epoch(epoch, epochs, run_epoch, callbacks, bars, verbose)
+            except DivergenceError as error:
+                error.epoch = len(history) + 1
+                if on_divergence == "raise":
+                    raise
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+                ending = [callback for callback in callbacks if not callback.last]  # no checkpoint of a broken epoch
+            for callback in reversed(ending):  # a checkpoint before the best weights are restored
+                callback.on_train_end()
+            if best is not None and ending is not callbacks:
+                best.restore()
+            return history
+
+    def _start(
+        self, optimizer: Optimizer, callbacks: list[Callback], log_names: list[str], resume: npz.Path | None
+    ) -> History:
+        """Tell the callbacks, and take up the run in the file if there is one; the history, of the epochs done."""
+        run = None
+        if resume is not None:
+            run = run_state.load_matching(resume, self, optimizer, callbacks, log_names)
+        start_callbacks(callbacks, self, optimizer, log_names)
+        self.history = History()
+        if run is not None:
+            run_state.restore(run, self, optimizer, callbacks)
+        return self.history
+
+    def _run_epoch(
+        self,
+        epoch: int,
+        epochs: int,
+        train: Callable[[], dict[str, float]],
+        callbacks: list[Callback],
+        bars: Bars | None,
+        verbose: int | str,
+    ) -> None:
+        """Train for an epoch; record, show and tell the callbacks what it logs."""
+        if bars is not None:
+            bars.begin(epoch)
+        logs = train()
+        assert self.history is not None
+        self.history.append(logs)
+        self.epochs += 1
+        if bars is not None:
+            bars.end(logs)
+        elif verbose:
+            print(epoch_line(epoch, epochs, logs), flush=True)
+        for callback in callbacks:
+            callback.on_epoch_end(epoch, logs)
+
+    def snapshot(self) -> tuple[Array, Array]:
+        """Copies of all parameters and running statistics, for ``restore``."""
+        return self.model.snapshot()
+
+    def restore(self, snapshot: tuple[Array, Array]) -> None:
+        """Go back to a ``snapshot`` of this model."""
+        self.model.restore(snapshot)
+
+    def summary(self) -> str:
+        """A table of the layers: output shape, parameters, and the FLOP of a prediction for one sample.
+
+        FLOP are those of the matrix products, an addition and a multiplication for every weight.
+        """
+        widths, total = infer_widths(self.layers)[1:], 0
+        rows = [("layer", "output", "parameters", "FLOP")]
+        for layer, width in zip(self.layers, widths, strict=True):
+            count, flop = sum(map(math.prod, layer.shapes().values())), layer.flop()
+            total += flop
+            rows.append((repr(layer), f"(B, {width})", f"{count:,}", f"{flop:,}"))
+        rows.append(("total", self.dtype.name, f"{self.parameters().count:,}", f"{total:,}"))
+        a, b, c, d = (max(map(len, column)) for column in zip(*rows, strict=True))
+        return "\n".join(f"{row[0]:{a}}  {row[1]:{b}}  {row[2]:>{c}}  {row[3]:>{d}}" for row in rows)
+
+    def save(self, path: npz.Path) -> None:
+        """Write architecture, dtype, parameters and running statistics to one ``.npz`` file; ``fb.load`` reads it.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; one that was there before is unharmed.
+        """
+        npz.write(path, {"dtype": self.dtype.name, "layers": self.model.config()}, self.model.tensors())
+
+    @classmethod
+    def load(cls, path: npz.Path) -> Self:
+        """The model that ``save`` wrote, or that of a ``Checkpoint``.
+
+        Raises
+        ------
+        FileFormatError
+            If the file is damaged, cut short, of another kind, or from a newer fastbp.
+        OSError
+            If it cannot be read.
+        """
+        header, arrays = npz.read(path)
+        try:
+            tensors = {name: array for name, array in arrays.items() if not name.startswith("checkpoint.")}
+            return cls._build(header["layers"], header["dtype"], tensors)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise npz.unreadable(path, error) from error
+
+    @classmethod
+    def _build(cls, config: list[dict[str, Any]], dtype: str, tensors: dict[str, Array]) -> Self:
+        layers = make_layers(config)
+        check_tensors(layers, tensors)
+        sequential = cls(layers, dtype=dtype)
+        sequential.model.assign(tensors)
+        return sequential
+
+    def astype(self, dtype: str) -> Self:
+        """A copy of the model that computes in another dtype."""
+        other = self._build(self.model.config(), dtype, self.model.tensors())
+        other.model.copy_randomness(self.model)
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are built anew around the copied parameters, which an optimizer's copy shares."""
+        return _rebuild, (type(self), self.model.config(), self.dtype.name, *self.model.contents())
+
+
+def _rebuild(cls: type[S], config: list[dict[str, Any]], dtype: str, *contents: Any) -> S:
+    sequential = cls(make_layers(config), dtype=dtype)
+    sequential.model.adopt(*contents)
+    return sequential
+
+
+def from_model(model: Model, epochs: int) -> Sequential:
+    """The Sequential around a model that was trained for so many epochs."""
+    sequential = Sequential.__new__(Sequential)
+    sequential.model, sequential.epochs = model, epochs
+    return sequential
+
+
+def check_model(model: object) -> Sequential:
+    """``model`` if it is one, for what writes models to files of other kinds."""
+    if not isinstance(model, Sequential):
+        raise TypeError(f"model: expected a fastbp model, got {type(model).__name__}")
+    return model
+
+
+def _log_names(criterion: Loss, measures: Mapping[str, Metric], validation: Data | None) -> list[str]:
+    """The names of the values that every epoch of ``fit`` logs."""
+    names = ["loss", "accuracy"] if criterion.classifies else ["loss"]
+    names += [f"val_{name}" for name in dict.fromkeys([*names, *measures]) if validation is not None]
+    return [*names, "lr", "samples_per_second"]

@@ -1,0 +1,226 @@
+"""Trainer: a model, an optimizer and a loss; their steps, epochs and evaluation.
+
+Forward, loss, backward, update: ``step`` is those four lines, for a loss that is a Python callable; with all others the
+core takes the same steps. Everything else here deals out batches and counts. Who calls it has exclusive access to the
+model.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from fastbp import profiling
+from fastbp.core import backend, get_num_threads
+from fastbp.data.arrays import Array, Samples, check_memory, take_rows
+from fastbp.data.sampling import Part, epoch_rows, parts
+from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
+from fastbp.losses import Loss
+from fastbp.metrics import Metric, measured
+from fastbp.model import SMALL_BATCH, Model
+from fastbp.optim import Optimizer
+from fastbp.training.history import Bars
+from fastbp.training.inputs import Data
+
+MAX_STEPS_PER_CALL = 4096  # of the core: an epoch's learning rates need not all be in memory
+BAR_SECONDS = 0.1  # between two movements of a bar
+
+
+class Trainer:
+    """Trains a model by an optimizer on a loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no optimizer, or one of another model's parameters.
+    """
+
+    def __init__(self, model: Model, optimizer: Optimizer, criterion: Loss) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer: expected an Optimizer such as fb.SGD(...), got {optimizer!r}")
+        if optimizer.params is not model.params:
+            raise ValueError("optimizer: it was made for the parameters of another model")
+        self.model, self.optimizer, self.criterion = model, optimizer, criterion
+        #: The loss for the core; None for a Python callable.
+        self.loss_spec = criterion.spec(model.outputs, model.dtype)
+
+    def step(self, batch: Samples) -> float:
+        """Forward, loss, backpropagation, gradient descent; the loss before the update."""
+        model, (xb, yb, weight) = self.model, batch
+        before = model.statistics.copy(), model.training_step
+        pred = model.forward(xb)
+        pending = model.pending_forward
+        try:
+            loss, dpred = self.criterion.compute(pred, yb, weight)
+            if model.pending_forward is not pending:  # the callable has trained the model
+                raise RuntimeError("backward: another pass has run since the forward pass of this step")
+            if not math.isfinite(loss):
+                raise self._divergence(loss, xb, model.training_step, self.optimizer.lr)
+            model.backward(dpred)
+            self.optimizer.step()
+        except BaseException:  # the user's, or divergence, or there is no memory
+            model.statistics[:], model.training_step = before
+            raise
+        return loss
+
+    def run_steps(
+        self,
+        data: Samples,
+        order: int | Array | None,
+        first: int,
+        steps: int,
+        batch_size: int,
+        decays: Array | None = None,
+    ) -> tuple[float, int]:
+        """Steps in the core from position first of an epoch's order, a key, row numbers, or None for no shuffling.
+
+        decays (steps,) are weight decays in place of the optimizer's one. Returns the loss summed over the samples, and
+        how many were right.
+        """
+        model, optimizer = self.model, self.optimizer
+        if batch_size > SMALL_BATCH:
+            check_memory("batch_size", min(batch_size, len(data[0])) * model.row_bytes)
+        network, model.pending_forward = model.network(), None
+        progress: list[Any] = [0.0, 0, 0]
+        update_spec, rates = optimizer.update_spec(), optimizer.rates(steps)
+        try:
+            network.train(
+                progress,
+                *data,
+                order,
+                first,
+                steps,
+                batch_size,
+                self.loss_spec,
+                update_spec,
+                rates,
+                decays,
+                optimizer.clip_norm or 0.0,
+                model.training_step + 1,
+                get_num_threads(),
+            )
+        finally:  # an interrupt ends the epoch after a whole step
+            model.training_step += progress[2]
+            optimizer.steps += progress[2]
+        loss, right, done = progress
+        if done < steps:
+            rows = epoch_rows(first + done * batch_size, batch_size, len(data[0]), order)
+            lr = rates if isinstance(rates, float) else float(rates[done])
+            raise self._divergence(loss, data[0][rows], model.training_step + 1, lr)
+        return loss, right
+
+    def _divergence(self, loss: float, x: Array, step: int, lr: float) -> DivergenceError:
+        """The error for a training step on the rows of x that was left out, for its loss or its gradient."""
+        params, number = self.model.params, self.optimizer.steps + 1
+        if math.isfinite(loss):  # only clip_norm looks at the whole gradient before it is used
+            norm = math.sqrt(backend().squared_norm(params.grads, 1))
+            return DivergenceError("gradient", norm, in_gradient(params), number, lr)
+        return DivergenceError("loss", loss, in_model(self.model, x, step), number, lr)
+
+    def _part_in_core(self, part: Part, batch_size: int, bars: Bars | None) -> tuple[float, int]:
+        """A part of an epoch in the core: the loss summed over the samples, and how many were right."""
+        total, correct, first, most = 0.0, 0, 0, MAX_STEPS_PER_CALL if bars is None else 1
+        while first < part.size:
+            steps, start = min(most, -(-(part.size - first) // batch_size)), time.perf_counter()
+            loss, right = self.run_steps(part.data, part.key, first, steps, batch_size)
+            total, correct = total + loss, correct + right
+            if bars is not None:
+                bars.advance(min(steps * batch_size, part.size - first), loss)
+                in_time = int(BAR_SECONDS * steps / (time.perf_counter() - start))
+                most = max(1, min(MAX_STEPS_PER_CALL, 2 * most, in_time))
+            first += steps * batch_size
+        return total, correct
+
+    def _part_in_python(self, part: Part, batch_size: int, bars: Bars | None) -> tuple[float, int]:
+        """A part of an epoch for a loss that is a Python callable, likewise."""
+        total = 0.0
+        for rows in part.batches(batch_size):
+            loss = self.step(take_rows(part.data, rows)) * len(rows)
+            total += loss
+            if bars is not None:
+                bars.advance(len(rows), loss)
+        return total, 0
+
+    def run_epoch(self, data: Data, key: int | None, batch_size: int, bars: Bars | None) -> tuple[float, int, int]:
+        """An epoch's steps: the loss summed over the samples, how many were right, and how many there were."""
+        total, correct, samples = 0.0, 0, 0
+        run_part = self._part_in_python if self.loss_spec is None else self._part_in_core
+        with closing(parts(data, key, batch_size)) as whole:
+            for part in whole:
+                loss, right = run_part(part, batch_size, bars)
+                total, correct, samples = total + loss, correct + right, samples + part.size
+        return total, correct, samples
+
+    def _profiled_epoch(
+        self, profile: profiling.Profile, data: Data, key: int | None, batch_size: int, bars: Bars | None
+    ) -> tuple[float, int, int]:
+        """``run_epoch`` with its times in the profile, which may do it again with copies of model and optimizer."""
+
+        def epoch(model: Model, optimizer: Optimizer) -> tuple[float, int, int]:
+            return Trainer(model, optimizer, self.criterion).run_epoch(data, key, batch_size, None)
+
+        total, correct, samples = profile.train(epoch, self.model, self.optimizer, batch_size)
+        if bars is not None:  # at once: what is timed here, and again by compare, is the core alone
+            bars.advance(samples, total)
+        return total, correct, samples
+
+    def train_epoch(self, data: Data, key: int | None, batch_size: int, bars: Bars | None) -> dict[str, float]:
+        """One pass over the data in the order of key, batch after batch; its loss, accuracy and speed."""
+        start = time.perf_counter()
+        profile = profiling.active()
+        if profile and self.loss_spec is not None:
+            total, correct, samples = self._profiled_epoch(profile, data, key, batch_size, bars)
+        else:
+            total, correct, samples = self.run_epoch(data, key, batch_size, bars)
+        if not backend().all_finite(self.model.params.values):  # since the last step, which no loss has seen
+            value, where = in_parameters(self.model.params)
+            step = self.optimizer.steps
+            raise DivergenceError("parameters", value, where, step, self.optimizer.schedule(step - 1))
+        logs = {"loss": total / samples}
+        if self.criterion.classifies:
+            logs["accuracy"] = correct / samples
+        return logs | {"samples_per_second": samples / (time.perf_counter() - start)}
+
+
+class _Evaluation:
+    """The weighted mean of the loss, and the accuracy, over parts of a data set."""
+
+    def __init__(self, criterion: Loss) -> None:
+        self.criterion = criterion
+        self.loss, self.total_weight, self.right, self.samples = 0.0, 0.0, 0, 0
+
+    def add(self, pred: Array, y: Array, weight: Array | None) -> None:
+        part_weight = self.criterion.total_weight(pred, y, weight)
+        self.total_weight += part_weight
+        self.samples += len(pred)
+        share = part_weight / self.total_weight if self.total_weight else 0.0
+        self.loss += (float(self.criterion.compute(pred, y, weight)[0]) - self.loss) * share
+        self.right += self.criterion.correct(pred, y) if self.criterion.classifies else 0
+
+    def logs(self) -> dict[str, float]:
+        if self.total_weight == 0:
+            raise ValueError("sample_weight: expected a positive weight among them, got zeros only")
+        accuracy = {"accuracy": self.right / self.samples} if self.criterion.classifies else {}
+        return {"loss": self.loss} | accuracy
+
+
+def evaluate(model: Model, data: Data, criterion: Loss, measures: Mapping[str, Metric]) -> dict[str, float]:
+    """The loss, for classification the accuracy, and the metrics."""
+    evaluation = _Evaluation(criterion)
+    outputs: list[tuple[Array, Array]] = []
+    with closing(parts(data, None, 1)) as whole:
+        for (X, y, weight), _, _ in whole:
+            pred = model.predict(X)
+            evaluation.add(pred, y, weight)
+            if measures:
+                outputs.append((pred, y))
+    logs = evaluation.logs()
+    if measures:
+        pred, y = (np.concatenate(columns) for columns in zip(*outputs, strict=True))
+        logs |= {name: measured(name, measure, pred, y) for name, measure in measures.items()}
+    return logs
