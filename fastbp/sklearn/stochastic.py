@@ -83,6 +83,7 @@ class StochasticSolver:
             )
             self.batch_size = samples
         self.optimizer = self._create_optimizer()
+        self._continue_optimizer()
         self.trainer = Trainer(task.model.model, self.optimizer, task.objective.criterion)
 
     def run(self, callbacks: list[Callback]) -> None:
@@ -119,27 +120,26 @@ class StochasticSolver:
     # --- the optimizer and its learning rate --------------------------------------------------------------------------
 
     def _create_optimizer(self) -> Optimizer:
-        """An optimizer with the present settings, and the previous one's state if that was of the same kind."""
-        settings, state, parameters = self.settings, self.state, self.task.model.parameters()
+        settings, parameters = self.settings, self.task.model.parameters()
         rate = settings.learning_rate_init
         if settings.solver == "sgd":
             nesterov = settings.nesterovs_momentum and settings.momentum > 0
-            optimizer: Optimizer = SGD(parameters, rate, settings.momentum, nesterov=nesterov, decay_bias=False)
-        else:  # Adam's steps do not depend on the gradient's scale, except for epsilon
-            epsilon = settings.epsilon / self.task.objective.gradient_scale
-            optimizer = ScikitAdam(
-                parameters, rate, betas=(settings.beta_1, settings.beta_2), eps=epsilon, decay_bias=False
-            )
+            return SGD(parameters, rate, settings.momentum, nesterov=nesterov, decay_bias=False)
+        betas = settings.beta_1, settings.beta_2
+        # Adam's steps do not depend on the gradient's scale, except for epsilon
+        epsilon = settings.epsilon / self.task.objective.gradient_scale
+        return ScikitAdam(parameters, rate, betas=betas, eps=epsilon, decay_bias=False)
+
+    def _continue_optimizer(self) -> None:
+        """Go on from the state of the previous fit's optimizer if it was of the same kind; set the learning rate."""
+        settings, state, optimizer = self.settings, self.state, self.optimizer
         previous, state.optimizer = state.optimizer, optimizer
-        if type(previous) is type(optimizer):
+        if previous is not None and type(previous) is type(optimizer):
             optimizer.steps, optimizer.state_vectors = previous.steps, previous.state_vectors
         else:
-            state.learning_rate = rate
-        self.optimizer = optimizer
-        if self.incremental and settings.solver == "sgd" and settings.learning_rate != "constant":
-            rate = state.learning_rate
-        self._set_learning_rate(rate)
-        return optimizer
+            state.learning_rate = settings.learning_rate_init
+        keeps_rate = self.incremental and settings.solver == "sgd" and settings.learning_rate != "constant"
+        self._set_learning_rate(state.learning_rate if keeps_rate else settings.learning_rate_init)
 
     def _set_learning_rate(self, rate: float) -> None:
         """Set the learning rate.
