@@ -118,7 +118,7 @@ def test_ten_seeds_score_as_scikit_learns(load):
 
 def test_sparse_is_dense(compiled, monkeypatch):
     """Also where it comes in many blocks."""
-    monkeypatch.setattr("fastbp.sklearn._SPARSE_BLOCK", 64 * 300)
+    monkeypatch.setattr("fastbp.sklearn.task.SPARSE_BLOCK", 64 * 300)
     X, y = DIGITS[0] * (DIGITS[0] > 0), DIGITS[1]
     settings = dict(max_iter=3, random_state=0, early_stopping=True, batch_size=50)
     weight = np.random.default_rng(0).random(len(X))
@@ -194,7 +194,7 @@ def test_partial_fit_stops_early():
     clf = MLPClassifier(random_state=0, early_stopping=True, n_iter_no_change=3, learning_rate_init=0.01)
     for _ in range(100):
         clf.partial_fit(X[:400], y[:400], classes=[0, 1], eval_set=(X[400:], y[400:]))
-        if clf._stopped:
+        if clf._solver_state.stopped_early:
             break
     assert len(clf.validation_scores_) < 100
     assert clf.score(X[400:], y[400:]) == clf.best_validation_score_ == max(clf.validation_scores_)
@@ -281,6 +281,7 @@ BAD = [
     (dict(), dict(eval_set=IRIS[0]), r"eval_set: expected a pair \(Xv, yv\)"),
     (dict(), dict(sample_weight=-np.ones(150)), "egative"),
     (dict(), dict(sample_weight=np.zeros(150)), "ample.weight"),
+    (dict(early_stopping=True, validation_fraction=0.005), {}, "The validation set is too small"),
     (dict(warm_start=True, hidden_layer_sizes=(9,)), {}, "hidden_layer_sizes: expected those of the fit"),
 ]
 
@@ -312,6 +313,16 @@ def test_an_unconverged_fit_warns_and_verbose_prints(capsys):
     out = capsys.readouterr().out
     assert "Iteration 2, loss = " in out
     assert "Training loss did not improve more than tol=0.100000 for 10 consecutive epochs. Stopping." in out
+
+
+def test_warnings_point_at_the_users_line():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        MLPClassifier(max_iter=1, random_state=0).fit(*IRIS)
+        MLPClassifier(max_iter=1, solver="lbfgs").fit(*IRIS)
+        MLPClassifier(batch_size=1000).partial_fit(*IRIS, classes=[0, 1, 2])
+        MLPRegressor(batch_size=1000).partial_fit(*DIABETES)
+    assert [warning.filename for warning in caught] == [__file__] * 4
 
 
 @pytest.mark.parametrize("solver", ["sgd", "adam"])

@@ -23,6 +23,10 @@ SOURCE = ROOT / "fastbp"
 # Every module may import those before it, and only those; what only checkers import counts as well.
 FLOORS = [
     ["core.plan"],
+    [f"core.reference.{name}" for name in ("activations", "order", "products", "reductions", "updates")],
+    [f"core.reference.{name}" for name in ("layers", "losses")],
+    [f"core.reference.layers.{name}" for name in ("dense", "dropout", "embedding", "normalization")],
+    ["core.reference.network"],
     ["core.reference"],
     ["core._cpu", "core._gate", "core.threads"],
     ["core"],
@@ -41,6 +45,11 @@ FLOORS = [
     ["training.run_state"],
     ["training.sequential"],
     ["training"],
+    ["sklearn.objective", "sklearn.network"],
+    ["sklearn.task"],
+    ["sklearn.lbfgs", "sklearn.stochastic"],
+    ["sklearn.estimator"],
+    ["sklearn.classifier", "sklearn.regressor"],
     ["checks", "ops", "datasets", "benchmark", "training.checkpoint", "formats.onnx", "formats.safetensors"],
     ["callbacks", "onnx", "safetensors", "sklearn", "tensorboard"],
     [""],

@@ -35,9 +35,9 @@ fastbp\.model\.Contents
 # functools.cache keeps the signature from mypy
 fastbp\.core\._load
 fastbp\.profiling\._bandwidth
-fastbp\.sklearn\._(sizes|equal_penalties)
+fastbp\.sklearn\.objective\.(batch_sizes|_equal_penalties)
 # scikit-learn makes these methods when the class is made
-fastbp\.sklearn\.\w+\.set_\w+_request
+fastbp\.sklearn(\.\w+)?\.\w+\.set_\w+_request
 """
 
 # Features and targets of other libraries.

@@ -1,0 +1,217 @@
+"""MLPClassifier: classes by a softmax or a logistic output, labels by several logistic outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import scipy.special
+import sklearn.neural_network
+from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
+from sklearn.utils import compute_sample_weight
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.multiclass import (
+    _check_partial_fit_first_call,
+    check_classification_targets,
+    type_of_target,
+    unique_labels,
+)
+
+from fastbp.data.arrays import Array
+from fastbp.losses import BinaryCrossEntropy, CrossEntropy
+from fastbp.sklearn.estimator import CONSTRAINTS, BaseMLP, stochastic_only
+from fastbp.sklearn.objective import Objective
+from fastbp.sklearn.task import Data
+from fastbp.training.callbacks import Callback
+
+
+class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
+    """scikit-learn's MLPClassifier on fastbp's core.
+
+    The parameters up to ``max_fun`` and the attributes that they lead to are those of
+    ``sklearn.neural_network.MLPClassifier``. Two classes have one logistic output, more a softmax, and an indicator
+    matrix as y one logistic output per label.
+
+    Parameters
+    ----------
+    activation : str or sequence of str
+        Of all hidden layers, or one for each: ``identity``, ``logistic``, ``tanh``, ``relu``, or any other of
+        ``fb.Dense``.
+    dropout : float or sequence of float
+        The share of each hidden layer's outputs that is dropped in training (Srivastava et al. 2014).
+    batch_norm : bool
+        Whether to normalise every hidden layer before its activation (Ioffe & Szegedy 2015).
+    class_weight : {"balanced"}, dict, list of dict or None
+        Weights of the classes, which multiply the samples', as in scikit-learn's other classifiers.
+    n_threads : int or None
+        How many threads to use; None is ``fb.get_num_threads()``.
+    callbacks : list of fb.callbacks.Callback or None
+        Called after every epoch, or iteration of lbfgs.
+
+    Attributes
+    ----------
+    coefs_, intercepts_ : list of ndarray
+        The network's own weights (I, O) and biases (O,): writing into them, or putting other arrays in their place,
+        changes the network. With ``warm_start`` or ``partial_fit`` they may be set before the first fit too.
+    validation_loss_curve_ : list of float
+        After every epoch, the loss of ``eval_set`` or of what early stopping holds out, without the penalty.
+
+    Notes
+    -----
+    ``warm_start`` keeps the optimizer's state too. ``partial_fit`` with ``early_stopping`` scores ``eval_set``, or a
+    part of every call's samples; when that has not improved for ``n_iter_no_change`` calls, the best weights are
+    restored and further calls change nothing.
+
+    Examples
+    --------
+    >>> from fastbp.sklearn import MLPClassifier
+    >>> from sklearn.datasets import load_digits
+    >>> X, y = load_digits(return_X_y=True)
+    >>> clf = MLPClassifier((64, 32), early_stopping=True, dropout=0.1, random_state=0).fit(X / 16, y)
+    >>> clf.predict(X[:1] / 16)
+    array([0])
+    """
+
+    __module__ = "fastbp.sklearn"
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **sklearn.neural_network.MLPClassifier._parameter_constraints,
+        **CONSTRAINTS,
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: str | Sequence[str] = "relu",
+        *,
+        solver: str = "adam",
+        alpha: float = 0.0001,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 0.001,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: Any = None,
+        tol: float = 1e-4,
+        verbose: bool = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        max_fun: int = 15000,
+        dropout: float | Sequence[float] = 0.0,
+        batch_norm: bool = False,
+        class_weight: Any = None,
+        n_threads: int | None = None,
+        callbacks: Sequence[Callback] | None = None,
+    ) -> None:
+        # scikit-learn: every parameter is an attribute of the same name, unchanged
+        self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
+
+    @stochastic_only
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None, eval_set: Any = None) -> Self:
+        """One epoch over X and y.
+
+        Parameters
+        ----------
+        X, y, sample_weight, eval_set
+            As for ``fit``.
+        classes : array_like (n_classes,) or None
+            All there will be; needed in the first call.
+
+        Returns
+        -------
+        self
+        """
+        first = _check_partial_fit_first_call(self, classes)
+        try:
+            return self._fit(X, y, sample_weight, eval_set, incremental=True)
+        except BaseException:
+            if first and not hasattr(self, "_model"):
+                del self.classes_
+            raise
+
+    def _encode_target(self, y: Array, continues: bool, same_classes: bool = False) -> Array:
+        multilabel = type_of_target(y, input_name="y", raise_unknown=True) == "multilabel-indicator"
+        if y.ndim == 2 and not multilabel:
+            raise ValueError(
+                f"y: multioutput target data is not supported, got shape {y.shape}; expected labels (n,) or 0 and 1"
+            )
+        check_classification_targets(y)
+        classes = unique_labels(y)
+        if not continues or not hasattr(self, "classes_"):
+            self.classes_ = classes
+        elif same_classes and set(classes) != set(self.classes_):
+            raise ValueError(
+                "warm_start can only be used where `y` has the same classes as in the previous call to fit. Previously "
+                f"got {self.classes_}, `y` has {classes}"
+            )
+        elif len(np.setdiff1d(classes, self.classes_)):
+            raise ValueError(
+                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {classes}."
+            )
+        if multilabel:
+            self.n_outputs_, self.out_activation_ = y.shape[1], "logistic"
+            return y
+        if len(self.classes_) <= 2:
+            self.n_outputs_, self.out_activation_ = 1, "logistic"
+            return (y[:, None] == self.classes_[1:2]) if len(self.classes_) == 2 else np.zeros((len(y), 1))
+        self.n_outputs_, self.out_activation_ = len(self.classes_), "softmax"
+        return np.searchsorted(self.classes_, y)
+
+    def _apply_class_weight(self, weight: Array | None, y: Array, incremental: bool) -> Array | None:
+        if self.class_weight is None:
+            return weight
+        if incremental and self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight 'balanced' is not supported for partial_fit, which sees a part of the samples; give the "
+                "weights that sklearn.utils.class_weight.compute_class_weight has for all of them"
+            )
+        of_class: Array = compute_sample_weight(self.class_weight, y)
+        return of_class if weight is None else of_class * weight
+
+    def _objective(self, data: Data) -> Objective:
+        if self.out_activation_ == "softmax":
+            return Objective(CrossEntropy(), 1, 1)
+        return Objective(BinaryCrossEntropy(), self.n_outputs_, self.n_outputs_)
+
+    def _score_outputs(self, pred: Array, target: Array, weight: Array | None) -> float:
+        decided = pred.argmax(axis=1) if self.out_activation_ == "softmax" else scipy.special.expit(pred) > 0.5
+        return float(accuracy_score(target, decided, sample_weight=weight))
+
+    def predict_proba(self, X: Any) -> Array:
+        """The probabilities (n_samples, n_classes) of the classes, or (n_samples, n_labels) of the labels."""
+        outputs = self._outputs(X)
+        if self.out_activation_ == "softmax":
+            return np.asarray(scipy.special.softmax(outputs, axis=1))
+        p = np.asarray(scipy.special.expit(outputs))
+        return np.hstack([1 - p, p]) if self.n_outputs_ == 1 else p
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """Their logarithms, precise where the probabilities are too small to be told from zero."""
+        outputs = self._outputs(X)
+        if self.out_activation_ == "softmax":
+            return np.asarray(scipy.special.log_softmax(outputs, axis=1))
+        log_p = np.asarray(scipy.special.log_expit(outputs))
+        return np.hstack([np.asarray(scipy.special.log_expit(-outputs)), log_p]) if self.n_outputs_ == 1 else log_p
+
+    def predict(self, X: Any) -> Array:
+        """The classes (n_samples,), or the labels (n_samples, n_labels) as 0 and 1."""
+        p = self.predict_proba(X)
+        if self.out_activation_ == "logistic" and self.n_outputs_ > 1:
+            return (p > 0.5).astype(int)
+        return np.asarray(self.classes_[p[:, : len(self.classes_)].argmax(axis=1)])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
