@@ -1,7 +1,7 @@
 """Hostile input: an array of any layout is refused with nothing changed, or computed as any other of its numbers.
 
 And whatever a file holds: it is refused, or gives the model that was saved. More of the same, with other examples every
-time: ``FASTBP_EXAMPLES=2000 pytest tests/test_hostile.py``; more files: ``tests/fuzz.py``.
+time: ``FASTBP_EXAMPLES=2000 pytest tests/contracts/test_hostile.py``; more files: ``tests/fuzz.py``.
 """
 
 import contextlib
@@ -885,7 +885,7 @@ def test_a_path_is_no_open_file():
 def test_fuzzing_for_a_while_finds_nothing(kind, tmp_path):
     pytest.importorskip("atheris")
     pytest.importorskip("safetensors")
-    script = os.path.join(os.path.dirname(__file__), "fuzz.py")
+    script = os.path.join(os.path.dirname(__file__), "..", "fuzz.py")
     run = subprocess.run([sys.executable, script, kind, "15"], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "Done" in run.stderr

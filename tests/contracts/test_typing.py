@@ -13,8 +13,8 @@ import pytest
 import fastbp as fb
 from fastbp.core import BACKENDS
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "tests" / "typed_user.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("typed_user.py")
 
 # What stubtest finds, and is as it should be.
 ALLOWED = r"""
