@@ -25,7 +25,7 @@ APART = {
         "tests/data/test_sampling.py::test_a_file_five_times_the_memory",
         "tests/contracts/test_memory.py::test_a_limited_address_space",
         "tests/contracts/test_memory.py::test_ten_thousand_fits",
-        "tests/contracts/test_hostile.py::test_fuzzing_for_a_while_finds_nothing",
+        "tests/contracts/test_hostile_files.py::test_fuzzing_for_a_while_finds_nothing",
     ],
     "bounds": [],
 }

@@ -1,8 +1,9 @@
-"""Memory that cannot be had: a MemoryError, and the model goes on as if it had not been asked; and no fit keeps any."""
+"""Memory that cannot be had: a MemoryError, and the model goes on as before; what fit needs, and what it keeps."""
 
 import importlib
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +256,38 @@ def test_a_limited_address_space():
 @on_linux
 def test_ten_thousand_fits():
     run(MANY)
+
+
+def test_fit_takes_no_memory_per_sample(compiled):
+    """The peak of the allocator's figures for one epoch is that of ten times the samples."""
+
+    def peak(samples):
+        X, y = np.ones((samples, 8), "f4"), np.zeros((samples, 1), "f4")
+        model = fb.Sequential([fb.Dense(8, 16, activation="relu"), fb.Dense(16, 1)], seed=0)
+        optimizer = fb.Adam(model.parameters())
+        model.fit(X[:64], y[:64], "mse", optimizer, batch_size=32, verbose=0)
+        tracemalloc.start()
+        model.fit(X, y, "mse", optimizer, batch_size=32, verbose=0)
+        result = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return result
+
+    assert abs(peak(200_000) - peak(20_000)) < 4096
+
+
+def test_fit_takes_the_memory_that_it_should(compiled):
+    """State, packed copies of the weights, and what a batch needs: its inputs for every thread, y, dy, and pred."""
+    inputs, hidden, outputs, batch, threads = 300, 500, 10, 64, 2
+    fb.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((640, inputs)).astype("f4"), rng.integers(0, outputs, 640)
+    model = fb.Sequential([fb.Dense(inputs, hidden, activation="relu"), fb.Dense(hidden, outputs)], seed=0)
+    tracemalloc.start()
+    model.fit(X, y, "cross_entropy", fb.Adam(model.parameters()), batch_size=batch, verbose=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    parameters = model.parameters().count
+    activations = batch * (threads * inputs + 2 * (hidden + outputs) + 4 * outputs)
+    blocks = threads * 32 * hidden  # for reordering the state, the rows of a panel
+    # rounded up: panels are up to 32 columns wide, and the Python objects take some kilobytes
+    assert peak < 1.1 * 4 * (2 * parameters + 2 * parameters + activations + blocks) + 2**16

@@ -125,3 +125,22 @@ def test_libraries_live_together(order):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("5\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_computes():
+    """The parent has an OpenMP team by then, the child has not: it must not wait for one."""
+    code = """if True:
+        import os, signal, numpy as np, fastbp as fb
+        fb.set_num_threads(2)
+        X = np.ones((1000, 300), "f4")
+        model = fb.Sequential([fb.Dense(300, 300), fb.Dense(300, 200)], seed=0)
+        expected = model.predict(X)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            os._exit(0 if fb.get_num_threads() == 1 and model.predict(X).tobytes() == expected.tobytes() else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

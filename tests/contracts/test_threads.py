@@ -363,3 +363,25 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 os.kill(os.getpid(), signal.SIGUSR1)  # would end the process in a thread that does not block it
 assert signal.sigwait([signal.SIGUSR1]) == signal.SIGUSR1
 """)
+
+
+def test_one_model_in_two_threads_is_an_error_not_a_race(compiled):
+    model = fb.Sequential([fb.Dense(300, 300, activation="relu"), fb.Dense(300, 200)], seed=0)
+    X = np.random.default_rng(0).standard_normal((1000, 300)).astype("f4")
+    expected, wrong, refused = model.predict(X).tobytes(), [], []
+
+    def hammer():
+        for _ in range(40):
+            try:
+                wrong.append(model.predict(X).tobytes() != expected)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    # a new thread starts on the default backend: give it this test's
+    threads = [threading.Thread(target=contextvars.copy_context().run, args=(hammer,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(wrong)
+    assert all("another thread" in message for message in refused)

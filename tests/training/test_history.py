@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from networks import blobs, everything
 
 import fastbp as fb
 
@@ -106,3 +107,17 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, package, act, ex
     monkeypatch.delitem(sys.modules, f"fastbp.{extra}", raising=False)
     with pytest.raises(ImportError, match=rf"pip install fastbp\[{extra}\]"):
         act()
+
+
+def test_history_and_verbose(capsys):
+    X, y = blobs()
+    model = everything()
+    optimizer = fb.SGD(model.parameters(), lr=fb.schedules.Constant(0.1))
+    history = model.fit(X, y, "cross_entropy", optimizer, epochs=2, validation_data=(X, y))
+    names = {"loss", "accuracy", "val_loss", "val_accuracy", "lr", "samples_per_second"}
+    assert set(history.history) == names
+    assert all(len(values) == 2 for values in history.history.values())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].startswith("epoch 2/2  loss ")
+    assert lines[1].endswith("samples/s")
