@@ -1,6 +1,6 @@
 """What one call costs: a training step on a tiny network, and the prediction of one row.
 
-    python benchmarks/latency.py [--quick] [--write]
+    python benchmarks latency [--quick] [--write]
 
 Every system has a process of its own, bound to the same two cores; results are compared first, then all run in turns.
 Peers that are not installed are left out.
@@ -8,12 +8,10 @@ Peers that are not installed are left out.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
-from report import NETS, figure, label, machine, microseconds, table, write, write_json
-from systems import SYSTEMS, Worker, installed
-from train_grid import CORES, TOLERANCE
+from nets import NETS, label
+from report import figure, machine, microseconds, options, table, write, write_json
+from systems import CORES, SYSTEMS, TOLERANCE, Worker, installed
 
 STEP = [name for name in SYSTEMS if name != "onnxruntime"]
 PREDICT = [name for name in SYSTEMS if name not in ("fastbp, four calls", "torch.compile")]
@@ -44,11 +42,11 @@ def measured(workers: list[Worker], call: str, rounds: int) -> dict[str, dict[st
     return {name: microseconds(timings) for name, timings in seconds.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str]) -> None:
+    parser = options(__name__, __doc__)
     parser.add_argument("--quick", action="store_true", help="two rounds instead of ten")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/")
-    arguments = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     head = machine("numpy", "torch", "jax", "scikit-learn", "onnxruntime")
     text = f"{head} Microseconds a call, two threads, float32, in turns.\n"
     results = {}
@@ -61,7 +59,7 @@ def main() -> None:
         for worker in workers:
             worker.prepare(widths=widths, batch=batch, optimizer="SGD")
         check(workers)
-        results[title] = measured(workers, call, 2 if arguments.quick else 10)
+        results[title] = measured(workers, call, 2 if chosen.quick else 10)
         for worker in workers:
             worker.close()
         ours = results[title]["fastbp"]["best"]
@@ -72,10 +70,6 @@ def main() -> None:
         text += f"\n### {title}, {label(widths)}" + (f", batch {batch}\n\n" if call == "steps" else "\n\n")
         text += table(["system", "best", "median", "best / fastbp's"], rows, 1)
     print(text)
-    if arguments.write:
-        write("latency.py", text)
+    if chosen.write:
+        write("latency", text)
         write_json("latency.json", {"machine": head, "microseconds": results})
-
-
-if __name__ == "__main__":
-    main()

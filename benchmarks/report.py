@@ -1,23 +1,29 @@
-"""What the scripts write: tables between the markers of benchmarks/README.md, and figures beside it."""
+"""What the benchmarks print and write: tables between the markers of benchmarks/README.md, and figures beside it."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import fastbp as fb
-from fastbp import benchmark
 from fastbp.core import backend_name
 
-#: Widths, batch size and steps per epoch of what is trained: those of ``python -m fastbp bench``, and a larger one.
-NETS = benchmark.NETS | {"huge": ((2048, 2048, 2048, 2048, 10), 1024, 8)}
 HERE = Path(__file__).parent
+
+
+def options(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark's command line."""
+    return argparse.ArgumentParser(
+        prog=f"python benchmarks {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def machine(*packages: str) -> str:
@@ -39,10 +45,6 @@ def figure(value: float) -> str:
 def microseconds(seconds: list[float]) -> dict[str, float]:
     """The best and the median of some timings."""
     return {"best": 1e6 * min(seconds), "median": 1e6 * statistics.median(seconds)}
-
-
-def label(widths: Sequence[int]) -> str:
-    return "-".join(map(str, widths))
 
 
 def table(head: list[str], rows: list[list[str]], text_columns: int) -> str:

@@ -1,6 +1,6 @@
 """Seven networks x three optimizers: a training step of fastbp against every peer, on two threads.
 
-    python benchmarks/train_grid.py [--quick] [--write] [--nets tiny,wide] [--peers JAX]
+    python benchmarks train_grid [--quick] [--write] [--nets tiny,wide] [--peers JAX]
 
 Every system has a process of its own, bound to the same two cores. In each cell all of them first train for four epochs
 from the same weights on the same batches, and their losses must agree; then they run shuffled epochs in turns, so that
@@ -10,23 +10,17 @@ installed are left out.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import time
 
-from report import HERE, NETS, figure, label, machine, microseconds, table, write, write_json
-from systems import LR, Worker, installed
+from nets import NETS, net_label
+from report import HERE, figure, machine, microseconds, options, table, write, write_json
+from systems import CORES, LR, TOLERANCE, Worker, installed
 
 from fastbp.benchmark import operations
 
-CORES = 2
 PEERS = ["NumPy", "PyTorch", "torch.compile", "JAX", "scikit-learn"]
-
-# Losses are means over up to 4 steps, float32. Each step adds rounding of about 1e-7 times the root of the longest
-# sum, and Adam's division by sqrt(v) turns a gradient that is nothing but rounding into a whole step; both stay below
-# 1e-4 of the loss. A wrong learning rate, a missed step or another batch moves it by more than a hundredth.
-TOLERANCE = 1e-3
 RESULTS = "train_grid.json"
 
 
@@ -74,11 +68,6 @@ def measured(rivals: list[Rival], net: str, optimizer: str, rounds: int, seconds
     }
 
 
-def cell_label(net: str) -> str:
-    widths, batch, _ = NETS[net]
-    return f"{net} {label(widths)}, {batch}"
-
-
 def report(cells: list[dict], peers: list[str]) -> str:
     """The tables: every system's best and median, then what fastbp makes of its hardware."""
     rows, own = [], []
@@ -92,11 +81,11 @@ def report(cells: list[dict], peers: list[str]) -> str:
             for name, times in cell["microseconds"].items()
             if name == "fastbp" or name in peers
         ]
-        rows.append([cell_label(cell["net"]), cell["optimizer"], *times, f"{fastest / ours:.2f}", f"{share:.2f}"])
+        rows.append([net_label(cell["net"]), cell["optimizer"], *times, f"{fastest / ours:.2f}", f"{share:.2f}"])
         if "one thread" in best:
             alone, double = best["one thread"], best["float64"]
             own.append(
-                [cell_label(cell["net"]), cell["optimizer"], figure(ours), figure(alone), f"{alone / ours:.2f}",
+                [net_label(cell["net"]), cell["optimizer"], figure(ours), figure(alone), f"{alone / ours:.2f}",
                  figure(double), f"{double / ours:.2f}"]
             )  # fmt: skip
     text = table(["net, batch", "optimizer", "fastbp", *peers, "best peer / fastbp", "of FMA peak"], rows, 2)
@@ -135,37 +124,37 @@ def kept_cells(head: str) -> dict[tuple[str, str], dict]:
     return {(cell["net"], cell["optimizer"]): cell for cell in kept["cells"] if kept["machine"] == head}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str]) -> None:
+    parser = options(__name__, __doc__)
     parser.add_argument("--quick", action="store_true", help="SGD, short epochs, one round, no compiler: a minute")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/")
     parser.add_argument("--nets", default=",".join(NETS), help="some of the networks")
     parser.add_argument("--optimizers", default=",".join(LR), help="some of the optimizers")
     parser.add_argument("--peers", default=",".join(PEERS), help="some of the peers")
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     begin = time.perf_counter()
 
-    peers = [peer for peer in arguments.peers.split(",") if installed(peer)]
-    optimizers = arguments.optimizers.split(",")
-    rounds, seconds = arguments.rounds, 0.4
-    if arguments.quick:  # compiling takes torch.compile ten seconds a cell
+    peers = [peer for peer in chosen.peers.split(",") if installed(peer)]
+    optimizers = chosen.optimizers.split(",")
+    rounds, seconds = chosen.rounds, 0.4
+    if chosen.quick:  # compiling takes torch.compile ten seconds a cell
         peers, optimizers = [peer for peer in peers if peer != "torch.compile"], ["SGD"]
         rounds, seconds = 1, 0.05
     rivals = [Rival("fastbp", "fastbp"), *(Rival(peer, peer) for peer in peers)]
-    if not arguments.quick:
+    if not chosen.quick:
         rivals += [Rival("one thread", "fastbp", cores=1), Rival("float64", "fastbp", dtype="float64")]
 
     head = machine("numpy", "torch", "jax", "scikit-learn")
-    cells = kept_cells(head) if arguments.write else {}
-    for net in arguments.nets.split(","):
+    cells = kept_cells(head) if chosen.write else {}
+    for net in chosen.nets.split(","):
         for optimizer in optimizers:
-            steps = NETS[net][2] // (4 if arguments.quick else 1)
+            steps = NETS[net][2] // (4 if chosen.quick else 1)
             cell = measured(rivals, net, optimizer, rounds, seconds, steps)
             cells[net, optimizer] = cell
             times = ", ".join(f"{name} {figure(t['best'])}" for name, t in cell["microseconds"].items())
-            print(f"{cell_label(net)} {optimizer}: {times}", flush=True)
-            if arguments.write:
+            print(f"{net_label(net)} {optimizer}: {times}", flush=True)
+            if chosen.write:
                 write_json(RESULTS, {"machine": head, "cells": list(cells.values())})
     for rival in rivals:
         rival.worker.close()
@@ -177,10 +166,6 @@ def main() -> None:
         f"{max(cell['peak_gflops'] for cell in ordered):.0f} GFLOP/s on two cores.\n\n{report(ordered, peers)}"
     )
     print(f"\n{text}\n{time.perf_counter() - begin:.0f} s")
-    if arguments.write:
-        write("train_grid.py", text)
+    if chosen.write:
+        write("train_grid", text)
         draw(ordered, peers)
-
-
-if __name__ == "__main__":
-    main()

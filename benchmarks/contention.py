@@ -1,23 +1,24 @@
 """A training step while other processes keep the cores busy: what a team of threads loses against a single one.
 
-    python benchmarks/crowd.py [--write]
+    python benchmarks contention [--write]
 
 Each figure is the best of five runs of some tenths of a second; the results are compared first.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
 
 import numpy as np
-from report import figure, label, machine, table, write
+from nets import CONTENTION, label
+from report import figure, machine, options, table, write
 
 import fastbp as fb
 
-WIDTHS, BATCH, STEPS, EPOCHS, ROUNDS = (64, 64, 10), 32, 200, 50, 5
+WIDTHS, BATCH, STEPS = CONTENTION
+EPOCHS, ROUNDS = 50, 5
 
 
 def run(threads: int) -> tuple[float, bytes]:
@@ -31,10 +32,10 @@ def run(threads: int) -> tuple[float, bytes]:
     return 1e6 * (time.perf_counter() - start) / (STEPS * EPOCHS), model.parameters().values.tobytes()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str]) -> None:
+    parser = options(__name__, __doc__)
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/README.md")
-    arguments = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     most = fb.get_num_threads()
     expected, rows = run(1)[1], []
     for busy in range(3):
@@ -54,9 +55,5 @@ def main() -> None:
     text = f"{machine()} Microseconds a step of {label(WIDTHS)}, batch {BATCH}, Adam, best of {ROUNDS} in turns.\n\n"
     text += table(["busy processes beside it", "1 thread", f"{most} threads", "ratio"], rows, 0)
     print(text)
-    if arguments.write:
-        write("crowd.py", text)
-
-
-if __name__ == "__main__":
-    main()
+    if chosen.write:
+        write("contention", text)
