@@ -72,10 +72,10 @@ def measure(cardinalities: list[int], batch: int, optimizer: str, rounds: int) -
     seconds: dict = {epoch_of_fastbp: [], epoch_of_torch: []}
     for i in range(rounds):
         losses = []
-        for epoch, taken in seconds.items():
+        for epoch, elapsed in seconds.items():
             start = time.perf_counter()
             losses.append(epoch())
-            taken.append((time.perf_counter() - start) / STEPS)
+            elapsed.append((time.perf_counter() - start) / STEPS)
         if i < 3:  # later, what float32 has rounded differently has grown
             np.testing.assert_allclose(*losses, rtol=1e-4)
     (best, median), (their_best, their_median) = ((1e6 * min(s), 1e6 * statistics.median(s)) for s in seconds.values())

@@ -51,8 +51,8 @@ def measure(data: str, rounds: int) -> list[str]:
             assert ours.n_iter_ == theirs.n_iter_
             for a, b in zip(ours.coefs_, theirs.coefs_, strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
-        for module, (_, taken) in pair.items():
-            seconds[module].append(taken)
+        for module, (_, elapsed) in pair.items():
+            seconds[module].append(elapsed)
     ours, theirs = ((1e3 * min(s), 1e3 * statistics.median(s)) for s in seconds.values())
     cells = [f"{figure(best)} ({figure(median)})" for best, median in (ours, theirs)]
     return [data, kind, f"{X.shape[0]:,} x {X.shape[1]}", *cells, f"{theirs[0] / ours[0]:.1f}"]

@@ -1,20 +1,20 @@
-"""What the benchmarks print and write: tables between the markers of benchmarks/README.md, and figures beside it."""
+"""What the benchmarks print, and write between the markers of benchmarks/README.md."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import fastbp as fb
 from fastbp.core import backend_name
 
 HERE = Path(__file__).parent
+#: The tables of the README are this one's; ``results/`` has the figures of others.
+OF_README = "avx512"
 
 
 def options(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -54,15 +54,13 @@ def table(head: list[str], rows: list[list[str]], text_columns: int) -> str:
 
 
 def write(marker: str, text: str) -> None:
-    """Put text between ``<!-- marker -->`` and the next ``<!-- end -->`` of the README."""
+    """Put text between ``<!-- marker -->`` and the next ``<!-- end -->`` of the README, if it is about this backend."""
+    if backend_name() != OF_README:
+        print(f"README.md stays as it is: its tables are of {OF_README}")
+        return
     readme = HERE / "README.md"
     head, opening, rest = readme.read_text().partition(f"<!-- {marker} -->\n")
     if not opening:
         raise SystemExit(f"{readme} has no marker {marker!r}")
     _, closing, tail = rest.partition("<!-- end -->\n")
     readme.write_text(f"{head}{opening}{text}{closing}{tail}")
-
-
-def write_json(name: str, figures: Any) -> None:
-    """Keep the figures beside the README."""
-    (HERE / name).write_text(json.dumps(figures, indent=1) + "\n")

@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 
 from nets import NETS, label
-from report import HERE, figure, machine, options, table, write, write_json
+from report import HERE, figure, machine, options, table, write
+from results import keep
 from systems import SYSTEMS, installed
 
 IMPORTS = {
@@ -128,4 +129,4 @@ def main(arguments: list[str]) -> None:
     print(text)
     if chosen.write:
         write("startup", text)
-        write_json("startup.json", figures)
+        keep("startup", figures)

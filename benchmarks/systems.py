@@ -455,7 +455,8 @@ _PACKAGES = {"NumPy": "numpy", "PyTorch": "torch", "torch.compile": "torch", "JA
 
 def installed(system: str) -> bool:
     """Whether what a system needs is here."""
-    return importlib.util.find_spec(_PACKAGES.get(system, system.partition(",")[0])) is not None
+    package = _PACKAGES.get(system, system.partition(",")[0])
+    return package != "" and importlib.util.find_spec(package) is not None
 
 
 def threads() -> int:
@@ -490,7 +491,7 @@ class Session:
         """Seconds per step of every shuffled epoch, for at least so long; the first one warms up."""
         data = self.trainer.place(*self.task.data(steps))
         self.trainer.epoch(data, True)
-        return [taken / steps for taken in timed(lambda: self.trainer.epoch(data, True), seconds)]
+        return [elapsed / steps for elapsed in timed(lambda: self.trainer.epoch(data, True), seconds)]
 
     def step_losses(self, calls: int) -> list[float]:
         """The losses of so many single steps on one batch."""
@@ -523,15 +524,15 @@ class Session:
 
 def timed(function: Any, seconds: float) -> list[float]:
     """How long each call took, calling for so long and at least once."""
-    taken, clock = [], time.perf_counter
+    elapsed, clock = [], time.perf_counter
     end = clock() + seconds
     while True:
         start = clock()
         function()
         now = clock()
-        taken.append(now - start)
+        elapsed.append(now - start)
         if now > end:
-            return taken
+            return elapsed
 
 
 class Worker:

@@ -4,24 +4,25 @@
 
 Every system has a process of its own, bound to the same two cores. In each cell all of them first train for four epochs
 from the same weights on the same batches, and their losses must agree; then they run shuffled epochs in turns, so that
-a neighbour's load hits all. ``--write`` puts tables, figures and the plot into benchmarks/. Peers that are not
-installed are left out.
+a neighbour's load hits all. ``--write`` puts the figures into results/, and tables and the plot into README.md. Peers
+that are not installed are left out.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import time
+from collections.abc import Iterator
 
 from nets import NETS, net_label
-from report import HERE, figure, machine, microseconds, options, table, write, write_json
+from report import HERE, OF_README, figure, machine, microseconds, options, table, write
+from results import committed, keep
 from systems import CORES, LR, TOLERANCE, Worker, installed
 
 from fastbp.benchmark import operations
+from fastbp.core import backend_name
 
 PEERS = ["NumPy", "PyTorch", "torch.compile", "JAX", "scikit-learn"]
-RESULTS = "train_grid.json"
 
 
 class Rival:
@@ -116,12 +117,30 @@ def draw(cells: list[dict], peers: list[str]) -> None:
     panes[0].savefig(HERE / "train_grid.png", dpi=100)
 
 
-def kept_cells(head: str) -> dict[tuple[str, str], dict]:
-    """The cells of an earlier run with the same versions, which a run with some of the networks leaves as they are."""
-    if not (HERE / RESULTS).exists():
-        return {}
-    kept = json.loads((HERE / RESULTS).read_text())
-    return {(cell["net"], cell["optimizer"]): cell for cell in kept["cells"] if kept["machine"] == head}
+def rivals_of(peers: list[str], quick: bool = False) -> list[Rival]:
+    """fastbp first, then the peers, and then fastbp with one thread and in float64."""
+    rivals = [Rival("fastbp", "fastbp"), *(Rival(peer, peer) for peer in peers)]
+    if not quick:
+        rivals += [Rival("one thread", "fastbp", cores=1), Rival("float64", "fastbp", dtype="float64")]
+    return rivals
+
+
+def cells_of(
+    rivals: list[Rival], nets: list[str], optimizers: list[str], rounds: int, seconds: float, shorter: int = 1
+) -> Iterator[dict]:
+    """The cells, printed as they come; an epoch has the grid's number of steps or a part of it."""
+    for net, optimizer in itertools.product(nets, optimizers):
+        cell = measured(rivals, net, optimizer, rounds, seconds, NETS[net][2] // shorter)
+        times = ", ".join(f"{name} {figure(t['best'])}" for name, t in cell["microseconds"].items())
+        print(f"{net_label(net)} {optimizer}: {times}", flush=True)
+        yield cell
+    for rival in rivals:
+        rival.worker.close()
+
+
+def committed_cells(grid: dict) -> dict[tuple[str, str], dict]:
+    """The cells of an earlier run by network and optimizer."""
+    return {(cell["net"], cell["optimizer"]): cell for cell in grid.get("cells", [])}
 
 
 def main(arguments: list[str]) -> None:
@@ -130,34 +149,25 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/")
     parser.add_argument("--nets", default=",".join(NETS), help="some of the networks")
     parser.add_argument("--optimizers", default=",".join(LR), help="some of the optimizers")
-    parser.add_argument("--peers", default=",".join(PEERS), help="some of the peers")
+    parser.add_argument("--peers", default=",".join(PEERS), help="some of the peers; '' is fastbp alone")
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args(arguments)
     begin = time.perf_counter()
 
     peers = [peer for peer in chosen.peers.split(",") if installed(peer)]
-    optimizers = chosen.optimizers.split(",")
-    rounds, seconds = chosen.rounds, 0.4
+    optimizers, rounds, seconds, shorter = chosen.optimizers.split(","), chosen.rounds, 0.4, 1
     if chosen.quick:  # compiling takes torch.compile ten seconds a cell
         peers, optimizers = [peer for peer in peers if peer != "torch.compile"], ["SGD"]
-        rounds, seconds = 1, 0.05
-    rivals = [Rival("fastbp", "fastbp"), *(Rival(peer, peer) for peer in peers)]
-    if not chosen.quick:
-        rivals += [Rival("one thread", "fastbp", cores=1), Rival("float64", "fastbp", dtype="float64")]
+        rounds, seconds, shorter = 1, 0.05, 4
 
     head = machine("numpy", "torch", "jax", "scikit-learn")
-    cells = kept_cells(head) if chosen.write else {}
-    for net in chosen.nets.split(","):
-        for optimizer in optimizers:
-            steps = NETS[net][2] // (4 if chosen.quick else 1)
-            cell = measured(rivals, net, optimizer, rounds, seconds, steps)
-            cells[net, optimizer] = cell
-            times = ", ".join(f"{name} {figure(t['best'])}" for name, t in cell["microseconds"].items())
-            print(f"{net_label(net)} {optimizer}: {times}", flush=True)
-            if chosen.write:
-                write_json(RESULTS, {"machine": head, "cells": list(cells.values())})
-    for rival in rivals:
-        rival.worker.close()
+    before = committed("train_grid")  # a run with some of the networks leaves the others of the same versions
+    cells = committed_cells(before) if chosen.write and before.get("machine") == head else {}
+    rivals = rivals_of(peers, chosen.quick)
+    for cell in cells_of(rivals, chosen.nets.split(","), optimizers, rounds, seconds, shorter):
+        cells[cell["net"], cell["optimizer"]] = cell
+        if chosen.write:
+            keep("train_grid", {"machine": head, "threads": CORES, "cells": list(cells.values())})
 
     ordered = [cells[key] for key in itertools.product(NETS, LR) if key in cells]
     text = (
@@ -168,4 +178,5 @@ def main(arguments: list[str]) -> None:
     print(f"\n{text}\n{time.perf_counter() - begin:.0f} s")
     if chosen.write:
         write("train_grid", text)
-        draw(ordered, peers)
+        if backend_name() == OF_README:
+            draw(ordered, peers)
