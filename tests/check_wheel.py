@@ -1,4 +1,4 @@
-"""The wheel as users meet it: built twice, repaired, installed where the source is not, and started on other CPUs.
+"""The wheel as users get it: built twice, repaired, installed where the source is not, and started on other CPUs.
 
     python tests/check_wheel.py [install] [cpus] [arm] [audit]     build, then all of these, or those that are named
     python tests/check_wheel.py WHEEL ...                          what is in these, and their size

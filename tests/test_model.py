@@ -49,16 +49,16 @@ def test_copies_predict_and_go_on_alike(any_backend, tmp_path, way):
     model.fit(X, y, "cross_entropy", fb.Adam(model.parameters()), verbose=0)
     if way == "save":
         model.save(tmp_path / "model.npz")
-        twin = fb.load(tmp_path / "model.npz")
+        replica = fb.load(tmp_path / "model.npz")
         assert [p.name for p in tmp_path.iterdir()] == ["model.npz"]
     else:
-        twin = pickle.loads(pickle.dumps(model)) if way == "pickle" else copy.deepcopy(model)
-    assert twin.predict(X).tobytes() == model.predict(X).tobytes()
-    assert not np.shares_memory(twin.parameters().values, model.parameters().values)
+        replica = pickle.loads(pickle.dumps(model)) if way == "pickle" else copy.deepcopy(model)
+    assert replica.predict(X).tobytes() == model.predict(X).tobytes()
+    assert not np.shares_memory(replica.parameters().values, model.parameters().values)
     if way != "save":  # a copy has the random state too
-        for m in (model, twin):
+        for m in (model, replica):
             m.fit(X, y, "cross_entropy", fb.SGD(m.parameters(), lr=0.1), epochs=2, verbose=0)
-        assert twin.predict(X).tobytes() == model.predict(X).tobytes()
+        assert replica.predict(X).tobytes() == model.predict(X).tobytes()
 
 
 def test_a_copied_optimizer_belongs_to_the_copied_model(any_backend):
@@ -66,12 +66,12 @@ def test_a_copied_optimizer_belongs_to_the_copied_model(any_backend):
     model = everything()
     optimizer = fb.Adam(model.parameters())
     model.fit(X, y, "cross_entropy", optimizer, verbose=0)
-    for twin, its_optimizer in (copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))):
-        assert its_optimizer.params is twin.parameters()
-        one, other = copy.deepcopy((model, optimizer)), (twin, its_optimizer)
+    for replica, its_optimizer in (copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))):
+        assert its_optimizer.params is replica.parameters()
+        one, other = copy.deepcopy((model, optimizer)), (replica, its_optimizer)
         for m, o in (one, other):
             m.fit(X, y, "cross_entropy", o, verbose=0)
-        assert bits(one[0]) == bits(twin)
+        assert bits(one[0]) == bits(replica)
 
 
 def test_a_diverged_model_can_still_be_copied_and_saved(tmp_path):

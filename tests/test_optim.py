@@ -1,6 +1,6 @@
 """Every optimizer against its published formulas, written out entry by entry in plain Python, over many steps.
 
-float64 follows them to 1e-12; the update kernels in float32 are compared with their twins in core/test_update_kernels.
+float64 follows them to 1e-12; core/test_update_kernels compares the kernels in float32 with the reference.
 """
 
 import math

@@ -17,7 +17,7 @@ LOGITS = RNG.standard_normal((200, 4))
 LABELS = (LOGITS + RNG.standard_normal((200, 4))).argmax(axis=1)
 
 
-def test_tensorboard_shows_every_figure(tmp_path):
+def test_tensorboard_shows_every_value(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -87,7 +87,7 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, np.nan, np.inf, -np.inf, 1e-45, 5e-324, 1e
 
 
 def good(rng, shape, kind):
-    """Numbers that the door takes."""
+    """Numbers that are accepted."""
     if kind == "labels":
         return rng.integers(0, 2, shape).astype(rng.choice(INTEGERS))
     if kind == "weights":
@@ -136,7 +136,7 @@ def bytes_of(value):
     return repr(array.tolist()) if padded else array.tobytes(), value.flags.writeable
 
 
-# --- doors: functions of a model and one array that they are given ----------------------------------------------------
+# --- calls: functions of a model and one array that they are given ----------------------------------------------------
 
 N = 6
 X = np.random.default_rng(0).standard_normal((N, 3)).astype("f4")
@@ -202,7 +202,7 @@ def elsewhere(loss, argument):
 LOSSES = [fb.CrossEntropy(), fb.BinaryCrossEntropy(), fb.MSE(), fb.MAE(), fb.Huber(0.5), fb.Quantile(0.3), fb.Poisson()]
 
 # name of the argument: shape and kind of what it takes, and the call
-DOORS = {
+CALLS = {
     "forward": ("x", (N, 3), "floats", lambda m, o, a: m.forward(a)),
     "predict": ("x", (N, 3), "floats", lambda m, o, a: m.predict(a)),
     "backward": ("dy", (N, 2), "floats", backward),
@@ -237,7 +237,7 @@ DOORS = {
     "bias": ("bias", (2,), "floats", lambda m, o, a: setattr(m.layers[3], "bias", a)),
     "load_state_dict": ("state['v']", None, "weights", set_state),
 }  # fmt: skip
-DOORS |= {
+CALLS |= {
     f"{type(loss).__name__} {argument}": (argument, shape, kind, elsewhere(loss, argument))
     for loss in LOSSES
     for argument, shape, kind in [
@@ -246,7 +246,7 @@ DOORS |= {
         ("sample_weight", (N,), "weights"),
     ]
 }
-doors = st.sampled_from(sorted(DOORS))
+calls = st.sampled_from(sorted(CALLS))
 OTHERS_ROWS = "y", "yb", "target", "sample_weight", "validation_data[1]"  # which are wrong if X has other ones
 
 
@@ -290,14 +290,14 @@ def right_dtype(kind, a, dtype):
 
 @hostile
 @given(
-    door=doors,
+    entry=calls,
     layout=layouts,
     backend=backends,
     seed=st.integers(0, 2**32),
     dtype=st.sampled_from(["float32", "float64"]),
 )
-def test_an_array_in_any_layout_is_taken_for_its_numbers(door, layout, backend, seed, dtype):
-    name, shape, kind, call = DOORS[door]
+def test_an_array_in_any_layout_is_read_as_its_numbers(entry, layout, backend, seed, dtype):
+    name, shape, kind, call = CALLS[entry]
     shape = shape or new(dtype)[0].parameters().values.shape
     a = LAYOUTS[layout](good(np.random.default_rng(seed), shape, kind))
     expected = outcome(backend, call, plain(a, right_dtype(kind, a, dtype)), dtype)
@@ -311,9 +311,9 @@ def test_an_array_in_any_layout_is_taken_for_its_numbers(door, layout, backend, 
 
 
 @hostile
-@given(door=doors, data=st.data(), backend=backends, dtype=st.sampled_from(["float32", "float64"]))
-def test_any_array_is_refused_or_taken_for_its_numbers(door, data, backend, dtype):
-    name, shape, kind, call = DOORS[door]
+@given(entry=calls, data=st.data(), backend=backends, dtype=st.sampled_from(["float32", "float64"]))
+def test_any_array_is_refused_or_read_as_its_numbers(entry, data, backend, dtype):
+    name, shape, kind, call = CALLS[entry]
     shape = shape or new(dtype)[0].parameters().values.shape
     a = data.draw(arrays(shape))
     with np.errstate(all="ignore"):  # of huge numbers on the NumPy backend
@@ -347,7 +347,7 @@ def test_objects_too_large_for_the_dtype_are_infinite():
 
 @hostile
 @given(name=st.sampled_from(sorted(fb.metrics.METRICS)), which=st.booleans(), data=st.data())
-def test_metrics_refuse_any_array_or_take_it_for_its_numbers(name, which, data):
+def test_metrics_refuse_any_array_or_read_its_numbers(name, which, data):
     pytest.importorskip("sklearn")
     several = name in ("mae", "rmse", "r2")
     shapes = {"pred": (N, 2), "target": (N, 2) if several else (N,)}

@@ -8,9 +8,9 @@ import fastbp as fb
 
 
 def test_pinned_loss_curve(any_backend):
-    """Ten steps of a small float64 net from weights written as formulas: figures that must never move.
+    """Ten steps of a small float64 net from weights written as formulas: values that must never move.
 
-    The figures were computed with PyTorch 2.13 from the same formulas, not with fastbp.
+    The values were computed with PyTorch 2.13 from the same formulas, not with fastbp.
     """
     model = fb.Sequential([fb.Dense(3, 5, activation="tanh"), fb.Dense(5, 3)], dtype="float64")
     model.layers[0].weight = np.sin(np.arange(15.0)).reshape(3, 5)

@@ -80,7 +80,7 @@ def allocations(monkeypatch):
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("warm", [False, True])
 def test_every_allocation_of_a_call_may_fail(allocations, call, warm):
-    """Each in its turn. Then a smaller call and the same call once more have the bits of a twin's that never failed."""
+    """Each in its turn. Then a smaller call and the same call once more have the bits of one that never failed."""
     failed = 0
     while True:
         models = [wide(), wide()]
@@ -151,7 +151,7 @@ def run(code):
 
 on_linux = pytest.mark.skipif(
     not Path("/proc/self/statm").exists() or "t" in sys.abiflags,
-    reason="needs Linux's figures of a process; free-threaded Python keeps freed memory for a while",
+    reason="needs Linux's counters of a process; free-threaded Python keeps freed memory for a while",
 )
 
 # The team exists before the limit is set: OpenMP ends a process in which it cannot start a thread. What is asked for
@@ -189,7 +189,7 @@ optimizer = fb.Adam(model.parameters())
 model.fit(X[:2048], y[:2048], "mse", optimizer, batch_size=512, verbose=0)
 large.fit(X[:8], targets, "mse", sgd, verbose=0)
 long.predict(X[:1024])
-twin, its_optimizer = copy.deepcopy((model, optimizer))
+replica, its_optimizer = copy.deepcopy((model, optimizer))
 of_large = large.predict(X[:4]).tobytes()
 
 calls = [
@@ -221,9 +221,9 @@ try:
 except MemoryError:
     assert sgd.steps == 2
 
-for m, o in ((model, optimizer), (twin, its_optimizer)):
+for m, o in ((model, optimizer), (replica, its_optimizer)):
     m.fit(X[:2048], y[:2048], "mse", o, epochs=2, batch_size=512, seed=0, verbose=0)
-assert twin.predict(X[:2048]).tobytes() == model.predict(X[:2048]).tobytes()
+assert replica.predict(X[:2048]).tobytes() == model.predict(X[:2048]).tobytes()
 assert optimizer.steps == its_optimizer.steps
 """
 
@@ -259,7 +259,7 @@ def test_ten_thousand_fits():
 
 
 def test_fit_takes_no_memory_per_sample(compiled):
-    """The peak of the allocator's figures for one epoch is that of ten times the samples."""
+    """The peak that the allocator counts for one epoch is that of ten times the samples."""
 
     def peak(samples):
         X, y = np.ones((samples, 8), "f4"), np.zeros((samples, 1), "f4")

@@ -68,12 +68,12 @@ TINY = np.float32(1e-39)  # below the smallest normal float32
 
 
 def flushes_here():
-    """Whether this thread takes denormal numbers for zero, as a task of the core does."""
+    """Whether this thread treats denormal numbers as zero, as a task of the core does."""
     return not (np.full(4, TINY) * np.float32(0.5)).any()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_every_door_flushes_denormals(compiled, threads):
+def test_every_function_flushes_denormals(compiled, threads):
     fb.set_num_threads(threads)
     tiny, eye = np.full((1000, 300), TINY), np.eye(300, dtype="f4")
     y = np.ones_like(tiny)
@@ -131,7 +131,7 @@ def test_the_callers_state_is_restored_after_an_interrupt(compiled, threads):
 
 
 def test_denormals_are_flushed_and_the_callers_state_is_restored(compiled):
-    """1e-39 is below the smallest normal float32: the core takes it for zero on every thread, NumPy does not."""
+    """1e-39 is below the smallest normal float32: the core treats it as zero on every thread, NumPy does not."""
     tiny = np.full((1000, 300), 1e-39, "f4")
     model = fb.Sequential([fb.Dense(300, 300, bias=False)], seed=0)
     model.layers[0].weight = np.eye(300)

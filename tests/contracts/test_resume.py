@@ -264,7 +264,7 @@ def test_the_best_weights_go_on_too(tmp_path):
     assert run(500, callbacks=[fb.Checkpoint(path)], resume=path) == whole
 
 
-def test_other_figures_are_refused(tmp_path):
+def test_other_logged_values_are_refused(tmp_path):
     path = tmp_path / "run.npz"
     trained(2, callbacks=[fb.Checkpoint(path)])
     with pytest.raises(ValueError, match=r"resume: expected figures \[.*'val_loss'\] as in this run, got"):

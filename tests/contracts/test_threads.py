@@ -111,7 +111,7 @@ def test_training_and_predicting_at_once_is_an_error(compiled):
 
 
 def test_a_prediction_never_ends_a_training(any_backend):
-    """Whoever comes second is told: between the passes of a loss in Python, and between epochs, the model is taken."""
+    """Whoever comes second is told: between the passes of a loss in Python, and between epochs, the model is in use."""
     model, told, started = network(0), [], threading.Event()
     optimizer, ended = fb.SGD(model.parameters(), lr=0.01), threading.Event()
 
@@ -157,7 +157,7 @@ def test_eight_threads_predict_on_one_model(any_backend):
 
 
 def test_kernels_have_no_scratch_in_common(compiled):
-    """Every door of fb.ops, with other numbers in every thread."""
+    """Every function of fb.ops, with other numbers in every thread."""
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((4, 60, 80)).astype("f4"), rng.standard_normal((4, 80, 50)).astype("f4")
     labels = rng.integers(0, 50, (4, 60))
@@ -187,19 +187,19 @@ def test_a_disturbed_team_keeps_the_bits(compiled):
         optimizer = fb.Adam(model.parameters(), lr=0.01)
         for epochs in (5, 100, 5):
             model.fit(X, Y, "cross_entropy", optimizer, epochs, batch_size=50, seed=0, verbose=0)
-        twin = network(0)
+        replica = network(0)
         fb.set_num_threads(1)
-        optimizer = fb.Adam(twin.parameters(), lr=0.01)
+        optimizer = fb.Adam(replica.parameters(), lr=0.01)
         for epochs in (5, 100, 5):
-            twin.fit(X, Y, "cross_entropy", optimizer, epochs, batch_size=50, seed=0, verbose=0)
+            replica.fit(X, Y, "cross_entropy", optimizer, epochs, batch_size=50, seed=0, verbose=0)
         fb.set_num_threads(3)
         assert train(network(0)) == expected
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    assert model.parameters().values.tobytes() == twin.parameters().values.tobytes()
-    assert model.history.history["loss"] == twin.history.history["loss"]
+    assert model.parameters().values.tobytes() == replica.parameters().values.tobytes()
+    assert model.history.history["loss"] == replica.history.history["loss"]
 
 
 COUNT = "import fastbp as fb; print(fb.get_num_threads())"

@@ -50,7 +50,7 @@ class Recorder(fb.Callback):
 
 
 class Best(Monitor):
-    """A callback on the base that watches a figure."""
+    """A callback on the base that watches a value."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         if self.improves(epoch, logs):

@@ -24,7 +24,7 @@ def test_float32_features_are_used_without_a_copy():
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_one_sample_with_an_arbitrary_stride(any_backend, loss):
-    """NumPy calls an axis of one row contiguous whatever its stride: it must not be taken for the size of the row."""
+    """NumPy calls an axis of one row contiguous whatever its stride: it must not be read as the size of the row."""
     strided = np.ones((1_000_000, 3), "f4") if loss == "mse" else np.ones(1_000_000, int)
     strided = strided[::500_000][:1]
     assert strided.flags.c_contiguous

@@ -199,11 +199,11 @@ def test_a_broken_chunk_ends_fit_after_whole_steps():
     optimizer = fb.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"X of chunk 2: expected shape \(samples, 6\), got \(128, 5\)"):
         model.fit(chunks, None, "cross_entropy", optimizer, batch_size=64, shuffle=False, buffer_size=128)
-    twin = fb.Sequential([fb.Dense(6, 3)], seed=0)
+    replica = fb.Sequential([fb.Dense(6, 3)], seed=0)
     for xb, yb in [(X[:64], Y[:64]), (X[64:128], Y[64:128])] * 2:
-        twin.train_on_batch(xb, yb, "cross_entropy", fb.SGD(twin.parameters(), lr=0.1))
+        replica.train_on_batch(xb, yb, "cross_entropy", fb.SGD(replica.parameters(), lr=0.1))
     assert optimizer.steps == 4
-    assert np.array_equal(model.parameters().values, twin.parameters().values)
+    assert np.array_equal(model.parameters().values, replica.parameters().values)
     assert not readers()
 
 

@@ -269,7 +269,7 @@ def test_an_embedding_learns(any_backend):
     assert history.history["loss"][-1] < 1e-3
 
 
-# --- the door -------------------------------------------------------------------------------------------------------
+# --- validation -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_good_features_are_not_copied(any_backend, rng):
         assert model._features("X", X) is X
 
 
-def test_unknown_category_is_its_twins(compiled, dtype, rng):
+def test_unknown_category_is_the_references(compiled, dtype, rng):
     from fastbp.core import backend
 
     x = table(rng, 100, dtype)
@@ -416,11 +416,11 @@ def test_save_copy_and_pickle(tmp_path, rng, unknown):
     assert repr(loaded.layers[0]) == repr(model.layers[0])
     assert loaded.predict(X).tobytes() == model.predict(X).tobytes()
     assert loaded.layers[0].weights[2].tobytes() == model.layers[0].weights[2].tobytes()
-    twin, other = pickle.loads(pickle.dumps((model, optimizer)))
+    replica, other = pickle.loads(pickle.dumps((model, optimizer)))
     copied, third = copy.deepcopy((model, optimizer))
-    for one, its in ((model, optimizer), (twin, other), (copied, third)):
+    for one, its in ((model, optimizer), (replica, other), (copied, third)):
         one.fit(X, y, "cross_entropy", its, seed=5, verbose=0)
-    assert bits(model) == bits(twin) == bits(copied)
+    assert bits(model) == bits(replica) == bits(copied)
 
 
 def test_tensors_are_views():

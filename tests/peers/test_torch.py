@@ -24,7 +24,7 @@ ACTIVATION = {
 }
 
 
-def twin(model):
+def replica(model):
     """The torch.nn.Sequential with the same layers and parameters."""
     modules = []
     for layer in model.layers:
@@ -49,7 +49,7 @@ def twin(model):
 
 
 def train_both(model, optimizer, make_torch_optimizer, loss, torch_loss, X, y, steps=50, batch=32, weight=None):
-    net = twin(model)
+    net = replica(model)
     torch_optimizer = make_torch_optimizer(net.parameters())
     ours, theirs = [], []
     order = np.random.default_rng(3)

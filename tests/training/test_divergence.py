@@ -1,4 +1,4 @@
-"""Training that diverges: what the error says, that the step was not taken, and what is restored."""
+"""Training that diverges: what the error says, that the step is not applied, and what is restored."""
 
 import pickle
 
@@ -35,7 +35,7 @@ def state(model, optimizer):
 
 @pytest.mark.parametrize("loss", ["mse", callable_mse])
 @pytest.mark.parametrize("where", ["fit", "train_on_batch"])
-def test_a_step_whose_loss_is_not_finite_is_not_taken(any_backend, loss, where):
+def test_a_step_whose_loss_is_not_finite_is_not_applied(any_backend, loss, where):
     model = network()
     optimizer = fb.SGD(model.parameters(), lr=0.01, momentum=0.9)
     model.fit(X, Y, "mse", optimizer, epochs=2, batch_size=40, verbose=0)

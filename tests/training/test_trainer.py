@@ -72,11 +72,11 @@ def test_an_interrupt_leaves_whole_steps(any_backend):
     assert 0 < steps == model._step
     assert (steps - 1) // 10_000 <= len(model.history) == model.epochs <= steps // 10_000  # of 10,000 steps
     if any_backend != "numpy":  # NumPy may be stopped between the lines of a step
-        twin = fb.Sequential([fb.Dense(20, 64, activation="relu"), fb.Dropout(0.2), fb.Dense(64, 4)], seed=0)
-        its_optimizer = fb.Adam(twin.parameters())
+        replica = fb.Sequential([fb.Dense(20, 64, activation="relu"), fb.Dropout(0.2), fb.Dense(64, 4)], seed=0)
+        its_optimizer = fb.Adam(replica.parameters())
         for step in range(steps):
             rows = slice(step % 10_000 * 50, step % 10_000 * 50 + 50)
-            twin.train_on_batch(X[rows], y[rows], "cross_entropy", its_optimizer)
-        assert bits(twin) == bits(model)
+            replica.train_on_batch(X[rows], y[rows], "cross_entropy", its_optimizer)
+        assert bits(replica) == bits(model)
     model.fit(X[:100], y[:100], "cross_entropy", optimizer, verbose=0)
     assert optimizer.steps == steps + 4
