@@ -1,67 +1,136 @@
-"""Builds of fastbp beside each other: the limited API, another compiler, other threads, the commit before.
+"""Builds of fastbp beside each other: the commit before, another compiler, the limited API, other threads.
 
-    python benchmarks/builds.py PYTHON PYTHON [...] [--seconds 2]
+    python benchmarks builds BUILD BUILD [...] [--repeats 3] [--rounds 10] [--seconds 1] [--nets tiny,small]
 
-Each PYTHON is the interpreter of an environment in which one build is installed. They train the same networks in turns,
-after their losses were found equal; the first one is what the others are compared with.
+A BUILD is a source tree with a core that was built in place, or the Python of an environment in which fastbp is
+installed. All train every network of the grid with SGD and Adam on one and two threads, and answer single calls, in
+turns; their results are compared first. The others are compared with the first build: a ratio of 1.02 takes 2 % longer.
 """
 
 from __future__ import annotations
 
-import argparse
+import math
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from report import NETS, figure, label, table
-from systems import Worker
-from train_grid import CORES, TOLERANCE
+from nets import NETS, net_label
+from report import figure, options, table
+from systems import CORES, TOLERANCE, Worker
 
-#: What is timed: the system of ``systems.py``, the method of its session, and whether an optimizer makes a difference.
-CALLS = {
-    "fit, a step": ("fastbp", "epochs", True),
-    "train_on_batch": ("fastbp", "steps", True),
-    "four calls": ("fastbp, four calls", "steps", False),
-    "predict, a row": ("fastbp", "predictions", False),
-}
-ROUNDS = 10
+from fastbp.benchmark import operations
+
+#: A row is slower if it is by more than this in every repeat.
+SLOWER = 1.05
+#: The most floating-point operations of an epoch, which take a second or so: of the largest network it is two steps.
+LONGEST = 2e11
 
 
-def compared(pythons: list[str], system: str, call: str, net: str, optimizer: str, seconds: float) -> list[float]:
-    """The best time of every build, in microseconds."""
-    widths, batch, steps = NETS[net]
-    workers = [Worker(system, CORES, python) for python in pythons]
+class Row(NamedTuple):
+    """What is timed: the system of ``systems.py``, and the method of its session."""
+
+    title: str
+    net: str
+    optimizer: str
+    threads: int
+    system: str = "fastbp"
+    call: str = "epochs"
+
+    @property
+    def cells(self) -> list[str]:
+        return [net_label(self.net), self.title, self.optimizer, str(self.threads)]
+
+
+def rows_of(nets: list[str]) -> list[Row]:
+    """The grid, and what a single call costs."""
+    grid = [
+        Row("fit, a step", net, optimizer, threads)
+        for net in nets
+        for optimizer in ("SGD", "Adam")
+        for threads in (1, CORES)
+    ]
+    return [
+        *grid,
+        Row("train_on_batch", "tiny", "SGD", CORES, call="steps"),
+        Row("four calls", "tiny", "SGD", CORES, "fastbp, four calls", "steps"),
+        Row("predict, a row", "small", "SGD", CORES, call="predictions"),
+    ]
+
+
+def worker_of(build: str, row: Row) -> Worker:
+    path = Path(build)
+    if path.is_dir():
+        return Worker(row.system, row.threads, path=str(path.resolve()))
+    return Worker(row.system, row.threads, build, path="")
+
+
+def results(worker: Worker, call: str) -> list[float]:
+    """What the builds must agree on."""
+    if call == "epochs":
+        return worker.losses(steps=2, epochs=4)
+    return worker.step_losses(calls=8) if call == "steps" else worker.prediction()
+
+
+def compared(builds: list[str], row: Row, rounds: int, seconds: float) -> tuple[list[float], bool]:
+    """The best time of every build, in microseconds, and whether all results were equal to the last bit."""
+    widths, batch, steps = NETS[row.net]
+    workers = [worker_of(build, row) for build in builds]
     for worker in workers:
-        worker.prepare(widths=widths, batch=batch, optimizer=optimizer)
-    expected, *others = [worker.step_losses(calls=8) for worker in workers]
-    for losses in others:
-        np.testing.assert_allclose(losses, expected, rtol=TOLERANCE)
-    sizes = {"steps": steps} if call == "epochs" else {}
-    best = [float("inf")] * len(workers)
-    for _ in range(ROUNDS):
-        for i, worker in enumerate(workers):
-            best[i] = min(best[i], *getattr(worker, call)(seconds=seconds / ROUNDS, **sizes))
+        worker.prepare(widths=widths, batch=batch, optimizer=row.optimizer)
+    expected, *others = [results(worker, row.call) for worker in workers]
+    for other in others:
+        np.testing.assert_allclose(other, expected, rtol=TOLERANCE, err_msg=str(row))
+    longest = max(1, int(LONGEST / operations(widths, batch)))
+    sizes = {"steps": min(steps, longest)} if row.call == "epochs" else {}
+    turns = list(zip(workers, range(len(workers)), strict=True))
+    best = [math.inf] * len(workers)
+    for i in range(rounds):
+        for worker, at in turns if i % 2 else reversed(turns):
+            best[at] = min(best[at], *getattr(worker, row.call)(seconds=seconds / rounds, **sizes))
     for worker in workers:
         worker.close()
-    return [1e6 * value for value in best]
+    return [1e6 * value for value in best], all(other == expected for other in others)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pythons", nargs="+", metavar="PYTHON")
-    parser.add_argument("--nets", nargs="+", default=["tiny", "small", "tab", "mnist", "mnist2"], choices=NETS)
-    parser.add_argument("--seconds", type=float, default=2.0, help="that each build has for each row")
-    arguments = parser.parse_args()
-    rows = []
-    for net in arguments.nets:
-        for title, (system, call, of_optimizer) in CALLS.items():
-            if call != "epochs" and net not in ("tiny", "small"):
-                continue  # what a call costs beyond the epoch's step is lost in larger networks
-            for optimizer in ("SGD", "Adam") if of_optimizer else ("SGD",):
-                best = compared(arguments.pythons, system, call, net, optimizer, arguments.seconds)
-                ratios = [f"{value / best[0]:.3f}" for value in best[1:]]
-                rows.append([label(NETS[net][0]), title, optimizer, *map(figure, best), *ratios])
-    builds = [f"build {i + 1}" for i in range(len(arguments.pythons))]
-    print(table(["network", "call", "optimizer", *builds, *(f"{b} / 1" for b in builds[1:])], rows, 3))
+def summary(build: int, rows: list[Row], ratios: list[list[float]]) -> str:
+    """The geometric mean of every repeat, and the rows that were slower in all of them; ratios by row and repeat."""
+    means = [math.exp(np.mean(np.log(column))) for column in zip(*ratios, strict=True)]
+    text = f"build {build}: geometric mean of {len(rows)} rows, by repeat: {', '.join(f'{m:.4f}' for m in means)}\n"
+    slow = [row for row, values in zip(rows, ratios, strict=True) if min(values) > SLOWER]
+    text += f"build {build}: slower by more than {SLOWER - 1:.0%} in all repeats: {len(slow) or 'no row'}\n"
+    return text + "".join(f"  {', '.join(row.cells)} threads\n" for row in slow)
 
 
-if __name__ == "__main__":
-    main()
+def main(arguments: list[str]) -> None:
+    parser = options(__name__, __doc__)
+    parser.add_argument("builds", nargs="+", metavar="BUILD")
+    parser.add_argument("--repeats", type=int, default=3, help="of the whole table, with new processes")
+    parser.add_argument("--rounds", type=int, default=10, help="in which the builds take turns; the best one counts")
+    parser.add_argument("--seconds", type=float, default=1.0, help="that each build has for each row, in all rounds")
+    parser.add_argument("--nets", default=",".join(NETS), help="some of the networks")
+    chosen = parser.parse_args(arguments)
+    rows = rows_of(chosen.nets.split(","))
+    for i, build in enumerate(chosen.builds):
+        worker = worker_of(build, rows[0])
+        print(f"build {i + 1}: {worker.build()}", flush=True)
+        worker.close()
+
+    times: list[list[list[float]]] = [[] for _ in rows]  # of every row, repeat and build
+    same = True
+    for repeat in range(chosen.repeats):
+        for row, repeats in zip(rows, times, strict=True):
+            best, equal = compared(chosen.builds, row, chosen.rounds, chosen.seconds)
+            repeats.append(best)
+            same &= equal
+            print(f"repeat {repeat + 1}, {', '.join(row.cells)}: {', '.join(map(figure, best))}", flush=True)
+
+    head = ["network", "call", "optimizer", "threads", "build 1, us"]
+    lines = [[*row.cells, figure(min(best[0] for best in repeats))] for row, repeats in zip(rows, times, strict=True)]
+    text = ""
+    for i in range(1, len(chosen.builds)):
+        ratios = [[best[i] / best[0] for best in repeats] for repeats in times]
+        head += [f"{i + 1} / 1, repeat {k + 1}" for k in range(chosen.repeats)]
+        for line, values in zip(lines, ratios, strict=True):
+            line += [f"{value:.3f}" for value in values]
+        text += summary(i + 1, rows, ratios)
+    print(f"\n{table(head, lines, 3)}\nresults equal to the last bit in all rows: {'yes' if same else 'no'}\n{text}")

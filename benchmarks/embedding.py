@@ -1,19 +1,18 @@
 """Categorical columns: a step of ``TabularInput`` and two dense layers beside PyTorch's, in microseconds.
 
-    python benchmarks/embedding.py [--quick] [--write]
+    python benchmarks embedding [--quick] [--write]
 
 Both train from the same weights in the order of the rows, in turns; the losses are compared before the times are.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
 import numpy as np
 import torch
-from report import figure, machine, table, write
+from report import figure, machine, options, table, write
 
 import fastbp as fb
 
@@ -73,10 +72,10 @@ def measure(cardinalities: list[int], batch: int, optimizer: str, rounds: int) -
     seconds: dict = {epoch_of_fastbp: [], epoch_of_torch: []}
     for i in range(rounds):
         losses = []
-        for epoch, taken in seconds.items():
+        for epoch, elapsed in seconds.items():
             start = time.perf_counter()
             losses.append(epoch())
-            taken.append((time.perf_counter() - start) / STEPS)
+            elapsed.append((time.perf_counter() - start) / STEPS)
         if i < 3:  # later, what float32 has rounded differently has grown
             np.testing.assert_allclose(*losses, rtol=1e-4)
     (best, median), (their_best, their_median) = ((1e6 * min(s), 1e6 * statistics.median(s)) for s in seconds.values())
@@ -85,12 +84,12 @@ def measure(cardinalities: list[int], batch: int, optimizer: str, rounds: int) -
     return [tables, str(batch), optimizer, *cells, f"{their_best / best:.1f}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str]) -> None:
+    parser = options(__name__, __doc__)
     parser.add_argument("--quick", action="store_true", help="three rounds instead of ten")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/README.md")
-    arguments = parser.parse_args()
-    rounds = 3 if arguments.quick else 10
+    chosen = parser.parse_args(arguments)
+    rounds = 3 if chosen.quick else 10
     torch.set_num_threads(fb.get_num_threads())
     text = f"{machine('torch')} Microseconds a step, best (median) of {rounds} rounds in turns, "
     text += f"{fb.get_num_threads()} threads, float32; {NUMERIC} numeric columns, rows of {DIM} numbers, {HIDDEN} "
@@ -99,9 +98,5 @@ def main() -> None:
     rows = [measure(*task, optimizer, rounds) for task in TASKS for optimizer in ("SGD", "Adam")]
     text += table(head, rows, 3)
     print(text)
-    if arguments.write:
-        write("embedding.py", text)
-
-
-if __name__ == "__main__":
-    main()
+    if chosen.write:
+        write("embedding", text)

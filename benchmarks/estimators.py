@@ -1,6 +1,6 @@
 """Estimators: ``fastbp.sklearn`` beside scikit-learn's own on its own data, with default parameters.
 
-    python benchmarks/estimators.py [--quick] [--write]
+    python benchmarks estimators [--quick] [--write]
 
 Both fit in turns, from the same random state, in float64: they draw the same weights and batches, so that the fitted
 networks are compared before their times are.
@@ -8,7 +8,6 @@ networks are compared before their times are.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 import warnings
@@ -16,7 +15,7 @@ import warnings
 import numpy as np
 import sklearn.datasets
 import sklearn.neural_network
-from report import figure, machine, table, write
+from report import figure, machine, options, table, write
 from sklearn.exceptions import ConvergenceWarning
 
 import fastbp as fb
@@ -52,28 +51,24 @@ def measure(data: str, rounds: int) -> list[str]:
             assert ours.n_iter_ == theirs.n_iter_
             for a, b in zip(ours.coefs_, theirs.coefs_, strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
-        for module, (_, taken) in pair.items():
-            seconds[module].append(taken)
+        for module, (_, elapsed) in pair.items():
+            seconds[module].append(elapsed)
     ours, theirs = ((1e3 * min(s), 1e3 * statistics.median(s)) for s in seconds.values())
     cells = [f"{figure(best)} ({figure(median)})" for best, median in (ours, theirs)]
     return [data, kind, f"{X.shape[0]:,} x {X.shape[1]}", *cells, f"{theirs[0] / ours[0]:.1f}"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str]) -> None:
+    parser = options(__name__, __doc__)
     parser.add_argument("--quick", action="store_true", help="two rounds instead of ten")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/README.md")
-    arguments = parser.parse_args()
-    rounds = 2 if arguments.quick else 10
+    chosen = parser.parse_args(arguments)
+    rounds = 2 if chosen.quick else 10
     warnings.simplefilter("ignore", ConvergenceWarning)
     text = f"{machine('numpy', 'scikit-learn')} Milliseconds of `fit`, best (median) of {rounds} rounds in turns, "
     text += f"{fb.get_num_threads()} threads, float64.\n\n"
     head = ["data", "estimator", "samples", "fastbp", "scikit-learn", "ratio"]
     text += table(head, [measure(data, rounds) for data in TASKS], 3)
     print(text)
-    if arguments.write:
-        write("estimators.py", text)
-
-
-if __name__ == "__main__":
-    main()
+    if chosen.write:
+        write("estimators", text)

@@ -1,21 +1,20 @@
-"""Every product and update against its NumPy twin and against the machine's fused multiply-add peak.
+"""Every product and update against its NumPy reference and against the machine's fused multiply-add peak.
 
-    python benchmarks/kernels.py [--quick] [--write]
+    python benchmarks kernels [--quick] [--write]
 
-Each row is verified against the twin first, then both are timed in turns, best of N, so that a neighbour's load hits
-both. ``--write`` puts the tables into benchmarks/README.md. NumPy's threads are set to the same number.
+Each row is verified against the reference first, then both are timed in turns, best of N, so that a neighbour's load
+hits both. ``--write`` puts the tables into benchmarks/README.md. NumPy's threads are set to the same number.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import time
 from collections.abc import Callable
 
 import numpy as np
-from report import table, write
+from report import options, table, write
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import fastbp as fb
@@ -84,10 +83,10 @@ def updates(dtype: np.dtype, sizes: list[int], threads: int, rounds: int) -> lis
                 rng = np.random.default_rng(0)
                 param, grad = (scale * rng.standard_normal(size).astype(dtype) for scale in np.array([1, 1e-3], dtype))
                 state = (*(np.zeros(size, dtype) for _ in range(states)), None)  # None: no velocity
-                recipe = (rule, state[: 2 if rule in ("adam", "rmsprop") else 1], settings)
+                spec = (rule, state[: 2 if rule in ("adam", "rmsprop") else 1], settings)
 
-                def call(param=param, grad=grad, recipe=recipe):
-                    backend().update(param, grad, recipe, 1e-3, 1.0, threads)
+                def call(param=param, grad=grad, spec=spec):
+                    backend().update(param, grad, spec, 1e-3, 1.0, threads)
 
                 with fb.use_backend(which):
                     call()
@@ -113,14 +112,14 @@ def section(title: str, unit: str, rows: list[Row]) -> str:
     return f"### {title}\n\n{table(head, cells, 1)}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str]) -> None:
+    parser = options(__name__, __doc__)
     parser.add_argument("--quick", action="store_true", help="two rounds instead of twelve")
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
-    arguments = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     if backend_name() == "numpy":
         parser.error("nothing to compare: the numpy backend is forced")
-    rounds = 2 if arguments.quick else 12
+    rounds = 2 if chosen.quick else 12
     squares = [(512, 512, 512), (1024, 1024, 1024)]
     layers = [(32, 64, 64), (64, 128, 784), (128, 512, 784), (256, 1024, 1024)]
     team = sorted({1, min(2, fb.get_num_threads())})
@@ -144,9 +143,5 @@ def main() -> None:
         parts.append(section(f"Updates, {name}", "GB/s", streams))
     report = "\n".join(parts)
     print(report)
-    if arguments.write:
-        write("kernels.py", report)
-
-
-if __name__ == "__main__":
-    main()
+    if chosen.write:
+        write("kernels", report)

@@ -1,6 +1,6 @@
 """What one call costs: a training step on a tiny network, and the prediction of one row.
 
-    python benchmarks/latency.py [--quick] [--write]
+    python benchmarks latency [--quick] [--write] [--peers JAX]
 
 Every system has a process of its own, bound to the same two cores; results are compared first, then all run in turns.
 Peers that are not installed are left out.
@@ -8,15 +8,17 @@ Peers that are not installed are left out.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
-from report import NETS, figure, label, machine, microseconds, table, write, write_json
-from systems import SYSTEMS, Worker, installed
-from train_grid import CORES, TOLERANCE
+from nets import NETS, label
+from report import figure, machine, microseconds, options, table, write
+from results import keep
+from systems import CORES, SYSTEMS, TOLERANCE, Worker, installed
 
-STEP = [name for name in SYSTEMS if name != "onnxruntime"]
-PREDICT = [name for name in SYSTEMS if name not in ("fastbp, four calls", "torch.compile")]
+OURS = ["fastbp", "fastbp, four calls"]
+PEERS = [name for name in SYSTEMS if name not in OURS]
 
 
 def check_steps(workers: list[Worker]) -> None:
@@ -35,47 +37,62 @@ def check_predictions(workers: list[Worker]) -> None:
         np.testing.assert_allclose(got, wanted, rtol=TOLERANCE, atol=1e-5, err_msg=worker.system)
 
 
-def measured(workers: list[Worker], call: str, rounds: int) -> dict[str, dict[str, float]]:
+class Call(NamedTuple):
+    """What is called, the network, the systems that cannot, the check before it, and the method of the session."""
+
+    title: str
+    net: str
+    without: tuple[str, ...]
+    check: Callable[[list[Worker]], None]
+    method: str
+
+    @property
+    def heading(self) -> str:
+        widths, batch, _ = NETS[self.net]
+        return f"{self.title}, {label(widths)}" + (f", batch {batch}" if self.method == "steps" else "")
+
+
+CALLS = [
+    Call("A step with SGD", "tiny", ("onnxruntime",), check_steps, "steps"),
+    Call("A prediction of one row", "small", ("fastbp, four calls", "torch.compile"), check_predictions, "predictions"),
+]
+
+
+def measured(call: Call, peers: list[str], rounds: int) -> dict[str, dict[str, float]]:
     """Microseconds of a call: best, and the median of all."""
-    seconds: dict[str, list[float]] = {worker.system: [] for worker in workers}
+    widths, batch, _ = NETS[call.net]
+    names = [name for name in [*OURS, *peers] if name not in call.without and installed(name)]
+    workers = [Worker(name, CORES) for name in names]
+    for worker in workers:
+        worker.prepare(widths=widths, batch=batch, optimizer="SGD")
+    call.check(workers)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for worker in workers:
-            seconds[worker.system] += getattr(worker, call)(seconds=0.2)
+            seconds[worker.system] += getattr(worker, call.method)(seconds=0.2)
+    for worker in workers:
+        worker.close()
     return {name: microseconds(timings) for name, timings in seconds.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str]) -> None:
+    parser = options(__name__, __doc__)
     parser.add_argument("--quick", action="store_true", help="two rounds instead of ten")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/")
-    arguments = parser.parse_args()
+    parser.add_argument("--peers", default=",".join(PEERS), help="some of the peers; '' is fastbp alone")
+    chosen = parser.parse_args(arguments)
     head = machine("numpy", "torch", "jax", "scikit-learn", "onnxruntime")
     text = f"{head} Microseconds a call, two threads, float32, in turns.\n"
     results = {}
-    for title, net, names, check, call in (
-        ("A step with SGD", "tiny", STEP, check_steps, "steps"),
-        ("A prediction of one row", "small", PREDICT, check_predictions, "predictions"),
-    ):
-        widths, batch, _ = NETS[net]
-        workers = [Worker(name, CORES) for name in names if installed(name)]
-        for worker in workers:
-            worker.prepare(widths=widths, batch=batch, optimizer="SGD")
-        check(workers)
-        results[title] = measured(workers, call, 2 if arguments.quick else 10)
-        for worker in workers:
-            worker.close()
-        ours = results[title]["fastbp"]["best"]
+    for call in CALLS:
+        results[call.title] = measured(call, chosen.peers.split(","), 2 if chosen.quick else 10)
+        ours = results[call.title]["fastbp"]["best"]
         rows = [
             [name, figure(times["best"]), figure(times["median"]), f"{times['best'] / ours:.1f}"]
-            for name, times in results[title].items()
+            for name, times in results[call.title].items()
         ]
-        text += f"\n### {title}, {label(widths)}" + (f", batch {batch}\n\n" if call == "steps" else "\n\n")
-        text += table(["system", "best", "median", "best / fastbp's"], rows, 1)
+        text += f"\n### {call.heading}\n\n" + table(["system", "best", "median", "best / fastbp's"], rows, 1)
     print(text)
-    if arguments.write:
-        write("latency.py", text)
-        write_json("latency.json", {"machine": head, "microseconds": results})
-
-
-if __name__ == "__main__":
-    main()
+    if chosen.write:
+        keep("latency", {"machine": head, "threads": CORES, "microseconds": results})
+        write("latency", text)

@@ -1,23 +1,29 @@
-"""What the scripts write: tables between the markers of benchmarks/README.md, and figures beside it."""
+"""What the benchmarks print, and write between the markers of benchmarks/README.md."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import platform
 import statistics
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import fastbp as fb
-from fastbp import benchmark
 from fastbp.core import backend_name
 
-#: Widths, batch size and steps per epoch of what is trained: those of ``python -m fastbp bench``, and a larger one.
-NETS = benchmark.NETS | {"huge": ((2048, 2048, 2048, 2048, 10), 1024, 8)}
 HERE = Path(__file__).parent
+#: The tables of the README are this one's; ``results/`` has the figures of others.
+OF_README = "avx512"
+
+
+def options(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark's command line."""
+    return argparse.ArgumentParser(
+        prog=f"python benchmarks {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def machine(*packages: str) -> str:
@@ -41,10 +47,6 @@ def microseconds(seconds: list[float]) -> dict[str, float]:
     return {"best": 1e6 * min(seconds), "median": 1e6 * statistics.median(seconds)}
 
 
-def label(widths: Sequence[int]) -> str:
-    return "-".join(map(str, widths))
-
-
 def table(head: list[str], rows: list[list[str]], text_columns: int) -> str:
     """A Markdown table whose columns after the first ones are numbers."""
     rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
@@ -52,15 +54,13 @@ def table(head: list[str], rows: list[list[str]], text_columns: int) -> str:
 
 
 def write(marker: str, text: str) -> None:
-    """Put text between ``<!-- marker -->`` and the next ``<!-- end -->`` of the README."""
+    """Put text between ``<!-- marker -->`` and the next ``<!-- end -->`` of the README, if it is about this backend."""
+    if backend_name() != OF_README:
+        print(f"README.md stays as it is: its tables are of {OF_README}")
+        return
     readme = HERE / "README.md"
     head, opening, rest = readme.read_text().partition(f"<!-- {marker} -->\n")
     if not opening:
         raise SystemExit(f"{readme} has no marker {marker!r}")
     _, closing, tail = rest.partition("<!-- end -->\n")
     readme.write_text(f"{head}{opening}{text}{closing}{tail}")
-
-
-def write_json(name: str, figures: Any) -> None:
-    """Keep the figures beside the README."""
-    (HERE / name).write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """What fastbp costs before it trains and while it does: import time, size of the wheel, peak memory.
 
-    python benchmarks/startup.py [--quick] [--write]
+    python benchmarks startup [--quick] [--write]
 
 Import times are those of fresh interpreters, in turns; memory is the peak resident set of a fresh process, what the
 interpreter takes included (Linux only). Peers that are not installed are left out.
@@ -8,7 +8,6 @@ interpreter takes included (Linux only). Peers that are not installed are left o
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -18,7 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from report import HERE, NETS, figure, label, machine, table, write, write_json
+from nets import NETS, label
+from report import HERE, figure, machine, options, table, write
+from results import keep
 from systems import SYSTEMS, installed
 
 IMPORTS = {
@@ -97,12 +98,12 @@ def memory(net: str, names: list[str]) -> dict[str, dict[str, float]]:
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str]) -> None:
+    parser = options(__name__, __doc__)
     parser.add_argument("--quick", action="store_true", help="two rounds instead of ten, and no wheel is built")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/")
-    arguments = parser.parse_args()
-    rounds = 2 if arguments.quick else 10
+    chosen = parser.parse_args(arguments)
+    rounds = 2 if chosen.quick else 10
     names = [name for name in IMPORTS if installed(name)]
     times = import_times(names, rounds)
     head = machine("numpy", "torch", "jax", "scikit-learn")
@@ -112,12 +113,12 @@ def main() -> None:
     beyond = times["fastbp"]["best_ms"] - times["NumPy"]["best_ms"]
     text += f"\nfastbp imports NumPy; its own part is {beyond:.1f} ms.\n"
     figures: dict = {"machine": head, "imports": times}
-    if not arguments.quick:
+    if not chosen.quick:
         figures["wheel_bytes"] = wheel_bytes()
         text += f"\nThe wheel, with all backends of this machine's kind: {figures['wheel_bytes'] / 1e6:.2f} MB.\n"
     figures["memory"] = {}
     systems = [name for name in SYSTEMS if name in names]
-    for net in ("mnist2",) if arguments.quick else ("mnist2", "wide"):
+    for net in ("mnist2",) if chosen.quick else ("mnist2", "wide"):
         found = figures["memory"][net] = memory(net, systems)
         widths = NETS[net][0]
         least = 3 * 4 * sum((a + 1) * b for a, b in itertools.pairwise(widths)) / 2**20
@@ -126,10 +127,6 @@ def main() -> None:
         rows = [[name, figure(m["before_mib"]), figure(m["peak_mib"])] for name, m in found.items()]
         text += table(["system", "NumPy and the data, MiB", "peak of three epochs, MiB"], rows, 1)
     print(text)
-    if arguments.write:
-        write("startup.py", text)
-        write_json("startup.json", figures)
-
-
-if __name__ == "__main__":
-    main()
+    if chosen.write:
+        write("startup", text)
+        keep("startup", figures)

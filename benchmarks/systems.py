@@ -22,6 +22,11 @@ from typing import Any
 
 import numpy as np
 
+CORES = 2
+# Losses are means over up to 4 steps, float32. Each step adds rounding of about 1e-7 times the root of the longest
+# sum, and Adam's division by sqrt(v) turns a gradient that is nothing but rounding into a whole step; both stay below
+# 1e-4 of the loss. A wrong learning rate, a missed step or another batch moves it by more than a hundredth.
+TOLERANCE = 1e-3
 LR = {"SGD": 0.01, "momentum": 0.01, "Adam": 1e-3}
 # scikit-learn adds eps before the bias correction, the others after it: one that is far below any gradient makes no
 # difference, and costs the same
@@ -416,11 +421,11 @@ class OnnxRuntime:
             if i < last:
                 nodes.append(helper.make_node("Relu", [f"z{i}"], [f"a{i}"]))
             x = f"a{i}"
-        doors = [
+        ends = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", width])
             for name, width in (("x", task.widths[0]), (f"z{last}", task.widths[-1]))
         ]
-        graph = helper.make_graph(nodes, "network", doors[:1], doors[1:], tensors)
+        graph = helper.make_graph(nodes, "network", ends[:1], ends[1:], tensors)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads()
@@ -450,7 +455,8 @@ _PACKAGES = {"NumPy": "numpy", "PyTorch": "torch", "torch.compile": "torch", "JA
 
 def installed(system: str) -> bool:
     """Whether what a system needs is here."""
-    return importlib.util.find_spec(_PACKAGES.get(system, system.partition(",")[0])) is not None
+    package = _PACKAGES.get(system, system.partition(",")[0])
+    return package != "" and importlib.util.find_spec(package) is not None
 
 
 def threads() -> int:
@@ -463,6 +469,13 @@ class Session:
 
     def __init__(self, system: str) -> None:
         self.system = system
+
+    def build(self) -> str:
+        """Where fastbp is, and its backend."""
+        import fastbp
+        from fastbp.core import backend_name
+
+        return f"{Path(fastbp.__file__).parent}, {backend_name()}"
 
     def prepare(self, **task: Any) -> None:
         """Make the network anew."""
@@ -478,7 +491,7 @@ class Session:
         """Seconds per step of every shuffled epoch, for at least so long; the first one warms up."""
         data = self.trainer.place(*self.task.data(steps))
         self.trainer.epoch(data, True)
-        return [taken / steps for taken in timed(lambda: self.trainer.epoch(data, True), seconds)]
+        return [elapsed / steps for elapsed in timed(lambda: self.trainer.epoch(data, True), seconds)]
 
     def step_losses(self, calls: int) -> list[float]:
         """The losses of so many single steps on one batch."""
@@ -511,15 +524,15 @@ class Session:
 
 def timed(function: Any, seconds: float) -> list[float]:
     """How long each call took, calling for so long and at least once."""
-    taken, clock = [], time.perf_counter
+    elapsed, clock = [], time.perf_counter
     end = clock() + seconds
     while True:
         start = clock()
         function()
         now = clock()
-        taken.append(now - start)
+        elapsed.append(now - start)
         if now > end:
-            return taken
+            return elapsed
 
 
 class Worker:
@@ -528,12 +541,14 @@ class Worker:
     While it is not asked it waits for its standard input and takes no time from the others.
     """
 
-    def __init__(self, system: str, cores: int, python: str = sys.executable) -> None:
+    def __init__(self, system: str, cores: int, python: str = sys.executable, path: str | None = None) -> None:
+        """``path`` takes the place of PYTHONPATH: a tree whose fastbp comes before the one that is installed."""
         self.system = system
+        paths = {} if path is None else {"PYTHONPATH": path}
         pools = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(cores))
         command = [python, str(Path(__file__)), system, str(cores)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | pools
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | pools | paths
         )
 
     def __getattr__(self, method: str) -> Any:

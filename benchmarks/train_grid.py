@@ -1,33 +1,28 @@
 """Seven networks x three optimizers: a training step of fastbp against every peer, on two threads.
 
-    python benchmarks/train_grid.py [--quick] [--write] [--nets tiny,wide] [--peers JAX]
+    python benchmarks train_grid [--quick] [--write] [--nets tiny,wide] [--peers JAX]
 
 Every system has a process of its own, bound to the same two cores. In each cell all of them first train for four epochs
 from the same weights on the same batches, and their losses must agree; then they run shuffled epochs in turns, so that
-a neighbour's load hits all. ``--write`` puts tables, figures and the plot into benchmarks/. Peers that are not
-installed are left out.
+a neighbour's load hits all. ``--write`` puts the figures into results/, and tables and the plot into README.md. Peers
+that are not installed are left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import time
+from collections.abc import Iterator
 
-from report import HERE, NETS, figure, label, machine, microseconds, table, write, write_json
-from systems import LR, Worker, installed
+from nets import NETS, net_label
+from report import HERE, OF_README, figure, machine, microseconds, options, table, write
+from results import committed, keep
+from systems import CORES, LR, TOLERANCE, Worker, installed
 
 from fastbp.benchmark import operations
+from fastbp.core import backend_name
 
-CORES = 2
 PEERS = ["NumPy", "PyTorch", "torch.compile", "JAX", "scikit-learn"]
-
-# Losses are means over up to 4 steps, float32. Each step adds rounding of about 1e-7 times the root of the longest
-# sum, and Adam's division by sqrt(v) turns a gradient that is nothing but rounding into a whole step; both stay below
-# 1e-4 of the loss. A wrong learning rate, a missed step or another batch moves it by more than a hundredth.
-TOLERANCE = 1e-3
-RESULTS = "train_grid.json"
 
 
 class Rival:
@@ -74,11 +69,6 @@ def measured(rivals: list[Rival], net: str, optimizer: str, rounds: int, seconds
     }
 
 
-def cell_label(net: str) -> str:
-    widths, batch, _ = NETS[net]
-    return f"{net} {label(widths)}, {batch}"
-
-
 def report(cells: list[dict], peers: list[str]) -> str:
     """The tables: every system's best and median, then what fastbp makes of its hardware."""
     rows, own = [], []
@@ -92,11 +82,11 @@ def report(cells: list[dict], peers: list[str]) -> str:
             for name, times in cell["microseconds"].items()
             if name == "fastbp" or name in peers
         ]
-        rows.append([cell_label(cell["net"]), cell["optimizer"], *times, f"{fastest / ours:.2f}", f"{share:.2f}"])
+        rows.append([net_label(cell["net"]), cell["optimizer"], *times, f"{fastest / ours:.2f}", f"{share:.2f}"])
         if "one thread" in best:
             alone, double = best["one thread"], best["float64"]
             own.append(
-                [cell_label(cell["net"]), cell["optimizer"], figure(ours), figure(alone), f"{alone / ours:.2f}",
+                [net_label(cell["net"]), cell["optimizer"], figure(ours), figure(alone), f"{alone / ours:.2f}",
                  figure(double), f"{double / ours:.2f}"]
             )  # fmt: skip
     text = table(["net, batch", "optimizer", "fastbp", *peers, "best peer / fastbp", "of FMA peak"], rows, 2)
@@ -127,48 +117,57 @@ def draw(cells: list[dict], peers: list[str]) -> None:
     panes[0].savefig(HERE / "train_grid.png", dpi=100)
 
 
-def kept_cells(head: str) -> dict[tuple[str, str], dict]:
-    """The cells of an earlier run with the same versions, which a run with some of the networks leaves as they are."""
-    if not (HERE / RESULTS).exists():
-        return {}
-    kept = json.loads((HERE / RESULTS).read_text())
-    return {(cell["net"], cell["optimizer"]): cell for cell in kept["cells"] if kept["machine"] == head}
+def rivals_of(peers: list[str], quick: bool = False) -> list[Rival]:
+    """fastbp first, then the peers, and then fastbp with one thread and in float64."""
+    rivals = [Rival("fastbp", "fastbp"), *(Rival(peer, peer) for peer in peers)]
+    if not quick:
+        rivals += [Rival("one thread", "fastbp", cores=1), Rival("float64", "fastbp", dtype="float64")]
+    return rivals
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def cells_of(
+    rivals: list[Rival], nets: list[str], optimizers: list[str], rounds: int, seconds: float, shorter: int = 1
+) -> Iterator[dict]:
+    """The cells, printed as they come; an epoch has the grid's number of steps or a part of it."""
+    for net, optimizer in itertools.product(nets, optimizers):
+        cell = measured(rivals, net, optimizer, rounds, seconds, NETS[net][2] // shorter)
+        times = ", ".join(f"{name} {figure(t['best'])}" for name, t in cell["microseconds"].items())
+        print(f"{net_label(net)} {optimizer}: {times}", flush=True)
+        yield cell
+    for rival in rivals:
+        rival.worker.close()
+
+
+def committed_cells(grid: dict) -> dict[tuple[str, str], dict]:
+    """The cells of an earlier run by network and optimizer."""
+    return {(cell["net"], cell["optimizer"]): cell for cell in grid.get("cells", [])}
+
+
+def main(arguments: list[str]) -> None:
+    parser = options(__name__, __doc__)
     parser.add_argument("--quick", action="store_true", help="SGD, short epochs, one round, no compiler: a minute")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/")
     parser.add_argument("--nets", default=",".join(NETS), help="some of the networks")
     parser.add_argument("--optimizers", default=",".join(LR), help="some of the optimizers")
-    parser.add_argument("--peers", default=",".join(PEERS), help="some of the peers")
+    parser.add_argument("--peers", default=",".join(PEERS), help="some of the peers; '' is fastbp alone")
     parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     begin = time.perf_counter()
 
-    peers = [peer for peer in arguments.peers.split(",") if installed(peer)]
-    optimizers = arguments.optimizers.split(",")
-    rounds, seconds = arguments.rounds, 0.4
-    if arguments.quick:  # compiling takes torch.compile ten seconds a cell
+    peers = [peer for peer in chosen.peers.split(",") if installed(peer)]
+    optimizers, rounds, seconds, shorter = chosen.optimizers.split(","), chosen.rounds, 0.4, 1
+    if chosen.quick:  # compiling takes torch.compile ten seconds a cell
         peers, optimizers = [peer for peer in peers if peer != "torch.compile"], ["SGD"]
-        rounds, seconds = 1, 0.05
-    rivals = [Rival("fastbp", "fastbp"), *(Rival(peer, peer) for peer in peers)]
-    if not arguments.quick:
-        rivals += [Rival("one thread", "fastbp", cores=1), Rival("float64", "fastbp", dtype="float64")]
+        rounds, seconds, shorter = 1, 0.05, 4
 
     head = machine("numpy", "torch", "jax", "scikit-learn")
-    cells = kept_cells(head) if arguments.write else {}
-    for net in arguments.nets.split(","):
-        for optimizer in optimizers:
-            steps = NETS[net][2] // (4 if arguments.quick else 1)
-            cell = measured(rivals, net, optimizer, rounds, seconds, steps)
-            cells[net, optimizer] = cell
-            times = ", ".join(f"{name} {figure(t['best'])}" for name, t in cell["microseconds"].items())
-            print(f"{cell_label(net)} {optimizer}: {times}", flush=True)
-            if arguments.write:
-                write_json(RESULTS, {"machine": head, "cells": list(cells.values())})
-    for rival in rivals:
-        rival.worker.close()
+    before = committed("train_grid")  # a run with some of the networks leaves the others of the same versions
+    cells = committed_cells(before) if chosen.write and before.get("machine") == head else {}
+    rivals = rivals_of(peers, chosen.quick)
+    for cell in cells_of(rivals, chosen.nets.split(","), optimizers, rounds, seconds, shorter):
+        cells[cell["net"], cell["optimizer"]] = cell
+        if chosen.write:
+            keep("train_grid", {"machine": head, "threads": CORES, "cells": list(cells.values())})
 
     ordered = [cells[key] for key in itertools.product(NETS, LR) if key in cells]
     text = (
@@ -177,10 +176,7 @@ def main() -> None:
         f"{max(cell['peak_gflops'] for cell in ordered):.0f} GFLOP/s on two cores.\n\n{report(ordered, peers)}"
     )
     print(f"\n{text}\n{time.perf_counter() - begin:.0f} s")
-    if arguments.write:
-        write("train_grid.py", text)
-        draw(ordered, peers)
-
-
-if __name__ == "__main__":
-    main()
+    if chosen.write:
+        write("train_grid", text)
+        if backend_name() == OF_README:
+            draw(ordered, peers)

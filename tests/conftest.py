@@ -29,6 +29,11 @@ def dtype(request):
     return np.dtype(request.param)
 
 
+@pytest.fixture(params=[1, 2, 4])
+def threads(request):
+    return request.param
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
@@ -55,3 +60,11 @@ def rounding(dtype, terms=1):
     section 4.2); in practice by its square root. Four times the root leaves room for the functions around the sum.
     """
     return 4 * np.finfo(dtype).eps * (4 + np.sqrt(terms))
+
+
+def assert_close(got, expected, scale, dtype, terms=1):
+    """|got - expected| within the rounding of sums whose absolute terms add up to ``scale``.
+
+    Errors are judged against what went into a result: cancellation does not ask for digits that are not there.
+    """
+    assert np.all(np.abs(got - expected) <= rounding(dtype, terms) * scale + np.finfo(dtype).tiny)

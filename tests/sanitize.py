@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[1]
 # and ends the process where none can be had; atheris brings a sanitizer itself.
 APART = {
     "address": [
-        "tests/test_streams.py::test_a_file_five_times_the_memory",
-        "tests/test_memory.py::test_a_limited_address_space",
-        "tests/test_memory.py::test_ten_thousand_fits",
-        "tests/test_hostile.py::test_fuzzing_for_a_while_finds_nothing",
+        "tests/data/test_sampling.py::test_a_file_five_times_the_memory",
+        "tests/contracts/test_memory.py::test_a_limited_address_space",
+        "tests/contracts/test_memory.py::test_ten_thousand_fits",
+        "tests/contracts/test_hostile_files.py::test_fuzzing_for_a_while_finds_nothing",
     ],
     "bounds": [],
 }

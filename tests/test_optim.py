@@ -1,6 +1,6 @@
 """Every optimizer against its published formulas, written out entry by entry in plain Python, over many steps.
 
-float64 follows them to 1e-12; the update kernels in float32 are compared with their twins in test_kernels.
+float64 follows them to 1e-12; core/test_update_kernels compares the kernels in float32 with the reference.
 """
 
 import math
@@ -97,21 +97,6 @@ def test_clip_norm_scales_the_whole_gradient(any_backend, rng):
     start[:] = params.values
     fb.SGD(params, lr=1.0, clip_norm=2 * norm).step()  # shorter than that: untouched
     np.testing.assert_allclose(start - params.values, params.grads, rtol=1e-12, atol=1e-13)
-
-
-def test_schedules():
-    s = fb.schedules
-    assert s.Constant(0.1)(1000) == 0.1
-    assert [s.Step(1.0, 2, 0.5)(t) for t in range(5)] == [1, 1, 0.5, 0.5, 0.25]
-    assert s.Exponential(2.0, 0.5)(3) == 0.25
-    assert s.Cosine(1.0, 10)(5) == pytest.approx(0.5)
-    assert s.Cosine(1.0, 10, 0.1)(99) == pytest.approx(0.1)
-    assert s.InverseScaling(1.0, 0.5)(3) == 0.5
-    cycle = s.OneCycle(1.0, 100)
-    assert cycle(0) == pytest.approx(1 / 25)
-    assert cycle(29) == pytest.approx(1)
-    assert cycle(99) == pytest.approx(1 / 25e4)
-    assert all(0 <= s.OneCycle(1.0, n)(t) <= 1 for n in (1, 2, 10) for t in range(12))
 
 
 @pytest.mark.parametrize(("kind", "settings"), [(k, s) for k, _, s in CASES])

@@ -1,0 +1,87 @@
+"""Callbacks that watch a number: EarlyStopping and ReduceLROnPlateau."""
+
+import numpy as np
+import pytest
+from networks import bits, blobs, everything
+
+import fastbp as fb
+
+
+def test_early_stopping_restores_the_best_weights(any_backend):
+    X, y = blobs()
+    model = everything()
+    seen = []
+
+    class Remember(fb.Callback):
+        def on_epoch_end(self, epoch, logs):
+            seen.append((logs["val_loss"], bits(self.model)))
+
+    stopping = fb.EarlyStopping(patience=3)
+    optimizer = fb.SGD(model.parameters(), lr=0.5)
+    labels = np.random.default_rng(0).permutation(y)  # nothing to learn: validation soon gets worse
+    history = model.fit(
+        X,
+        labels,
+        "cross_entropy",
+        optimizer,
+        epochs=60,
+        batch_size=16,
+        validation_data=(X, y),
+        callbacks=[Remember(), stopping],
+        verbose=0,
+    )
+    best = min(range(len(seen)), key=lambda i: seen[i][0])
+    assert stopping.best_epoch == best
+    assert len(history.history["loss"]) == len(seen) == best + 4 < 60
+    assert (
+        bits(model)[: len(model.parameters().values.tobytes())]
+        == seen[best][1][: len(model.parameters().values.tobytes())]
+    )
+    assert model.evaluate(X, y, "cross_entropy")["loss"] == stopping.best
+
+
+def test_nan_is_never_the_best(capsys):
+    stopping = fb.EarlyStopping(patience=2, monitor="loss")
+    stopping.model, stopping.log_names = everything(), ["loss"]
+    stopping.on_train_begin()
+    for epoch, loss in enumerate([float("nan"), 1.0, 0.5, float("nan"), 0.6]):
+        stopping.on_epoch_end(epoch, {"loss": loss})
+        assert stopping.model.stop_training is (epoch == 4)
+    assert (stopping.best, stopping.best_epoch) == (0.5, 2)
+
+
+def test_reduce_lr_on_plateau_is_pytorchs():
+    """Theirs waits until there are more than ``patience`` bad epochs, ours until there are as many."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    figures = np.exp(-np.arange(60) / 9) + 0.3 * rng.random(60)
+    figures[7] = np.nan
+    model = fb.Sequential([fb.Dense(3, 2)], seed=0)
+    optimizer = fb.SGD(model.parameters(), lr=1.0)
+    plateau = fb.ReduceLROnPlateau(factor=0.5, patience=3, min_delta=0.01, min_lr=0.02)
+    plateau.model, plateau.optimizer, plateau.log_names = model, optimizer, ["loss"]
+    plateau.on_train_begin()
+    theirs = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        theirs, factor=0.5, patience=2, threshold=0.01, threshold_mode="abs", min_lr=0.02, eps=0
+    )
+    for epoch, figure in enumerate(figures):
+        plateau.on_epoch_end(epoch, {"loss": figure})
+        scheduler.step(figure)
+        assert optimizer.lr == theirs.param_groups[0]["lr"], epoch
+    assert optimizer.lr == 0.02
+
+
+def test_reduce_lr_on_plateau_in_fit():
+    X, y = np.ones((20, 3)), np.ones((20, 2))
+    model = fb.Sequential([fb.Dense(3, 2)], seed=0)
+    optimizer = fb.SGD(model.parameters(), lr=1e-30)
+    plateau = fb.ReduceLROnPlateau(factor=0.1, patience=2)
+    lr = model.fit(X, y, "mse", optimizer, epochs=6, verbose=0, callbacks=[plateau]).history["lr"]
+    np.testing.assert_allclose(lr, np.array([1, 1, 1, 0.1, 0.1, 0.01]) * 1e-30)
+    other = fb.SGD(model.parameters(), lr=fb.schedules.Cosine(0.1, 10))
+    with pytest.raises(ValueError, match="optimizer: expected a constant learning rate"):
+        model.fit(X, y, "mse", other, verbose=0, callbacks=[plateau])
+    for bad in (dict(factor=1.0), dict(factor=0.0), dict(patience=0), dict(min_lr=-1.0), dict(min_delta=-1.0)):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            fb.ReduceLROnPlateau(**bad)
