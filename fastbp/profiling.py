@@ -89,7 +89,7 @@ class Table:
             other._train(epoch)
         self.others[name] = other
 
-    def _work(self, op: np.void, first: bool) -> list[tuple[int, int]]:
+    def _cost(self, op: np.void, first: bool) -> list[tuple[int, int]]:
         """The operations of an op's forward, dx and dweight with its update, and how many numbers each has to move."""
         n, m = int(op["inputs"]), int(op["outputs"])
         weight, bias = plan.sizes(op, self.model.tables)
@@ -101,12 +101,13 @@ class Table:
             updated = min(found, self.steps * weight) if spec.idle else self.steps * weight
             return [(0, activations + found), (0, 0), (0, activations + 2 * (1 + vectors) * updated)]
         product = 2 * self.samples * n * m if op["kind"] == plan.DENSE else 0
-        late = 0 if op["kind"] == plan.BATCHNORM else activations  # whose dweight comes with dx
+        # batch norm computes its dweight together with dx
+        read_for_dweight = 0 if op["kind"] == plan.BATCHNORM else activations
         return [
             (product, activations + self.steps * (weight + bias)),
             (0, 0) if first or op["kind"] == plan.ACTIVATION else (product, activations + self.steps * weight),
             # the gradient itself need not leave the caches; the parameters and the state are read and written
-            (product, late + self.steps * 2 * (1 + vectors) * (weight + bias)) if weight else (0, 0),
+            (product, read_for_dweight + self.steps * 2 * (1 + vectors) * (weight + bias)) if weight else (0, 0),
         ]
 
     def rows(self) -> list[Row]:
@@ -117,7 +118,7 @@ class Table:
         rows = [Row(network, "gather", gather, 0, 2 * self.samples * self.model.inputs * size)]
         for i, op in enumerate(ops):
             times = of_layers[3 * i : 3 * i + 3]
-            for phase, seconds, (operations, numbers) in zip(_PHASES, times, self._work(op, i == 0), strict=True):
+            for phase, seconds, (operations, numbers) in zip(_PHASES, times, self._cost(op, i == 0), strict=True):
                 rows.append(Row(_label(op), phase, seconds, operations, numbers * size))
         rows.append(Row(network, "loss", loss, 0, 2 * self.samples * self.model.outputs * size))
         rows.append(Row(network, "waiting", waiting, 0, 0))

@@ -91,7 +91,7 @@ def works(model):
         expected = model.predict(x)
         model.save(PATH)
         again = fb.load(PATH)
-        assert again._config() == model.model.config()
+        assert again.model.config() == model.model.config()
         np.testing.assert_array_equal(again.predict(x), expected)
 
 

@@ -1,4 +1,4 @@
-"""The source tree: which way imports run, where the version stands, and the source distribution.
+"""The source tree: which way imports run, what modules see of each other, the version, and the source distribution.
 
 The only tests that need it; all others run where fastbp is installed, beside copies of README.md and pyproject.toml.
 """

@@ -21,7 +21,7 @@ except ImportError as error:
 
 from fastbp.data.arrays import Array, check_finite
 from fastbp.formats import npz
-from fastbp.layers import BatchNorm, Dense
+from fastbp.layers import Dense
 from fastbp.training.sequential import Sequential, check_model
 
 
@@ -32,9 +32,8 @@ def _tensors(model: Sequential) -> Iterator[tuple[str, Array]]:
         for name in layer.shapes():
             array = model.parameters().value(f"{i}.{name}")
             yield f"{number}.{name}", array.T if isinstance(layer, Dense) else array
-        if isinstance(layer, BatchNorm):
-            yield f"{number}.running_mean", layer.running_mean
-            yield f"{number}.running_var", layer.running_var
+        for name in layer.running_shapes():
+            yield f"{number}.{name}", getattr(layer, name)
         number += 2 if isinstance(layer, Dense) and layer.activation is not None else 1
 
 

@@ -41,6 +41,11 @@ def open_samples(
     return checked
 
 
+def open_evaluation(model: Model, criterion: Loss, data: tuple[Any, Any, Any], names: Names = NAMES) -> Data:
+    """X, y and weights to evaluate with."""
+    return open_samples(model, criterion, data, EVALUATION_BUFFER, names)
+
+
 def open_validation(model: Model, criterion: Loss, data: ValidationData) -> Data | None:
     """``fit``'s validation_data, checked; None stays None."""
     if data is None:
@@ -54,4 +59,4 @@ def open_validation(model: Model, criterion: Loss, data: ValidationData) -> Data
         )
     names = "validation_data[0]", "validation_data[1]", "validation_data[2]"
     weighted = data[0], data[1], data[2] if len(data) == 3 else None
-    return open_samples(model, criterion, weighted, EVALUATION_BUFFER, names)
+    return open_evaluation(model, criterion, weighted, names)

@@ -27,7 +27,7 @@ from fastbp.parameters import Parameters
 from fastbp.training import run_state
 from fastbp.training.callbacks import BestWeights, Callback, check_callbacks, start_callbacks
 from fastbp.training.history import Bars, History, epoch_line
-from fastbp.training.inputs import EVALUATION_BUFFER, Data, check_batch, open_samples, open_validation
+from fastbp.training.inputs import Data, check_batch, open_evaluation, open_samples, open_validation
 from fastbp.training.trainer import Trainer, evaluate
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Sequential:
         that are right, and metrics, as in ``fit``, count every sample alike.
         """
         criterion, measures = losses.resolve(loss), resolve(metrics)
-        data = open_samples(self.model, criterion, (X, y, sample_weight), EVALUATION_BUFFER)
+        data = open_evaluation(self.model, criterion, (X, y, sample_weight))
         with self.model.shared():
             return evaluate(self.model, data, criterion, measures)
 

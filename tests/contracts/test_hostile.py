@@ -650,8 +650,8 @@ def test_a_training_step_that_has_no_memory_is_no_step(monkeypatch):
         def forward(self, *_):
             raise MemoryError
 
-    monkeypatch.setattr(model, "_network", Full)
+    monkeypatch.setattr(model.model, "network", Full)
     with pytest.raises(MemoryError):
         model.forward(X, training=True)
     assert state(model, optimizer) == before
-    monkeypatch.setattr(model, "_network", lambda: network)
+    monkeypatch.setattr(model.model, "network", lambda: network)

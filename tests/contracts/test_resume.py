@@ -195,7 +195,8 @@ class Break(fb.Callback):
                 os.seteuid(65534)
 
 try:
-    model.fit(np.ones((10, 100)), np.ones(10), "mse", optimizer, 5, verbose=0, callbacks=[Break(), fb.Checkpoint(path)])
+    model.fit(np.ones((10, 100)), np.ones(10), "mse", optimizer, epochs=5, verbose=0,
+              callbacks=[Break(), fb.Checkpoint(path)])
 except OSError as error:
     print(type(error).__name__, error)
 os.seteuid(os.getuid())

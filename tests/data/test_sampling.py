@@ -126,7 +126,7 @@ def test_every_sample_comes_once_in_whole_batches_and_in_new_orders(kind):
 @pytest.mark.parametrize("criterion", [fb.CrossEntropy(class_weight=[1, 0, 5]), fb.CrossEntropy(), squared])
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 def test_evaluate(criterion, weight, monkeypatch):
-    monkeypatch.setattr("fastbp.training.sequential.EVALUATION_BUFFER", 160)
+    monkeypatch.setattr("fastbp.training.inputs.EVALUATION_BUFFER", 160)
     model = fb.Sequential([fb.Dense(6, 3)], seed=0)
     expected = model.evaluate(X, Y, criterion, weight)
     if criterion is squared and weight is not None:
@@ -142,7 +142,7 @@ def test_evaluate(criterion, weight, monkeypatch):
 
 
 def test_validation_data_may_be_read_too(monkeypatch):
-    monkeypatch.setattr("fastbp.training.sequential.EVALUATION_BUFFER", 160)
+    monkeypatch.setattr("fastbp.training.inputs.EVALUATION_BUFFER", 160)
     expected = trained(X, Y, validation_data=(X, Y))
     for validation in (chunked(X, Y), (Sliced(X), Y), (chunked(X, Y), None)):
         bits, history = trained(X, Y, validation_data=validation)
