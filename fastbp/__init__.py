@@ -1,5 +1,8 @@
 """fastbp: dense neural networks on CPUs, trained by backpropagation and gradient descent in a compiled core."""
 
+import types as _types
+import typing as _typing
+
 from fastbp import callbacks as callbacks
 from fastbp import datasets as datasets
 from fastbp import metrics as metrics
@@ -34,3 +37,7 @@ from fastbp.training.history import History as History
 __version__ = "0.1.0"
 
 load = Sequential.load
+
+if not _typing.TYPE_CHECKING:  # type checkers do not follow a list that is computed; they go by the imports above
+    __all__ = ["callbacks", "datasets", "metrics", "ops", "schedules"]
+    __all__ += sorted(k for k, v in globals().items() if not k.startswith("_") and not isinstance(v, _types.ModuleType))

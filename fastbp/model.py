@@ -154,7 +154,7 @@ class Model:
         network, y = self.network(), np.empty((x.shape[0], self.outputs), self.dtype)
         self.pending_forward = None
         network.forward(y, x, self.training_step + 1, True, get_num_threads())
-        self.training_step += 1  # a pass that found no memory is none: the next one has its masks
+        self.training_step += 1  # not before: a pass that fails for want of memory does not count
         self.pending_forward = PendingForward(network, y.shape, x)
         return y
 
@@ -167,7 +167,7 @@ class Model:
     def backward(self, dy: Array, dx: Array | None = None) -> None:
         """Fill the gradients, and dx if it is not None; the caller has exclusive access."""
         self.expect_forward().network.backward(dx, dy, get_num_threads())
-        self.pending_forward = None  # not before: without memory for the gradients nothing happened, it may be repeated
+        self.pending_forward = None  # not before: one that fails for want of memory may be repeated
 
     def predict(self, x: Array) -> Array:
         """The outputs; threads that are here at the same time share the cores."""
@@ -187,7 +187,7 @@ class Model:
 
     def layer_outputs(self, x: Array, step: int) -> Iterator[tuple[int, Array]]:
         """For every op the number of its layer and its outputs in that training step; changes nothing."""
-        from fastbp.core import reference  # an error has the time
+        from fastbp.core import reference  # here, as only an error needs it
 
         network = reference.Network(
             self.program, self.params.values, self.params.grads, self.statistics.copy(), self.tables

@@ -92,7 +92,7 @@ class Optimizer:
         return check_number("lr", self.schedule(self.steps), 0)
 
     def state_vector(self, name: str) -> Array:
-        """A state vector; it comes into being, zero, with the first step that needs it."""
+        """A state vector; the first step that needs it makes it, filled with zeros."""
         if name not in self.state_vectors:
             self.state_vectors[name] = aligned(self.params.values.size, self.params.values.dtype)
             self.state_vectors[name][:] = 0
@@ -118,9 +118,10 @@ class Optimizer:
 
     def rates(self, steps: int) -> Array | float:
         """The learning rates of the next steps, or the one of all of them."""
-        if isinstance(self.schedule, schedules.Constant):
-            return self.lr
-        return np.array([check_number("lr", self.schedule(self.steps + t), 0) for t in range(steps)])
+        schedule = self.schedule
+        if isinstance(schedule, schedules.Constant):
+            return check_number("lr", schedule(self.steps), 0)
+        return np.array([check_number("lr", schedule(self.steps + t), 0) for t in range(steps)])
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments besides parameters and learning rate, for checkpoints."""

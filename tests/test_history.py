@@ -104,5 +104,6 @@ def test_plot(tmp_path, classifies):
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, package, act, extra):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, f"fastbp.{extra}", raising=False)
+    monkeypatch.delitem(sys.modules, f"fastbp.formats.{extra}", raising=False)
     with pytest.raises(ImportError, match=rf"pip install fastbp\[{extra}\]"):
         act()

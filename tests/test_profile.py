@@ -175,7 +175,7 @@ def test_one_table_for_each_model_and_batch_size():
         train(*one)
         with fb.use_backend("numpy"):
             train(*one)
-    assert [(table.model is one[0], table.batch_size, table.steps) for table in p.tables] == [
+    assert [(table.model is one[0].model, table.batch_size, table.steps) for table in p.tables] == [
         (True, 4, 6),
         (False, 4, 6),
         (True, 5, 2),

@@ -38,7 +38,8 @@ optimizer, *callbacks = [
 print("ready", flush=True)
 checkpoint = fb.Checkpoint(path, every=1 + kind % 3)
 history = model.fit(X[:500], y[:500], "cross_entropy", optimizer, epochs=epochs, batch_size=50,
-                    validation_data=(X[500:], y[500:]), callbacks=[checkpoint, *callbacks], seed=None if kind % 2 else 7, verbose=0, resume=path).history
+                    validation_data=(X[500:], y[500:]), callbacks=[checkpoint, *callbacks],
+                    seed=None if kind % 2 else 7, verbose=0, resume=path).history
 del history["samples_per_second"]
 norm = model.layers[1]
 digest = hashlib.sha256(params.values.tobytes() + norm.running_mean.tobytes() + norm.running_var.tobytes())

@@ -30,7 +30,7 @@ def check_choice(name: str, value: object, valid: Iterable[str | int | None]) ->
     options = list(valid)
     if isinstance(value, (str, int, float, type(None))) and value in options:  # an array would be compared by entries
         return value
-    import difflib  # an error has the time
+    import difflib  # here, as only an error needs it
 
     near = difflib.get_close_matches(str(value), [o for o in options if isinstance(o, str)], n=3)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"expected one of {options}"
@@ -102,7 +102,7 @@ def as_array(name: str, value: Any) -> Array:
 def cast(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
     """``value`` as a C-contiguous array of ``dtype``: itself if it is one already."""
     if type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous and value.flags.aligned:
-        return value  # at once: a step of a small network takes less time than the questions below
+        return value  # first, as a step of a small network takes less time than the checks below
     array = as_array(name, value)
     if array.dtype.kind not in "buifO":
         raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}")

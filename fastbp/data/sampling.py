@@ -212,7 +212,7 @@ def parts(data: Samples | Stream, key: int | None, batch_size: int) -> Generator
 
 def read_ahead(items: Generator[T]) -> Generator[T]:
     """The items; a thread makes the next one while the caller works with this one."""
-    import contextvars  # with the executor's a good part of the time that the package takes to import
+    import contextvars  # here, as this and the executor would slow down the import of the package
     from concurrent.futures import ThreadPoolExecutor
 
     context = contextvars.copy_context()  # in which the backend was chosen

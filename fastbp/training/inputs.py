@@ -22,6 +22,8 @@ def check_batch(model: Model, criterion: Loss, X: Any, y: Any, sample_weight: An
     """X, y and the weights as arrays for the model and the loss."""
     X = model.check_features(names[0], X)
     target = criterion.check(names[1], y, X.shape[0], model.outputs, model.dtype)
+    if sample_weight is None:  # the usual case: no further call
+        return X, target, None
     return X, target, check_weights(names[2], sample_weight, X.shape[0], model.dtype)
 
 

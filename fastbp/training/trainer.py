@@ -40,6 +40,8 @@ class Trainer:
         If it is no optimizer, or one of another model's parameters.
     """
 
+    __slots__ = "criterion", "loss_spec", "model", "optimizer"  # one is made for every single batch
+
     def __init__(self, model: Model, optimizer: Optimizer, criterion: Loss) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected an Optimizer such as fb.SGD(...), got {optimizer!r}")
