@@ -95,7 +95,7 @@ class BuildExt(build_ext):
             )
         threads = self.flags_for_threads()
         for extension in self.extensions:
-            if extension.name.endswith(("_cpu", "_gate")):
+            if extension.name.endswith(("_cpu", "_lock")):
                 continue
             extension.extra_compile_args += threads
             extension.extra_link_args += threads
@@ -155,7 +155,7 @@ def translate(extension):
 
 
 def extensions():
-    """kernels.pyx under the name of each backend, then _cpu and _gate without any instruction-set flag."""
+    """kernels.pyx under the name of each backend, then _cpu and _lock without any instruction-set flag."""
     included = [str(path) for path in sorted(Path("fastbp/core").rglob("*.[ph]*")) if path.suffix in (".pxi", ".h")]
     for backend, flags in BACKENDS.get(MACHINE, {"generic": []}).items():
         if os.environ.get("FASTBP_ONLY", backend) != backend:
@@ -169,7 +169,7 @@ def extensions():
             extra_compile_args=[*COMMON, *flags, *CHECKING[CHECKS]],
             extra_link_args=list(CHECKING[CHECKS]),
         )
-    for name in ("_cpu", "_gate"):
+    for name in ("_cpu", "_lock"):
         yield Extension(
             f"fastbp.core.{name}",
             [f"fastbp/core/{name}.pyx"],

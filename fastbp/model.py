@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from fastbp.core import backend, backend_name, get_num_threads, plan
-from fastbp.core._gate import Gate
+from fastbp.core._lock import ReadWriteLock
 from fastbp.data.arrays import Array, as_generator, cast, check_array, check_features, check_memory
 from fastbp.layers import LAYERS, Layer
 from fastbp.lowering import (
@@ -64,7 +64,7 @@ class Model:
     training_step : int
         Forward passes in training so far; dropout's masks follow from it.
     pending_forward : PendingForward or None
-    gate : Gate
+    lock : ReadWriteLock
         Keeps training and other threads apart.
     row_bytes : int
         That a sample needs in a forward pass, at least.
@@ -95,7 +95,7 @@ class Model:
         self._initialise()
         self._bind(offsets)
         self._networks: dict[str, Any] = {}
-        self.gate = Gate()
+        self.lock = ReadWriteLock()
         self.training_step = 0
         self.pending_forward: PendingForward | None = None
 
@@ -132,20 +132,20 @@ class Model:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keep all other threads out."""
-        self.gate.enter_alone()
+        self.lock.acquire_write()
         try:
             yield
         finally:
-            self.gate.leave()
+            self.lock.release()
 
     @contextmanager
     def shared(self) -> Iterator[int]:
         """Keep threads out that train; gives the number of threads that are in."""
-        threads = self.gate.enter_shared()
+        threads = self.lock.acquire_read()
         try:
             yield threads
         finally:
-            self.gate.leave()
+            self.lock.release()
 
     def forward(self, x: Array) -> Array:
         """The forward pass of a training step; the caller has exclusive access."""
@@ -171,14 +171,14 @@ class Model:
 
     def predict(self, x: Array) -> Array:
         """The outputs; threads that are here at the same time share the cores."""
-        threads = max(1, get_num_threads() // self.gate.enter_shared())
+        threads = max(1, get_num_threads() // self.lock.acquire_read())
         try:
             if x.shape[0] <= PREDICTION_ROWS:
                 return self._infer(x, threads)
             firsts = range(0, x.shape[0], PREDICTION_ROWS)
             return np.concatenate([self._infer(x[i : i + PREDICTION_ROWS], threads) for i in firsts])
         finally:
-            self.gate.leave()
+            self.lock.release()
 
     def _infer(self, x: Array, threads: int) -> Array:
         y = np.empty((x.shape[0], self.outputs), self.dtype)

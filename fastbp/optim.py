@@ -282,8 +282,8 @@ class Adam(Optimizer):
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
         state, (beta1, beta2) = (self.state_vector("m"), self.state_vector("v")), self.betas
-        settings = dict(beta1=beta1, beta2=beta2, eps=self.eps, decoupled=self._decoupled, step=self.steps + 1)
-        return self._spec(state, lr, weight_decay, **settings)
+        kind = {"decoupled": self._decoupled, "step": self.steps + 1}
+        return self._spec(state, lr, weight_decay, False, beta1=beta1, beta2=beta2, eps=self.eps, **kind)
 
 
 __all__ += ["AdamW"]

@@ -139,7 +139,7 @@ def check_contents(wheel: Path) -> None:
     listed = "".join(text.decode() for name, text in content.items() if name.endswith("/THIRD-PARTY.md"))
     assert "digits.npz" in listed, f"{wheel.name} does not list whose the digits are"
     built = {match[1] for name in content if (match := re.match(r"fastbp/core/_(\w+)\.[^/]*(so|pyd)$", name))}
-    assert built == expected | {"cpu", "gate"}, built
+    assert built == expected | {"cpu", "lock"}, built
     assert not [name for name in content if name.endswith((".c", ".pyx", ".pxi", ".h"))], content.keys()
     for name in content:
         if name.startswith(("fastbp.libs/", "fastbp/.dylibs/")):

@@ -8,7 +8,7 @@ from fastbp import lowering
 from fastbp.core import plan
 
 DENSE, ACTIVATION, BATCHNORM, EMBEDDING = plan.DENSE, plan.ACTIVATION, plan.BATCHNORM, plan.EMBEDDING
-RELU, TANH = plan.ACTIVATIONS["relu"], plan.ACTIVATIONS["tanh"]
+RELU, TANH = plan.ACTIVATIONS["relu"].code, plan.ACTIVATIONS["tanh"].code
 
 
 def lowered(layers):
@@ -65,7 +65,7 @@ def test_a_dense_op_has_the_derivative_of_the_activation_before_it():
     assert program.layer_of_op == [0, 2, 3, 4]
     assert program.ops["kind"].tolist() == [DENSE, DENSE, BATCHNORM, DENSE]
     assert program.ops["activation"].tolist() == [RELU, TANH, 0, 0]
-    assert program.ops["prior"].tolist() == [0, RELU, 0, 0]
+    assert program.ops["input_activation"].tolist() == [0, RELU, 0, 0]
     assert program.ops["key"].tolist() == [0, 2, 3, 4]
     assert program.ops["weight"].tolist() == [0, 9, 21, 27]
     assert program.ops["stats"].tolist() == [-1, -1, 0, -1]

@@ -121,19 +121,19 @@ def test_profiling_changes_no_bit(any_backend, settings):
 
 
 class Recorder:
-    """Stands before a network and notes when it is watched."""
+    """Stands before a network and notes when its times are recorded."""
 
     def __init__(self, network, error=None):
-        self.network, self.error, self.watched = network, error, []
+        self.network, self.error, self.recorded = network, error, []
 
-    def watch(self, spent):
-        self.watched.append(spent is not None)
-        self.network.watch(spent)
+    def record_times(self, times):
+        self.recorded.append(times is not None)
+        self.network.record_times(times)
 
     def train(self, *arguments):
         if self.error is not None:
             raise self.error
-        self.network.train(*arguments)
+        return self.network.train(*arguments)
 
     def __getattr__(self, name):
         return getattr(self.network, name)
@@ -153,7 +153,7 @@ def test_nothing_is_watched_after_the_block(any_backend, error):
     assert profiling.active() is None
     recorder.error = None
     train(model, optimizer, X, y)
-    assert recorder.watched == [True, False]
+    assert recorder.recorded == [True, False]
 
 
 def test_threads_are_those_that_worked(rng):

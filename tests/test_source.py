@@ -28,7 +28,7 @@ FLOORS = [
     [f"core.reference.layers.{name}" for name in ("dense", "dropout", "embedding", "normalization")],
     ["core.reference.network"],
     ["core.reference"],
-    ["core._cpu", "core._gate", "core.threads"],
+    ["core._cpu", "core._lock", "core.threads"],
     ["core"],
     ["data", "data.arrays", "formats", "plotting"],
     ["data.sampling", "formats.npz", "metrics", "parameters", "schedules"],

@@ -131,7 +131,7 @@ class Network:
         self,
         data: tuple[NDArray[_Real], NDArray[_Real] | NDArray[np.int64], NDArray[_Real] | None],
         batches: BatchPlan,
-        losses: Sequence[LossSpec],
-        update: UpdateSpec,
+        loss_specs: Sequence[LossSpec],
+        update_spec: UpdateSpec,
         threads: int,
     ) -> Report: ...

@@ -279,10 +279,10 @@ cdef class Network:
             e.lrs = lrs + e.done if lrs != NULL else NULL
             e.decays = decays + e.done if decays != NULL else NULL
 
-    def train(self, data, batches, losses, update, int threads):
+    def train(self, data, batches, loss_specs, update_spec, int threads):
         """Steps of one epoch over the rows that a plan.BatchPlan names; a plan.Report of what was done.
 
-        data is ``(X (n, I), y, sample_weight (n,) or None)``, losses a list of one plan.LossSpec, update a
+        data is ``(X (n, I), y, sample_weight (n,) or None)``, loss_specs a list of one plan.LossSpec, update_spec a
         plan.UpdateSpec. A step whose loss, or whose gradient where it is clipped by its norm, is not finite is not
         taken, nor any after it. An interrupt ends the work after a whole step.
         """
@@ -291,17 +291,17 @@ cdef class Network:
         cdef Epoch e
         cdef int stop = 0
         X, y, sample_weight = data
-        (loss,) = losses
-        read_criterion(&criterion, loss)
-        read_update(&u, update)
-        u.idle = self.net.table_count > 0 and u.clip_value == 0 and update.idle
+        (loss_spec,) = loss_specs
+        read_criterion(&criterion, loss_spec)
+        read_update(&u, update_spec)
+        u.idle = self.net.table_count > 0 and u.clip_value == 0 and update_spec.idle
         init_shuffle(&e.order, len(X), batches.order)
         e.features, e.targets, e.target_bytes = address(X), <char *> address(y), y.nbytes // len(y)
         e.sample_weight = address_or_null(sample_weight)
         e.first, e.steps, e.batch_size = batches.first, batches.steps, batches.batch_size
-        e.criterion, e.update, e.clip_norm = &criterion, &u, update.clip_norm
-        read_rates(&e.lr, &e.lrs, update.lr, e.steps)
-        read_rates(&u.weight_decay, &e.decays, update.weight_decay, e.steps)
+        e.criterion, e.update, e.clip_norm = &criterion, &u, update_spec.clip_norm
+        read_rates(&e.lr, &e.lrs, update_spec.lr, e.steps)
+        read_rates(&u.weight_decay, &e.decays, update_spec.weight_decay, e.steps)
         e.loss = e.total_correct = e.done = 0
         e.diverged = self.pending = False
         self.net.step, self.net.training = batches.dropout_step, True

@@ -196,14 +196,14 @@ class Sequential:
         model, criterion = self.model, losses.resolve(loss)
         trainer = Trainer(model, optimizer, criterion)
         batch = check_batch(model, criterion, xb, yb, sample_weight, ("xb", "yb", "sample_weight"))
-        model.gate.enter_alone()  # not by ``exclusive``: a step of a small network takes less time than a few calls
+        model.lock.acquire_write()  # not by ``exclusive``: a step of a small network takes less time than a few calls
         try:
             if trainer.loss_spec is None:
                 return trainer.step(batch)
             samples = len(batch[0])
             return trainer.run_steps(batch, None, 0, 1, samples)[0] / samples
         finally:
-            model.gate.leave()
+            model.lock.release()
 
     def fit(
         self,

@@ -384,7 +384,7 @@ OPS = {
     "dense_forward": (dict(y=(B, O), z=(B, O)), dict(x=(B, I), weight=(I, O), bias=(O,)), dict(activation="gelu")),
     "dense_backward": (
         dict(dweight=(I, O), dbias=(O,), dx=(B, I)), dict(dz=(B, O), x=(B, I), x_z=(B, I), weight=(I, O)),
-        dict(prior="silu"),
+        dict(input_activation="silu"),
     ),
     "activation_forward": (dict(y=(B, I)), dict(z=(B, I)), dict(name="tanh")),
     "activation_backward": (dict(dz=(B, I)), dict(dy=(B, I), y=(B, I), z=(B, I)), dict(name="gelu")),

@@ -21,7 +21,7 @@ ALLOWED = r"""
 # a machine builds the backends of its own architecture
 fastbp\.core\._(avx512|avx2|neon)
 # Cython's own, in every module of its making
-fastbp\.core\._\w+\.(Gate\.)?__(test|reduce_cython|setstate_cython)__
+fastbp\.core\._\w+\.(ReadWriteLock\.)?__(test|reduce_cython|setstate_cython)__
 # computed: checkers go by the imports
 fastbp\.__all__
 # of "except ... as error" around an import: Python deletes the name afterwards
@@ -111,7 +111,7 @@ def test_arrays_of_other_libraries_are_arrays(tmp_path):
 def test_every_compiled_module_has_a_stub():
     """stubtest does not miss one that is not there."""
     stubs = {path.stem for path in (Path(fb.__file__).parent / "core").glob("*.pyi")}
-    assert stubs == {"_cpu", "_gate", *(f"_{name}" for name in BACKENDS if name != "numpy")}
+    assert stubs == {"_cpu", "_lock", *(f"_{name}" for name in BACKENDS if name != "numpy")}
 
 
 def test_stubs_are_as_the_modules(tmp_path):

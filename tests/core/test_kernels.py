@@ -34,6 +34,11 @@ def test_compiled_and_reference_have_the_same_signatures(compiled):
     def names(function):
         return [p.rstrip("_") for p in inspect.signature(function).parameters]
 
-    for name, function in vars(reference).items():
-        if inspect.isfunction(function) and function.__module__ == reference.__name__ and not name.startswith("_"):
+    functions = {name: getattr(reference, name) for name in reference.__all__}
+    assert len(functions) > 20
+    for name, function in functions.items():
+        if inspect.isfunction(function):
             assert names(getattr(backend(), name)) == names(function), name
+    for name, method in vars(reference.Network).items():
+        if inspect.isfunction(method) and not name.startswith("_") and name != "layer_outputs":
+            assert names(getattr(backend().Network, name)) == names(method), name

@@ -7,6 +7,7 @@ from conftest import assert_close
 import fastbp as fb
 from fastbp import ops
 from fastbp.core import backend, reference
+from fastbp.optim import OPTIMIZERS
 
 UPDATES = [
     ("sgd_update", 0, dict(lr=0.1)),
@@ -58,3 +59,23 @@ def test_adam_in_float32_with_a_beta_close_to_one(compiled, rng):
     np.testing.assert_allclose(v, 1e-5 * grad.astype("f8") ** 2, rtol=1e-6)
     np.testing.assert_allclose(m, 1e-3 * grad.astype("f8"), rtol=1e-6)
     np.testing.assert_allclose(param, -1e-3 * np.sign(grad), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_steps_as_in_the_reference(compiled, dtype, rng, name):
+    """From the registry, so that a new rule is found; its published formula is a matter of test_optim."""
+    values, grads = rng.standard_normal(101), rng.standard_normal((5, 101))
+    results = {}
+    for where in ("numpy", compiled):
+        with fb.use_backend(where):
+            model = fb.Sequential([fb.Dense(100, 1)], dtype=dtype.name, seed=0)
+            parameters = model.parameters()
+            optimizer = OPTIMIZERS[name](parameters, lr=0.01, weight_decay=0.1)
+            model.layers[0].weight, model.layers[0].bias = values[:100, None], values[100:]
+            for grad in grads:
+                parameters.grad("0.weight")[:], parameters.grad("0.bias")[:] = grad[:100, None], grad[100:]
+                optimizer.step()
+            results[where] = [parameters.values, *optimizer.state_vectors.values()]
+    assert len(results[compiled]) == len(results["numpy"])
+    for got, expected in zip(results[compiled], results["numpy"], strict=True):
+        assert_close(got, expected, 1 + np.abs(expected), dtype)

@@ -14,7 +14,7 @@ def test_an_epochs_order_is_a_permutation_on_every_backend(any_backend):
         assert np.array_equal(np.sort(rows), np.arange(samples))
         assert np.array_equal(epoch_rows(samples // 3, 7, samples, 12345678901234567890), rows[samples // 3 :][:7])
         expected = np.empty(samples, np.int64)
-        reference.order(expected, 0, samples, 12345678901234567890)
+        reference.batch_order(expected, 0, samples, 12345678901234567890)
         assert np.array_equal(rows, expected)
         assert np.array_equal(epoch_rows(0, samples, samples, None), np.arange(samples))
 

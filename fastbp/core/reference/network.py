@@ -164,7 +164,7 @@ class Network:
         self,
         data: tuple[Array, Array, Array | None],
         batches: BatchPlan,
-        losses: Sequence[LossSpec],
+        loss_specs: Sequence[LossSpec],
         update_spec: UpdateSpec,
         threads: int,
     ) -> Report:
@@ -174,7 +174,7 @@ class Network:
         by its norm, is not finite is not taken, nor any after it. An exception, of a signal handler for example, ends
         the work and is in the report.
         """
-        (loss_spec,) = losses
+        (loss_spec,) = loss_specs
         X, y, sample_weight = data
         self.threads, self._last = threads, time.perf_counter()
         report, order = Report(0.0, 0, 0), batches.order
