@@ -155,7 +155,7 @@ def dense_backward(
     _outputs(dz, x, x_z, weight, dweight=dweight, dbias=dbias, dx=dx)
     activation = plan.ACTIVATIONS[check_choice("input_activation", input_activation, plan.ACTIVATIONS)]
     if activation.needs_input and x_z is None:
-        raise ValueError(f"x_z: expected the input of {input_activation}, got None")
+        raise ValueError(f"x_z: expected the argument of {input_activation}, got None")
     scratch = _scratch(x.dtype, batch, outputs, inputs)
     backend().dense_backward(dweight, dbias, dx, dz, x, x_z, weight, activation.code, scratch, _team(threads))
 
@@ -178,7 +178,7 @@ def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, name: s
     _outputs(y, z, in_place=dy, dz=dz)
     activation = plan.ACTIVATIONS[check_choice("name", name, plan.ACTIVATIONS)]
     if activation.needs_input and z is None:
-        raise ValueError(f"z: expected the input of {name}, got None")
+        raise ValueError(f"z: expected the argument of {name}, got None")
     backend().activation_backward(dz, dy, y, z, activation.code, _team(threads))
 
 

@@ -192,7 +192,7 @@ def elsewhere(loss, argument):
     """A loss called by hand."""
 
     def call(model, optimizer, a):
-        arguments = {"pred": X[:, :2], "target": Y if loss.classifies and loss.spec(2, X.dtype)[0] == "cross_entropy"
+        arguments = {"pred": X[:, :2], "target": Y if loss.classifies and loss.name == "cross_entropy"
                      else np.eye(2, dtype="f4")[Y], "sample_weight": None} | {argument: a}  # fmt: skip
         return loss(**arguments)
 

@@ -193,6 +193,7 @@ def four_steps(X: FloatArray, y: NDArray[np.int64]) -> None:
 def fit_and_files(X: FloatArray, y: NDArray[np.int64], folder: Path) -> None:
     model = fb.Sequential([fb.Dense(64, 8, activation="relu"), fb.Dense(8, 10)], seed=0)
     optimizer = fb.SGD(model.parameters(), lr=0.1)
+    assert issubclass(Best, fb.callbacks.Monitor)
     recorder = Recorder()
     history = model.fit(
         X,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fastbp.core.plan import Array, LossSpec
 from fastbp.core.reference.activations import sigmoid
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 #: Elementwise losses by name: (pred, target, parameter) -> (loss, gradient), entry by entry.
 ELEMENTWISE: dict[str, Callable[[Array, Array, float], tuple[Array, Array]]] = {}
 
 
-def _elementwise(
-    function: Callable[[Array, Array, float], tuple[Array, Array]],
-) -> Callable[[Array, Array, float], tuple[Array, Array]]:
+def _elementwise(function: _Function) -> _Function:
     ELEMENTWISE[function.__name__] = function
     return function
 

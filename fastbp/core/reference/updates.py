@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fastbp.core.plan import Array, UpdateSpec
 
-Rule = Callable[..., None]
+_Rule = TypeVar("_Rule", bound=Callable[..., Any])
 
 #: By name: rule(param, *state, g, u, lr, weight_decay), which changes param and state in place.
-RULES: dict[str, Rule] = {}
+RULES: dict[str, Callable[..., None]] = {}
 
 
-def _rule(function: Rule) -> Rule:
+def _rule(function: _Rule) -> _Rule:
     RULES[function.__name__] = function
     return function
 
