@@ -166,25 +166,17 @@ class Optimizer:
             self.state_vector(name)[:] = array
 
     def _spec(
-        self,
-        state: tuple[Array | None, ...],
-        lr: Array | float,
-        weight_decay: Array | float | None,
-        idle: bool = False,
-        **settings: Any,
+        self, state: tuple[Array | None, ...], lr: Array | float, weight_decay: Array | float | None
     ) -> UpdateSpec:
-        """The rule with these settings and those that all rules have; idle, if so without weight decay."""
-        return UpdateSpec(
-            self.rule,
-            state,
-            lr,
-            self.weight_decay if weight_decay is None else weight_decay,
-            clip_norm=self.clip_norm or 0.0,
-            clip_value=self.clip_value or 0.0,
-            undecayed=None if self.decay_bias or not self.weight_decay else self.params.vectors,
-            idle=idle and self.weight_decay == 0,
-            **settings,
-        )
+        """The rule with the settings that all rules have."""
+        spec = UpdateSpec(self.rule, state, lr, self.weight_decay if weight_decay is None else weight_decay)
+        if self.clip_norm is not None:
+            spec.clip_norm = self.clip_norm
+        if self.clip_value is not None:
+            spec.clip_value = self.clip_value
+        if not self.decay_bias and self.weight_decay:
+            spec.undecayed = self.params.vectors
+        return spec
 
     def _used(self) -> set[str]:
         """The state vectors that these settings need: a velocity only with momentum."""
@@ -238,8 +230,10 @@ class SGD(Optimizer):
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
         state = (self.state_vector("velocity") if self.momentum else None,)
-        idle = self.momentum == 0
-        return self._spec(state, lr, weight_decay, idle, momentum=self.momentum, nesterov=self.nesterov)
+        spec = self._spec(state, lr, weight_decay)
+        spec.momentum, spec.nesterov = self.momentum, self.nesterov
+        spec.idle = self.momentum == 0 and self.weight_decay == 0
+        return spec
 
 
 __all__ += ["Adam"]
@@ -281,9 +275,10 @@ class Adam(Optimizer):
         self.eps = self._eps(eps)
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
-        state, (beta1, beta2) = (self.state_vector("m"), self.state_vector("v")), self.betas
-        kind = {"decoupled": self._decoupled, "step": self.steps + 1}
-        return self._spec(state, lr, weight_decay, False, beta1=beta1, beta2=beta2, eps=self.eps, **kind)
+        spec = self._spec((self.state_vector("m"), self.state_vector("v")), lr, weight_decay)
+        spec.beta1, spec.beta2 = self.betas
+        spec.eps, spec.decoupled, spec.step = self.eps, self._decoupled, self.steps + 1
+        return spec
 
 
 __all__ += ["AdamW"]
@@ -359,7 +354,9 @@ class RMSprop(Optimizer):
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
         state = (self.state_vector("square"), self.state_vector("velocity") if self.momentum else None)
-        return self._spec(state, lr, weight_decay, alpha=self.alpha, eps=self.eps, momentum=self.momentum)
+        spec = self._spec(state, lr, weight_decay)
+        spec.alpha, spec.eps, spec.momentum = self.alpha, self.eps, self.momentum
+        return spec
 
 
 __all__ += ["Adagrad"]
@@ -394,7 +391,9 @@ class Adagrad(Optimizer):
         self.eps = self._eps(eps)
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
-        return self._spec((self.state_vector("total"),), lr, weight_decay, idle=True, eps=self.eps)
+        spec = self._spec((self.state_vector("total"),), lr, weight_decay)
+        spec.eps, spec.idle = self.eps, self.weight_decay == 0
+        return spec
 
 
 check_names(backend(), "rules", (optimizer.rule for optimizer in OPTIMIZERS.values()))
