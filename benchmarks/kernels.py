@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import fastbp as fb
 from fastbp import ops
 from fastbp.core import backend, backend_name
+from fastbp.core.plan import UpdateSpec
 from fastbp.profiling import fma_peak
 
 Row = tuple[str, int, float, float, float]  # what, threads, our rate, NumPy's rate, peak or 0
@@ -65,11 +66,11 @@ def products(dtype: np.dtype, sizes: list[tuple[int, int, int]], threads: int, r
 
 
 UPDATES = {  # the rule, its state vectors, how many vectors are read and written, and its settings
-    "sgd": ("sgd", 0, 3, dict(momentum=0.0, nesterov=False, weight_decay=0.0)),
-    "sgd momentum": ("sgd", 1, 5, dict(momentum=0.9, nesterov=False, weight_decay=0.0)),
-    "adam": ("adam", 2, 7, dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled=False, step=10)),
-    "rmsprop": ("rmsprop", 1, 5, dict(alpha=0.99, eps=1e-8, momentum=0.0, weight_decay=0.0)),
-    "adagrad": ("adagrad", 1, 5, dict(eps=1e-10, weight_decay=0.0)),
+    "sgd": ("sgd", 0, 3, {}),
+    "sgd momentum": ("sgd", 1, 5, dict(momentum=0.9)),
+    "adam": ("adam", 2, 7, dict(beta1=0.9, beta2=0.999, eps=1e-8, step=10)),
+    "rmsprop": ("rmsprop", 1, 5, dict(alpha=0.99, eps=1e-8)),
+    "adagrad": ("adagrad", 1, 5, dict(eps=1e-10)),
 }
 
 
@@ -83,10 +84,10 @@ def updates(dtype: np.dtype, sizes: list[int], threads: int, rounds: int) -> lis
                 rng = np.random.default_rng(0)
                 param, grad = (scale * rng.standard_normal(size).astype(dtype) for scale in np.array([1, 1e-3], dtype))
                 state = (*(np.zeros(size, dtype) for _ in range(states)), None)  # None: no velocity
-                spec = (rule, state[: 2 if rule in ("adam", "rmsprop") else 1], settings)
+                spec = UpdateSpec(rule, state[: 2 if rule in ("adam", "rmsprop") else 1], 1e-3, **settings)
 
                 def call(param=param, grad=grad, spec=spec):
-                    backend().update(param, grad, spec, 1e-3, 1.0, threads)
+                    backend().update(param, grad, spec, 1.0, threads)
 
                 with fb.use_backend(which):
                     call()

@@ -1,7 +1,7 @@
 """Memory safety: the tests on a build that checks itself, and a training under valgrind.
 
     python tests/sanitize.py address [pytest's arguments]    gcc's AddressSanitizer and UBSan
-    python tests/sanitize.py bounds [pytest's arguments]     Cython's checks of every index
+    python tests/sanitize.py bounds [pytest's arguments]     checks of every index into an array of known size
     python tests/sanitize.py valgrind [backend]              memcheck, on the fastbp that is installed: no build
 
 The first two build in a copy of the source and run the tests there, with the packages of this Python.

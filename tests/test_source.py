@@ -5,6 +5,7 @@ The only tests that need it; all others run where fastbp is installed, beside co
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import fastbp as fb
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "fastbp"
+CORE = SOURCE / "core"
 
 # Every module may import those before it, and only those; what only checkers import counts as well.
 FLOORS = [
@@ -112,9 +114,58 @@ def test_no_private_attribute_of_another_module():
     assert found == []
 
 
+def included_lines():
+    """The lines of all .pxi files in the order of inclusion: file, number, and code without comments and strings."""
+    for name in re.findall(r'^include "(.*)"$', (CORE / "kernels.pyx").read_text(), re.M):
+        text = re.sub(r'"""(.|\n)*?"""', lambda found: "\n" * found[0].count("\n"), (CORE / name).read_text())
+        for number, line in enumerate(text.splitlines(), 1):
+            yield name, number, re.sub(r"#.*|\"[^\"]*\"|'[^']*'", "", line)
+
+
+DEFINITIONS = [
+    re.compile(r"^cdef\b[^(=]*?(\w+)\("),  # functions
+    re.compile(r"^(?:cdef|ctypedef|cpdef) (?:struct|enum|class) (\w+):"),
+    re.compile(r"^cdef (?!inline|extern|enum|struct|class)\w[\w ]*? (\w+)(?: =|\[)"),  # variables
+]
+MEMBER = re.compile(r"\b[A-Z][A-Z_]+\b")  # of an enum
+EXTERN = re.compile(r"^    (?:(?!ctypedef)[\w *]+?(\w+)\(|const \w+ \**(\w+)$|ctypedef struct (\w+):)")
+
+
+def definitions(lines):
+    """The names that the .pxi files define, with the number of the line in all of them."""
+    block = ""
+    for number, (_, _, code) in enumerate(lines):
+        block = code if code and not code.startswith(" ") else block
+        for pattern in DEFINITIONS:
+            yield from ((name, number) for name in pattern.findall(code))
+        if " enum" in block and code.startswith("    "):
+            yield from ((name, number) for name in MEMBER.findall(code.split("=")[0]))
+        if block.startswith("cdef extern") and (found := EXTERN.match(code)):
+            yield from ((name, number) for name in found.groups() if name)
+
+
+def test_a_pxi_uses_only_names_from_above():
+    """A reader goes from top to bottom; what he meets was said before."""
+    lines = list(included_lines())
+    first: dict[str, int] = {}
+    for name, number in definitions(lines):
+        first.setdefault(name, number)
+    assert len(first) > 250
+    assert {"Matrix", "RELU", "multiply_rows", "tile_float", "MAX_STATE", "Network", "NEEDS_INPUT"} <= first.keys()
+    for number, (file, line, code) in enumerate(lines):
+        for name in re.findall(r"(?<![.\w])[A-Za-z_]\w*", code):
+            assert first.get(name, 0) <= number, f"{file}:{line} uses {name}, which is defined further down"
+
+
+def test_every_pxi_is_included_once():
+    included = re.findall(r'^include "(.*)"$', (CORE / "kernels.pyx").read_text(), re.M)
+    assert sorted(included) == sorted(str(path.relative_to(CORE)) for path in CORE.rglob("*.pxi"))
+
+
 def test_version_stands_in_one_place():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["dynamic"] == ["version"]
+    assert f"version: {fb.__version__}" in (ROOT / "CITATION.cff").read_text().splitlines()
     newest = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
     assert newest == "## [Unreleased]" or newest.startswith(f"## [{fb.__version__}] - 20")
 

@@ -133,13 +133,13 @@ cdef void run_layer_backward(Net *net, intp size, int threads) noexcept nogil:
     run_team(<Task> thread_layer_backward[float] if size == 4 else <Task> thread_layer_backward[double], net, threads)
 
 
-cdef void init_layer(Net *net, Layer *layer, int kind, Matrix like, intp size) noexcept:
+cdef void init_layer(Net *net, Layer *layer, int kind, Matrix shape, intp size) noexcept:
     """A network of one layer of a kind, over arrays of this shape that lie row by row."""
     memset(net, 0, sizeof(Net))
     memset(layer, 0, sizeof(Layer))
-    net.layers, net.count, net.batch, net.training = layer, 1, like.rows, True
-    net.layout = in_rows(like.columns, <float *> NULL) if size == 4 else in_rows(like.columns, <double *> NULL)
-    layer.op.kind, layer.op.inputs, layer.op.outputs = kind, like.columns, like.columns
+    net.layers, net.count, net.batch, net.training = layer, 1, shape.rows, True
+    net.layout = in_rows(shape.columns, <float *> NULL) if size == 4 else in_rows(shape.columns, <double *> NULL)
+    layer.op.kind, layer.op.inputs, layer.op.outputs = kind, shape.columns, shape.columns
 
 
 cdef void copy_from_panels(Matrix out, const void *panels, intp size) noexcept nogil:

@@ -1,7 +1,7 @@
 /* exp, log, tanh and erf as formulas without branches, so that the loops around them are vectorised like any other.
  *
  * Each is written once for both dtypes; the tables below have the coefficients. At most 2 units in the last place off
- * in float32 and 4 in float64 (tests/test_transcendentals.py), NaN in, NaN out.
+ * in float32 and 4 in float64 (tests/core/test_transcendentals.py), NaN in, NaN out.
  */
 #ifndef FASTBP_TRANSCENDENTALS_H
 #define FASTBP_TRANSCENDENTALS_H

@@ -27,12 +27,10 @@ cdef struct Update:
 
 
 cdef void prepare_update(Update *u, double lr) noexcept nogil:
-    """Set a step's learning rate and what follows from it: for Adam the bias corrections."""
+    """Set a step's learning rate and what follows from it; the bias corrections are 1 for rules without betas."""
     u.lr = lr
-    u.rate, u.root = lr, 1
-    if u.rule == ADAM:
-        u.rate = lr / (1 - pow(u.beta1, u.step))
-        u.root = 1 / sqrt(1 - pow(u.beta2, u.step))
+    u.rate = lr / (1 - pow(u.beta1, u.step))
+    u.root = 1 / sqrt(1 - pow(u.beta2, u.step))
     u.floor = u.eps * u.root if u.eps_hat else u.eps
     u.decay = 1 - lr * u.weight_decay if u.decoupled else 1
     u.l2 = 0 if u.decoupled else u.weight_decay
