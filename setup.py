@@ -58,7 +58,7 @@ CHECKING = {
         "-fsanitize=address,undefined,float-cast-overflow",
         "-fno-sanitize-recover=all",
     ],
-    "bounds": ["-O1", "-fsanitize=bounds-strict", "-fsanitize-undefined-trap-on-error"],
+    "bounds": ["-O1", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error"],
 }
 if CHECKS not in CHECKING:
     raise SystemExit(f"FASTBP_CHECKS: expected address, bounds or nothing, got {CHECKS!r}")
