@@ -2,10 +2,8 @@
 
 # Name to code, by family. The registries in Python are compared with these names when the package is imported.
 CODES = {
-    "kinds": {member.name.lower(): member.value for member in _Kind},
-    "activations": {member.name.lower(): member.value for member in _Activation},
-    "losses": {member.name.lower(): member.value for member in _Loss},
-    "rules": {member.name.lower(): member.value for member in _Rule},
+    family: {name.lower(): int(member) for name, member in enum.__members__.items()}
+    for family, enum in (("kinds", _Kind), ("activations", _Activation), ("losses", _Loss), ("rules", _Rule))
 }
 cdef dict LOSS_CODES = CODES["losses"], RULE_CODES = CODES["rules"]
 cdef int KIND_COUNT = len(CODES["kinds"]), ACTIVATION_COUNT = len(CODES["activations"])
