@@ -313,7 +313,7 @@ def elementwise_loss(
     ``parameter`` is Huber's delta or the quantile, and needed for these two alone. With weights of the samples (B,) it
     is the weighted mean.
     """
-    check_choice("name", name, [known for known, loss_class in LOSSES.items() if issubclass(loss_class, Elementwise)])
+    check_choice("name", name, [key for key, loss_class in LOSSES.items() if issubclass(loss_class, Elementwise)])
     if (parameter is None) is LOSSES[name].has_parameter:
         raise ValueError(
             f"parameter: expected {'a number' if parameter is None else 'none'} for {name!r}, got {parameter}"

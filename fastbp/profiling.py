@@ -61,15 +61,15 @@ class Table:
         self.threads = self.steps = self.samples = 0
         self.seconds = 0.0
         self.others: dict[str, Table] = {}
-        self._spent = np.zeros(3 + 3 * len(model.program))
+        self._times = np.zeros(3 + 3 * len(model.program))
         self._epochs: list[Epoch] = []  # to do again
 
     def _train(self, epoch: Epoch) -> Result:
         """Run an epoch and add its times; one that is interrupted does not count."""
-        network, spent = self.model.network(), np.zeros_like(self._spent)
+        network, times = self.model.network(), np.zeros_like(self._times)
         start = time.perf_counter()
         try:
-            network.record_times(spent)
+            network.record_times(times)
             result = epoch(self.model, self.optimizer)
         finally:
             network.record_times(None)
@@ -77,7 +77,7 @@ class Table:
         self.threads = max(self.threads, network.threads)
         self.steps += -(-result[2] // self.batch_size)
         self.samples += result[2]
-        self._spent += spent
+        self._times += times
         self._epochs.append(epoch)
         self.others.clear()  # they have not done this one
         return result
@@ -114,10 +114,10 @@ class Table:
         """Gather; forward, dx and dweight of each layer; loss, waiting; and the total, which is wall time."""
         ops, size = self.model.program, self.model.dtype.itemsize
         network = "-".join(str(width) for width in [self.model.inputs, *ops["outputs"][ops["kind"] == plan.DENSE]])
-        gather, loss, waiting, *of_layers = self._spent.tolist()
+        gather, loss, waiting, *layer_times = self._times.tolist()
         rows = [Row(network, "gather", gather, 0, 2 * self.samples * self.model.inputs * size)]
         for i, op in enumerate(ops):
-            times = of_layers[3 * i : 3 * i + 3]
+            times = layer_times[3 * i : 3 * i + 3]
             for phase, seconds, (operations, numbers) in zip(_PHASES, times, self._cost(op, i == 0), strict=True):
                 rows.append(Row(_label(op), phase, seconds, operations, numbers * size))
         rows.append(Row(network, "loss", loss, 0, 2 * self.samples * self.model.outputs * size))

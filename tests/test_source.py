@@ -83,15 +83,17 @@ def test_imports_run_downward():
             assert floor_of[other] < floor_of[name], f"{name or 'fastbp'} imports {imported}"
 
 
-def names_defined_in(tree):
-    """The names that a module gives: of functions, classes, variables, imports, and attributes that it sets or has."""
+def members_defined_in(tree):
+    """The names of what the classes of a module have: methods, class variables, and attributes that they set."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node.value):
-            yield node.attr
+        if isinstance(node, ast.ClassDef):
+            for member in ast.walk(node):
+                if isinstance(member, ast.FunctionDef):
+                    yield member.name
+                elif isinstance(member, ast.Name) and isinstance(member.ctx, ast.Store):
+                    yield member.id
+                elif isinstance(member, ast.Attribute) and isinstance(member.ctx, ast.Store) and is_own(member.value):
+                    yield member.attr
 
 
 def is_own(node):
@@ -105,7 +107,7 @@ def test_no_private_attribute_of_another_module():
     found = []
     for path in SOURCE.rglob("*.py"):
         tree = ast.parse(path.read_text())
-        own = set(names_defined_in(tree))
+        own = set(members_defined_in(tree))
         for node in ast.walk(tree):
             if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or is_own(node.value):
                 continue
@@ -190,7 +192,15 @@ def test_the_sdist_builds_from_itself(tmp_path):
     subprocess.run(pip, check=True, capture_output=True)
     types = [path.relative_to(SOURCE) for path in SOURCE.rglob("*") if path.suffix in (".pyi", ".typed")]
     assert [path for path in types if not (target / "fastbp" / path).exists()] == []
-    code = "import fastbp as fb; print(fb.__file__); fb.show_config(); print(fb.datasets.load_digits()[0].shape)"
+    modules = [path.relative_to(SOURCE) for path in SOURCE.rglob("*.py")]
+    assert [path for path in modules if not (target / "fastbp" / path).exists()] == []
+    code = """if True:
+        import fastbp as fb
+        print(fb.__file__)
+        fb.show_config()
+        with fb.use_backend("numpy"):
+            print(fb.datasets.load_digits()[0].shape)
+    """
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(target)}, capture_output=True,
         text=True, check=True,

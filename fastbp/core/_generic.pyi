@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
 from fastbp.core.plan import ACTIVATIONS as ACTIVATIONS
-from fastbp.core.plan import BatchPlan, LossSpec, UpdateSpec
-from fastbp.core.plan import Report as Report
+from fastbp.core.plan import BatchPlan, LossSpec, Report, UpdateSpec
 
 _Real = TypeVar("_Real", np.float32, np.float64)
 _Dtype = np.dtype[np.float32] | np.dtype[np.float64]
@@ -129,9 +128,10 @@ class Network:
     def backward(self, dx: NDArray[_Real] | None, dy: NDArray[_Real], threads: int) -> None: ...
     def train(
         self,
+        report: Report,
         data: tuple[NDArray[_Real], NDArray[_Real] | NDArray[np.int64], NDArray[_Real] | None],
         batches: BatchPlan,
         loss_specs: Sequence[LossSpec],
         update_spec: UpdateSpec,
         threads: int,
-    ) -> Report: ...
+    ) -> None: ...

@@ -142,6 +142,9 @@ cdef void apply_activation(int code, real *out, const real *dy, const real *y, c
             memcpy(out, z, n * sizeof(real))
         elif not forward and out != dy:
             memcpy(out, dy, n * sizeof(real))
+    else:  # a code without a branch here: NaN ends the training
+        for j in range(n):
+            out[j] = NAN
 
 
 cdef inline void activate(int code, real *y, const real *z, intp n) noexcept nogil:

@@ -55,7 +55,7 @@ cdef inline void prepare_step(Epoch *e, intp s) noexcept nogil:
 
 
 cdef inline void count_step(Epoch *e, double loss, intp batch, intp team_size) noexcept nogil:
-    """Thread 0 adds a step that was taken to what the epoch reports."""
+    """Thread 0 adds a step that was applied to what the epoch reports."""
     cdef intp i
     e.loss += loss * batch
     for i in range(team_size):

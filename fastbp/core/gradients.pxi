@@ -132,6 +132,8 @@ cdef void thread_weights(Epoch *e, Gather *g, Net *net, const Thread *thread, bi
                 layernorm_gradients(net, i, thread, witness)
             if updates:
                 update_normalization(e, net, i, thread, grad_scale, witness)
+        elif layer.op.kind == ACTIVATION or layer.op.kind == DROPOUT:
+            pass  # they have no parameters
         elif layer.op.kind == EMBEDDING:
             thread_tables(e.update if e != NULL else NULL, net, thread, gradients, updates, keep, grad_scale, witness)
         if i == 0 and updates:

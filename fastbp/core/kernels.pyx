@@ -17,7 +17,7 @@ from libc.math cimport NAN, fabs, fabsf, pow, sqrt, sqrtf
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastbp.core.plan import ACTIVATIONS, Report, aligned
+from fastbp.core.plan import ACTIVATIONS, aligned
 
 ctypedef Py_ssize_t intp  # counts, indices and distances; a long has 32 bits on Windows
 

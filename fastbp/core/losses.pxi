@@ -10,10 +10,10 @@ cpdef enum _Loss:  # checked against fastbp.losses.LOSSES when the package is im
     CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, MAE, HUBER, QUANTILE, POISSON
 
 
-cdef double cross_entropy_row(real *dlogits, const real *logits, double normal, double log_sum, intp label,
+cdef double cross_entropy_row(real *dlogits, const real *logits, double exp_sum, double log_sum, intp label,
                               const real *weight, double weight_sum, double smoothing, double scale,
                               intp classes) noexcept nogil:
-    """One row's loss and gradient, both times scale; dlogits holds exp(logits - top), which `normal` is the sum of.
+    """One row's loss and gradient, both times scale; dlogits holds exp(logits - top), which `exp_sum` is the sum of.
 
     log_sum is the logarithm of the sum of exp(logits).
     """
@@ -26,7 +26,7 @@ cdef double cross_entropy_row(real *dlogits, const real *logits, double normal, 
     if smoothing != 0:
         for j in range(classes):
             loss += uniform * (weight[j] if weight != NULL else 1) * (log_sum - logits[j])
-    factor = <real> (row_target / normal)
+    factor = <real> (row_target / exp_sum)
     for j in range(classes):
         dlogits[j] *= factor
     if smoothing != 0:
@@ -62,7 +62,7 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
     """
     cdef double loss = 0, weight_sum = classes
     cdef real top[ROWS_PER_CHUNK]
-    cdef double normal[ROWS_PER_CHUNK]
+    cdef double exp_sum[ROWS_PER_CHUNK]
     cdef double log_sum[ROWS_PER_CHUNK]
     cdef intp first = 0, count, row, i, j
     if weight != NULL:
@@ -70,7 +70,7 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
         for i in range(classes):
             weight_sum += weight[i]
     for i in range(ROWS_PER_CHUNK):  # the loop below takes ROWS_PER_CHUNK logarithms, also where there are fewer rows
-        normal[i] = 1
+        exp_sum[i] = 1
     while first < rows:  # a few rows at a time: their exponentials are one vectorised loop, however few the classes
         count = min(rows - first, <intp> ROWS_PER_CHUNK)
         for i in range(count):
@@ -80,12 +80,12 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
         for j in range(first * classes, (first + count) * classes):
             dlogits[j] = exp_(dlogits[j])
         for i in range(count):
-            normal[i] = sum_of(dlogits + (first + i) * classes, classes)
+            exp_sum[i] = sum_of(dlogits + (first + i) * classes, classes)
         for i in range(ROWS_PER_CHUNK):  # vectorised as well
-            log_sum[i] = log_double(normal[i])
+            log_sum[i] = log_double(exp_sum[i])
         for i in range(count):
             row = (first + i) * classes
-            loss += cross_entropy_row(dlogits + row, logits + row, normal[i], top[i] + log_sum[i], labels[first + i],
+            loss += cross_entropy_row(dlogits + row, logits + row, exp_sum[i], top[i] + log_sum[i], labels[first + i],
                                       weight, weight_sum, smoothing,
                                       scale * sample_weight[first + i] if sample_weight != NULL else scale, classes)
         first += count
@@ -115,7 +115,7 @@ cdef inline double elementwise_term(real *gradient, real p, real t, int code, re
     if code == POISSON:
         gradient[0] = exp_(p) - t
         return exp_(p) - t * p
-    gradient[0] = NAN  # not reached: bindings.pxi refuses unknown codes
+    gradient[0] = NAN  # a code without a branch here: NaN ends the training
     return NAN
 
 

@@ -42,15 +42,8 @@ cdef void thread_backward(Pass *p, Thread *thread, const real *witness) noexcept
 
 
 cdef int raise_pending() except -1:
-    """Raise the exception that a signal handler left in `interrupted`."""
+    """Raise what `interrupted` found: the exception is set already, and -1 tells the caller so."""
     return -1
-
-
-cdef pending_exception():
-    try:
-        raise_pending()
-    except BaseException as error:
-        return error
 
 
 cdef class Network:
@@ -279,12 +272,13 @@ cdef class Network:
             e.lrs = lrs + e.done if lrs != NULL else NULL
             e.decays = decays + e.done if decays != NULL else NULL
 
-    def train(self, data, batches, loss_specs, update_spec, int threads):
-        """Steps of one epoch over the rows that a plan.BatchPlan names; a plan.Report of what was done.
+    def train(self, report, data, batches, loss_specs, update_spec, int threads):
+        """Steps of one epoch over the rows that a plan.BatchPlan names.
 
-        data is ``(X (n, I), y, sample_weight (n,) or None)``, loss_specs a list of one plan.LossSpec, update_spec a
+        report is a plan.Report, which is filled after an interrupt too, that ends the work after a whole step. data is
+        ``(X (n, I), y, sample_weight (n,) or None)``, loss_specs a list of one plan.LossSpec, update_spec a
         plan.UpdateSpec. A step whose loss, or whose gradient where it is clipped by its norm, is not finite is not
-        taken, nor any after it. An interrupt ends the work after a whole step.
+        applied, nor any after it.
         """
         cdef Criterion criterion
         cdef Update u
@@ -309,9 +303,13 @@ cdef class Network:
         self.reserve_gradients(False)
         self.threads = threads = self.epoch_threads(&u, threads)
         self.reserve_epoch(&e, threads)
-        self.run_steps(&e, threads, &stop)
-        self.choose_partition(1)
-        return Report(e.loss, e.total_correct, e.done, pending_exception() if stop else None)
+        try:
+            self.run_steps(&e, threads, &stop)
+            if stop:
+                raise_pending()
+        finally:
+            self.choose_partition(1)
+            report.loss, report.correct, report.steps = e.loss, e.total_correct, e.done
 
     cdef int epoch_threads(self, const Update *u, int threads) noexcept:
         """How many threads the steps of an epoch pay for."""

@@ -5,6 +5,14 @@
 # columns are shared instead of its rows (by_columns). In the second, after a barrier, every thread computes the
 # gradients of its own blocks of the weights and, in the engine, applies them.
 
+cdef void fill_with_nan(real *y, Layout layout, intp begin, intp end, intp n) noexcept nogil:
+    """What a layer kind without a branch below gives: NaN, which ends the training."""
+    cdef intp q, j
+    for q in range(strip_count(layout, n, y)):
+        for j in range(begin * layout.row, end * layout.row):
+            y[q * layout.panel + j] = NAN
+
+
 cdef void forward_rows(Net *net, Thread *thread, intp begin, intp end, const real *witness) noexcept nogil:
     """A thread's rows through all layers; the result is the last layer's y."""
     cdef int i
@@ -32,6 +40,8 @@ cdef void forward_rows(Net *net, Thread *thread, intp begin, intp end, const rea
         elif layer.op.kind == LAYERNORM:
             layernorm_forward_rows(y, <real *> layer.moments, x, net.layout, <real *> layer.weight,
                                    <real *> layer.bias, layer.op.eps, begin, end, layer.op.inputs)
+        else:
+            fill_with_nan(y, net.layout, begin, end, layer.op.outputs)
         charge_time(net, thread, i, IN_FORWARD)
 
 
@@ -61,11 +71,13 @@ cdef void backward_rows(Net *net, Thread *thread, intp begin, intp end, const re
             layernorm_backward_rows(dx, <const real *> layer.dy, <real *> layer.moments,
                                     layer_input(net, i, witness), net.layout, <real *> layer.weight, begin, end,
                                     layer.op.inputs)
+        else:
+            fill_with_nan(dx, net.layout, begin, end, layer.op.inputs)
         charge_time(net, thread, i, IN_DX)
 
 
 cdef void commit_statistics(Net *net, const Thread *thread, const real *witness) noexcept nogil:
-    """Update batch norm's running statistics, once it is sure that the step is taken."""
+    """Update batch norm's running statistics, once it is sure that the step is applied."""
     cdef Layer *layer
     cdef Range columns
     for layer in net.layers[:net.count]:

@@ -121,12 +121,11 @@ class BatchPlan:
 
 @dataclass(slots=True)
 class Report:
-    """What the core has done of a BatchPlan."""
+    """What the core has done of a BatchPlan. The caller makes it, so that it is there after an interrupt too."""
 
-    loss: float  # summed over the samples; if it is not finite, the loss of the step that was not taken is included
-    correct: int
-    steps: int
-    interrupt: BaseException | None = None  # what a signal handler raised: the work ended after a whole step
+    loss: float = 0.0  # summed over the samples; of a step that was not applied, its loss, which is not finite
+    correct: int = 0
+    steps: int = 0
 
 
 def check_codes(backend: ModuleType) -> None:

@@ -23,15 +23,15 @@ cdef struct Update:
     void *state[MAX_STATE]  # vectors as long as the parameters, in the rule's order; NULL for those it does not use
     const int64_t *undecayed  # (undecayed_count, 2): from where to where in the flat buffers weight decay does not act
     intp undecayed_count
-    double rate, root, floor, decay, l2  # derived from lr and step by prepare_update
+    double rate, correction, added_eps, decay, l2  # derived from lr and step by prepare_update
 
 
 cdef void prepare_update(Update *u, double lr) noexcept nogil:
     """Set a step's learning rate and what follows from it; the bias corrections are 1 for rules without betas."""
     u.lr = lr
     u.rate = lr / (1 - pow(u.beta1, u.step))
-    u.root = 1 / sqrt(1 - pow(u.beta2, u.step))
-    u.floor = u.eps * u.root if u.eps_hat else u.eps
+    u.correction = 1 / sqrt(1 - pow(u.beta2, u.step))
+    u.added_eps = u.eps * u.correction if u.eps_hat else u.eps
     u.decay = 1 - lr * u.weight_decay if u.decoupled else 1
     u.l2 = 0 if u.decoupled else u.weight_decay
 
@@ -52,10 +52,10 @@ cdef inline void sgd_run(real *param, real *velocity, const real *grad, real lr,
         param[i] -= lr * (g + momentum * v if nesterov else v)
 
 
-cdef inline void adam_run(real *param, real *m, real *v, const real *grad, real step_size, real share1, real share2,
-                          real root, real eps, real decay, real weight_decay, real grad_scale,
-                          intp n) noexcept nogil:
-    """share = 1 - beta comes from float64: float32 would lose it for a beta close to one.
+cdef inline void adam_run(real *param, real *m, real *v, const real *grad, real step_size, real one_minus_beta1,
+                          real one_minus_beta2, real correction, real eps, real decay, real weight_decay,
+                          real grad_scale, intp n) noexcept nogil:
+    """1 - beta comes from float64: float32 would lose it for a beta close to one.
 
     decay multiplies param (decoupled); weight_decay times param is added to the gradient (L2). One has no effect.
     """
@@ -63,20 +63,21 @@ cdef inline void adam_run(real *param, real *m, real *v, const real *grad, real 
     cdef real g, m_i, v_i
     for i in range(n):
         g = grad[i] * grad_scale + weight_decay * param[i]
-        m_i = m[i] + share1 * (g - m[i])
-        v_i = v[i] + share2 * (g * g - v[i])
+        m_i = m[i] + one_minus_beta1 * (g - m[i])
+        v_i = v[i] + one_minus_beta2 * (g * g - v[i])
         m[i] = m_i
         v[i] = v_i
-        param[i] = param[i] * decay - step_size * m_i / (sqrt_(v_i) * root + eps)
+        param[i] = param[i] * decay - step_size * m_i / (sqrt_(v_i) * correction + eps)
 
 
-cdef inline void rmsprop_run(real *param, real *square, real *velocity, const real *grad, real lr, real share, real eps,
-                             real momentum, real weight_decay, real grad_scale, intp n) noexcept nogil:
+cdef inline void rmsprop_run(real *param, real *square, real *velocity, const real *grad, real lr,
+                             real one_minus_alpha, real eps, real momentum, real weight_decay, real grad_scale,
+                             intp n) noexcept nogil:
     cdef intp i
     cdef real g, s
     for i in range(n):
         g = grad[i] * grad_scale + weight_decay * param[i]
-        s = square[i] + share * (g * g - square[i])
+        s = square[i] + one_minus_alpha * (g * g - square[i])
         square[i] = s
         g = g / (sqrt_(s) + eps)
         if velocity != NULL:
@@ -96,26 +97,30 @@ cdef inline void adagrad_run(real *param, real *total, const real *grad, real lr
         param[i] -= lr * g / (sqrt_(s) + eps)
 
 
-cdef inline void clip_run(real *grad, real most, intp n) noexcept nogil:
-    """Every entry into [-most, most]; NaN stays."""
+cdef inline void clip_run(real *grad, real limit, intp n) noexcept nogil:
+    """Every entry into [-limit, limit]; NaN stays."""
     cdef intp i
     for i in range(n):
-        grad[i] = -most if grad[i] < -most else most if grad[i] > most else grad[i]
+        grad[i] = -limit if grad[i] < -limit else limit if grad[i] > limit else grad[i]
 
 
 cdef inline void update_vector(const Update *u, real *param, real **state, const real *grad, real scale, real decay,
                                real l2, intp n) noexcept nogil:
     """Apply the rule to n parameters that lie side by side."""
-    cdef real rate = <real> u.rate, eps = <real> u.floor, momentum = <real> u.momentum
+    cdef real rate = <real> u.rate, eps = <real> u.added_eps, momentum = <real> u.momentum
+    cdef intp i
     if u.rule == SGD:
         sgd_run(param, state[0], grad, rate, momentum, u.nesterov, l2, scale, n)
     elif u.rule == ADAM:
-        adam_run(param, state[0], state[1], grad, rate, <real> (1 - u.beta1), <real> (1 - u.beta2), <real> u.root, eps,
-                 decay, l2, scale, n)
+        adam_run(param, state[0], state[1], grad, rate, <real> (1 - u.beta1), <real> (1 - u.beta2),
+                 <real> u.correction, eps, decay, l2, scale, n)
     elif u.rule == RMSPROP:
         rmsprop_run(param, state[0], state[1], grad, rate, <real> (1 - u.alpha), eps, momentum, l2, scale, n)
     elif u.rule == ADAGRAD:
         adagrad_run(param, state[0], grad, rate, eps, l2, scale, n)
+    else:  # a code without a branch here: NaN ends the training
+        for i in range(n):
+            param[i] = NAN
 
 
 cdef void update_rows(const Update *u, real *param, intp param_row, intp offset, intp state_row, const real *grad,

@@ -37,7 +37,7 @@ def check_choice(name: str, value: object, valid: Iterable[str | int | None]) ->
     raise ValueError(f"{name}: unknown value {value!r}; {hint}")
 
 
-LARGEST = 2**62  # of all sizes and counts: the core's 64 bits have room for one and a few more
+LARGEST = 2**62  # of all sizes and counts: sums of a few of them fit the core's 64 bits
 
 
 def check_int(name: str, value: object, low: int = 1, high: int = LARGEST) -> int:

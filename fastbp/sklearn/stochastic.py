@@ -180,7 +180,6 @@ class StochasticSolver:
     def _train(self, rows: Array) -> float:
         """One pass over the rows in their order; the loss with its penalty, averaged over the samples."""
         objective, alpha = self.task.objective, self.settings.alpha
-        self.optimizer.weight_decay = float(alpha > 0)  # any number above zero: every step has its own decay
         total, squares = 0.0, self._squared_weights()
         for samples, order in self.task.data.blocks(rows, self.batch_size):
             weight, count = samples[2], len(samples[1] if order is None else order)

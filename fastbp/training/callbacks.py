@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastbp.data.arrays import Array, check_int, check_number
@@ -58,6 +58,8 @@ class ModelInTraining(Protocol):
         optimizer: Optimizer,
         sample_weight: ArrayLike | None = None,
     ) -> float: ...
+    @property
+    def fit(self) -> Callable[..., History]: ...
     def parameters(self) -> Parameters: ...
     def summary(self) -> str: ...
     def save(self, path: npz.Path) -> None: ...

@@ -97,7 +97,7 @@ def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any]) 
         raise ValueError(f"keys: expected {expected.shape} unsigned integers, got {keys.dtype} of {keys.shape}")
     expected[:] = keys
     model.training_step, epochs = (check_int(name, saved[name], low=0) for name in ("step", "epoch"))
-    model.generator.bit_generator.state = saved["orders"]
+    model.order_generator.bit_generator.state = saved["orders"]
     callbacks = []
     for i, (name, values) in enumerate(saved["callbacks"]):
         own = [key for key in state if key.startswith(f"{i}.")]

@@ -53,6 +53,15 @@ class Sequential:
         Of initial weights, dropout, and the order of samples in ``fit``. The same seed gives the same bits on the same
         backend, for any number of threads.
 
+    Attributes
+    ----------
+    layers : tuple of Layer
+    dtype : dtype
+    inputs, outputs : int
+        Widths.
+    model : Model
+        What the layers were lowered to, with the passes over arrays that have been checked; for fastbp's own modules.
+
     Raises
     ------
     TypeError, ValueError
@@ -313,7 +322,7 @@ class Sequential:
                 for epoch in range(len(history), epochs):
                     if self.stop_training:
                         break
-                    self._run_epoch(epoch, epochs, run_epoch, callbacks, bars, verbose)
+                    self._run_epoch(epoch, epochs, run_epoch, history, callbacks, bars, verbose)
             except DivergenceError as error:
                 error.epoch = len(history) + 1
                 if on_divergence == "raise":
@@ -344,6 +353,7 @@ class Sequential:
         epoch: int,
         epochs: int,
         train: Callable[[], dict[str, float]],
+        history: History,
         callbacks: list[Callback],
         bars: Bars | None,
         verbose: int | str,
@@ -352,8 +362,7 @@ class Sequential:
         if bars is not None:
             bars.begin(epoch)
         logs = train()
-        assert self.history is not None
-        self.history.append(logs)
+        history.append(logs)  # not to ``self.history``, which a fit in a callback replaces
         self.epochs += 1
         if bars is not None:
             bars.end(logs)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastbp import profiling
 from fastbp.core import backend, get_num_threads
-from fastbp.core.plan import BatchPlan
+from fastbp.core.plan import BatchPlan, LossSpec, Report
 from fastbp.data.arrays import Array, Samples, check_memory, take_rows
 from fastbp.data.sampling import Part, epoch_rows, parts
 from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
@@ -40,7 +40,7 @@ class Trainer:
         If it is no optimizer, or one of another model's parameters.
     """
 
-    __slots__ = "criterion", "loss_spec", "model", "optimizer"  # one is made for every single batch
+    __slots__ = "_loss_spec", "criterion", "model", "optimizer"  # one is made for every single batch
 
     def __init__(self, model: Model, optimizer: Optimizer, criterion: Loss) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -48,8 +48,14 @@ class Trainer:
         if optimizer.params is not model.params:
             raise ValueError("optimizer: it was made for the parameters of another model")
         self.model, self.optimizer, self.criterion = model, optimizer, criterion
-        #: The loss for the core; None for a Python callable.
-        self.loss_spec = criterion.spec(model.outputs, model.dtype)
+        self._loss_spec: LossSpec | None = None
+
+    @property
+    def loss_spec(self) -> LossSpec | None:
+        """The loss for the core; None for a Python callable. Made when it is first used: the data are checked first."""
+        if self._loss_spec is None:
+            self._loss_spec = self.criterion.spec(self.model.outputs, self.model.dtype)
+        return self._loss_spec
 
     def step(self, batch: Samples) -> float:
         """Forward, loss, backpropagation, gradient descent; the loss before the update."""
@@ -88,14 +94,14 @@ class Trainer:
         if batch_size > SMALL_BATCH:
             check_memory("batch_size", min(batch_size, len(data[0])) * model.row_bytes)
         network, model.pending_forward = model.network(), None
-        rates = optimizer.rates(steps)
+        rates, report = optimizer.rates(steps), Report()
         update = optimizer.update_spec(rates, decays)
         batches = BatchPlan(order, first, steps, batch_size, model.training_step + 1)
-        report = network.train(data, batches, [self.loss_spec], update, get_num_threads())
-        model.training_step += report.steps
-        optimizer.steps += report.steps
-        if report.interrupt is not None:
-            raise report.interrupt
+        try:
+            network.train(report, data, batches, [self.loss_spec], update, get_num_threads())
+        finally:  # an interrupt ends the epoch after a whole step
+            model.training_step += report.steps
+            optimizer.steps += report.steps
         if report.steps < steps:
             rows = epoch_rows(first + report.steps * batch_size, batch_size, len(data[0]), order)
             lr = rates if isinstance(rates, float) else float(rates[report.steps])
@@ -103,7 +109,7 @@ class Trainer:
         return report.loss, report.correct
 
     def _divergence(self, loss: float, x: Array, step: int, lr: float) -> DivergenceError:
-        """The error for a training step on the rows of x that was left out, for its loss or its gradient."""
+        """The error for a training step on the rows of x that was not applied, for its loss or its gradient."""
         params, number = self.model.params, self.optimizer.steps + 1
         if math.isfinite(loss):  # only clip_norm looks at the whole gradient before it is used
             norm = math.sqrt(backend().squared_norm(params.grads, 1))

@@ -17,6 +17,7 @@ def with_entry(array, value):
 
 # data and settings of fit: what to replace, the error, and what its message says
 CASES = [
+    (dict(loss=fb.CrossEntropy(class_weight=[1, 2, 3]), epochs=0), ValueError, "epochs: expected a positive integer"),
     (dict(X=X[:, :2]), ValueError, r"X: expected shape \(samples, 3\), got \(20, 2\)"),
     (dict(X=X[:, 0]), ValueError, r"X: expected shape \(samples, 3\), got \(20,\)"),
     (dict(X=X[:0], y=Y[:0]), ValueError, r"X: expected at least one sample, got shape \(0, 3\)"),

@@ -85,3 +85,25 @@ def test_reduce_lr_on_plateau_in_fit():
     for bad in (dict(factor=1.0), dict(factor=0.0), dict(patience=0), dict(min_lr=-1.0), dict(min_delta=-1.0)):
         with pytest.raises(ValueError, match=next(iter(bad))):
             fb.ReduceLROnPlateau(**bad)
+
+
+def test_a_fit_in_a_callback_leaves_the_history_of_the_outer_one():
+    X, y = blobs()
+
+    class Inner(fb.Callback):
+        def on_epoch_end(self, epoch, logs):
+            if epoch == 0:
+                self.model.fit(X, y, "cross_entropy", self.optimizer, verbose=0)
+
+    model = everything()
+    optimizer = fb.SGD(model.parameters(), lr=0.1)
+    history = model.fit(X, y, "cross_entropy", optimizer, epochs=3, callbacks=[Inner()], verbose=0)
+    assert len(history) == 3
+
+
+def test_the_model_of_a_callback_has_what_a_sequential_has():
+    """Checkers see a protocol, for imports run downward."""
+    from fastbp.training.callbacks import ModelInTraining
+
+    public = {name for name in dir(fb.Sequential) if not name.startswith("_")} - {"load"}
+    assert public <= set(dir(ModelInTraining)) | set(ModelInTraining.__annotations__)

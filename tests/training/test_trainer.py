@@ -80,3 +80,25 @@ def test_an_interrupt_leaves_whole_steps(any_backend):
         assert bits(replica) == bits(model)
     model.fit(X[:100], y[:100], "cross_entropy", optimizer, verbose=0)
     assert optimizer.steps == steps + 4
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
+def test_an_interrupt_counts_every_step_that_was_applied(compiled):
+    """Of short calls into the core, which end before they look for signals: the bias is the number of steps applied."""
+    X, y = np.zeros((32, 2)), np.full(32, 1e9)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(40):
+            model = fb.Sequential([fb.Dense(2, 1)], dtype="float64", seed=0)
+            optimizer = fb.SGD(model.parameters(), lr=1.0)
+            signal.setitimer(signal.ITIMER_REAL, 0.003 + 0.0001 * i)
+            with pytest.raises(KeyboardInterrupt):
+                model.fit(X, y, "mae", optimizer, epochs=10**6, batch_size=2, verbose=0)
+            assert model.layers[0].bias[0] == optimizer.steps == model.model.training_step
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

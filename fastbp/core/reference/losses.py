@@ -93,13 +93,13 @@ def _cross_entropy(
     """Softmax cross-entropy of logits (B, C) and labels (B,)."""
     n, classes = logits.shape
     weight = np.ones(classes) if class_weight is None else class_weight.astype(np.float64)
-    of_sample = np.ones(n) if sample_weight is None else sample_weight.astype(np.float64)
+    sample_weights = np.ones(n) if sample_weight is None else sample_weight.astype(np.float64)
     log_p = logits - logits.max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
     target = np.full(logits.shape, label_smoothing / classes) * weight
     target[np.arange(n), labels] += (1 - label_smoothing) * weight[labels]
-    target *= of_sample[:, None]
-    total_weight = (of_sample * weight[labels]).sum() or np.inf  # all weights zero: neither loss nor gradient
+    target *= sample_weights[:, None]
+    total_weight = (sample_weights * weight[labels]).sum() or np.inf  # all weights zero: neither loss nor gradient
     dlogits[:] = (np.exp(log_p) * target.sum(axis=1, keepdims=True) - target) / total_weight
     return float(-(target * log_p).sum() / total_weight)
 

@@ -162,47 +162,43 @@ class Network:
 
     def train(
         self,
+        report: Report,
         data: tuple[Array, Array, Array | None],
         batches: BatchPlan,
         loss_specs: Sequence[LossSpec],
         update_spec: UpdateSpec,
         threads: int,
-    ) -> Report:
-        """Steps of one epoch over the rows that a BatchPlan names; a Report of what was done.
+    ) -> None:
+        """Steps of one epoch over the rows that a BatchPlan names; report is filled, after an interrupt too.
 
         data is ``(X (n, I), y, sample_weight (n,) or None)``. A step whose loss, or whose gradient where it is clipped
-        by its norm, is not finite is not taken, nor any after it. An exception, of a signal handler for example, ends
-        the work and is in the report.
+        by its norm, is not finite is not applied, nor any after it.
         """
         (loss_spec,) = loss_specs
         X, y, sample_weight = data
         self.threads, self._last = threads, time.perf_counter()
-        report, order = Report(0.0, 0, 0), batches.order
+        order = batches.order
         samples = len(order) if isinstance(order, np.ndarray) else len(X)
-        try:
-            for t in range(batches.steps):
-                first = batches.first + t * batches.batch_size
-                rows = np.empty(min(batches.batch_size, samples - first), np.int64)
-                batch_order(rows, first, samples, order)
-                batch = X[rows], y[rows], None if sample_weight is None else sample_weight[rows]
-                self._charge_time(_IN_GATHER)
-                lr, decay = (
-                    rate if isinstance(rate, float) else float(rate[t])
-                    for rate in (update_spec.lr, update_spec.weight_decay)
-                )
-                spec = replace(update_spec, step=update_spec.step + t, lr=lr, weight_decay=decay)
-                value, right, taken = self._take_step(batch, batches.dropout_step + t, loss_spec, spec, threads)
-                if not taken:
-                    report.loss += value
-                    break
-                report.loss += value * len(rows)
-                report.correct += right
-                report.steps += 1
-        except BaseException as interrupt:
-            report.interrupt = interrupt
-        return report
+        for t in range(batches.steps):
+            first = batches.first + t * batches.batch_size
+            rows = np.empty(min(batches.batch_size, samples - first), np.int64)
+            batch_order(rows, first, samples, order)
+            batch = X[rows], y[rows], None if sample_weight is None else sample_weight[rows]
+            self._charge_time(_IN_GATHER)
+            lr, decay = (
+                rate if isinstance(rate, float) else float(rate[t])
+                for rate in (update_spec.lr, update_spec.weight_decay)
+            )
+            spec = replace(update_spec, step=update_spec.step + t, lr=lr, weight_decay=decay)
+            value, right, applied = self._train_step(batch, batches.dropout_step + t, loss_spec, spec, threads)
+            if not applied:
+                report.loss += value
+                return
+            report.loss += value * len(rows)
+            report.correct += right
+            report.steps += 1
 
-    def _take_step(
+    def _train_step(
         self,
         batch: tuple[Array, Array, Array | None],
         dropout_step: int,
