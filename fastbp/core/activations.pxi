@@ -3,7 +3,7 @@
 # Each is a scalar formula in a loop that the compiler vectorises. A derivative uses the output y where it can, so that
 # the input z is kept only for activations that need it (`needs_input` in plan.ACTIVATIONS). All pass NaN on.
 #
-# To add one: a code here, a branch with its two loops below, an entry in plan.ACTIVATIONS, a class in
+# To add one: a code here, a branch with its two loops below, an entry in plan.ACTIVATIONS, and one in
 # reference/activations.py.
 
 cpdef enum _Activation:  # checked against plan.ACTIVATIONS when the package is imported

@@ -144,8 +144,8 @@ def check_names(backend: ModuleType, family: str, names: Iterable[str]) -> None:
 
 def _other_build(backend: ModuleType, family: str, expected: object) -> ImportError:
     return ImportError(
-        f"{backend.__name__} was built from other sources: expected the {family} {expected}, got "
-        f"{backend.CODES[family]}; build fastbp again"
+        f"{backend.__name__} has other {family} than the rest of fastbp: expected {expected}, got "
+        f"{backend.CODES[family]}; if it is compiled, build fastbp again"
     )
 
 

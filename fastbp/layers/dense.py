@@ -41,7 +41,7 @@ class Dense(Parametric):
     init : str, callable or None
         ``he_uniform``, ``he_normal`` (He et al. 2015), ``glorot_uniform``, ``glorot_normal`` (Glorot & Bengio 2010),
         ``lecun_uniform``, ``lecun_normal``, or ``init(rng, (I, O)) -> array``. None is he_uniform for the ReLU family,
-        GELU and SiLU, glorot_uniform otherwise. Biases start at zero.
+        GELU, SiLU and softplus, glorot_uniform otherwise. Biases start at zero.
 
     Attributes
     ----------

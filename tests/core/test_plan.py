@@ -27,11 +27,11 @@ def test_a_backend_with_other_codes_is_not_loaded(any_backend):
     exchanged = backend().CODES["activations"] | {"relu": 2, "elu": 1}
     missing = {name: code for name, code in backend().CODES["kinds"].items() if name != "dropout"}
     for family in ({"activations": exchanged}, {"kinds": missing}):
-        with pytest.raises(ImportError, match=r"_other was built from other sources: .* build fastbp again"):
+        with pytest.raises(ImportError, match=r"_other has other (activations|kinds) than .*build fastbp again"):
             plan.check_codes(other_build(**family))
-    with pytest.raises(ImportError, match="expected the losses"):
-        plan.check_names(backend(), "losses", [*LOSSES, "log_cosh"])
-    with pytest.raises(ImportError, match="expected the rules"):
+    with pytest.raises(ImportError, match="other losses"):
+        plan.check_names(backend(), "losses", [*LOSSES, "no_such_loss"])
+    with pytest.raises(ImportError, match="other rules"):
         plan.check_names(backend(), "rules", ["sgd"])
 
 
