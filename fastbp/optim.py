@@ -23,11 +23,6 @@ __all__: list[str] = []  # every public optimizer adds its name above its class
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
-def _is_zero(rate: Array | float) -> bool:
-    """Whether this is the number 0; the rates of several steps are not looked through."""
-    return isinstance(rate, float) and rate == 0
-
-
 class Optimizer:
     """The base of all optimizers.
 
@@ -174,13 +169,12 @@ class Optimizer:
         self, state: tuple[Array | None, ...], lr: Array | float, weight_decay: Array | float | None
     ) -> UpdateSpec:
         """The rule with the settings that all rules have."""
-        decay = self.weight_decay if weight_decay is None else weight_decay
-        spec = UpdateSpec(self.rule, state, lr, decay)
+        spec = UpdateSpec(self.rule, state, lr, self.weight_decay if weight_decay is None else weight_decay)
         if self.clip_norm is not None:
             spec.clip_norm = self.clip_norm
         if self.clip_value is not None:
             spec.clip_value = self.clip_value
-        if not self.decay_bias and not _is_zero(decay):
+        if not self.decay_bias and (weight_decay is not None or self.weight_decay):
             spec.undecayed = self.params.vectors
         return spec
 
@@ -238,7 +232,7 @@ class SGD(Optimizer):
         state = (self.state_vector("velocity") if self.momentum else None,)
         spec = self._spec(state, lr, weight_decay)
         spec.momentum, spec.nesterov = self.momentum, self.nesterov
-        spec.idle = self.momentum == 0 and _is_zero(spec.weight_decay)
+        spec.idle = self.momentum == 0 and weight_decay is None and self.weight_decay == 0
         return spec
 
 
@@ -398,7 +392,7 @@ class Adagrad(Optimizer):
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
         spec = self._spec((self.state_vector("total"),), lr, weight_decay)
-        spec.eps, spec.idle = self.eps, _is_zero(spec.weight_decay)
+        spec.eps, spec.idle = self.eps, weight_decay is None and self.weight_decay == 0
         return spec
 
 

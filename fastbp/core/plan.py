@@ -13,7 +13,6 @@ Losses and update rules cross as specs that name them; their registries are ``fa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -73,59 +72,81 @@ OP = np.dtype(
 TABLE = np.dtype([("rows", np.int64), ("dim", np.int64), ("offset", np.int64), ("columns", np.int64)])
 
 
-@dataclass(slots=True)
+# The specs are written out: dataclasses would take a tenth of the package's time to import. By the slots a misspelt
+# field is an error.
+
+
 class LossSpec:
     """A loss: its name in ``fastbp.losses.LOSSES``, its parameter (label smoothing, delta, quantile), class weights."""
 
-    name: str
-    parameter: float = 0.0
-    class_weight: Array | None = None  # (C,), of the model's dtype
+    __slots__ = "class_weight", "name", "parameter"
+
+    def __init__(self, name: str, parameter: float = 0.0, class_weight: Array | None = None) -> None:
+        self.name, self.parameter = name, parameter
+        self.class_weight = class_weight  # (C,), of the model's dtype
 
 
-@dataclass(slots=True)
 class UpdateSpec:
     """An update rule: its name in ``fastbp.optim.OPTIMIZERS``, its state vectors, and its settings.
 
     ``lr`` and ``weight_decay`` are numbers or, for the steps of an epoch, arrays (steps,) of float64.
     """
 
-    rule: str
-    state: tuple[Array | None, ...]
-    lr: Array | float
-    weight_decay: Array | float = 0.0
-    momentum: float = 0.0
-    nesterov: bool = False
-    beta1: float = 0.0
-    beta2: float = 0.0
-    alpha: float = 0.0
-    eps: float = 0.0
-    eps_hat: bool = False  # whether Adam's eps is added before the bias correction
-    decoupled: bool = False  # whether weight decay multiplies the parameter, as in AdamW
-    step: int = 1  # Adam's, from 1
-    clip_norm: float = 0.0  # 0 for none, as below
-    clip_value: float = 0.0
-    undecayed: Array | None = None  # (k, 2) int64: from where to where in the flat buffers weight decay does not act
-    idle: bool = False  # whether a gradient of zero changes nothing
+    __slots__ = (
+        "alpha", "beta1", "beta2", "clip_norm", "clip_value", "decoupled", "eps", "eps_hat", "idle", "lr", "momentum",
+        "nesterov", "rule", "state", "step", "undecayed", "weight_decay",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        rule: str,
+        state: tuple[Array | None, ...],
+        lr: Array | float,
+        weight_decay: Array | float = 0.0,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        beta1: float = 0.0,
+        beta2: float = 0.0,
+        alpha: float = 0.0,
+        eps: float = 0.0,
+        eps_hat: bool = False,
+        decoupled: bool = False,
+        step: int = 1,
+        clip_norm: float = 0.0,
+        clip_value: float = 0.0,
+        undecayed: Array | None = None,
+        idle: bool = False,
+    ) -> None:
+        self.rule, self.state, self.lr, self.weight_decay = rule, state, lr, weight_decay
+        self.momentum, self.nesterov, self.beta1, self.beta2, self.alpha = momentum, nesterov, beta1, beta2, alpha
+        self.eps = eps
+        self.eps_hat = eps_hat  # whether Adam's eps is added before the bias correction
+        self.decoupled = decoupled  # whether weight decay multiplies the parameter, as in AdamW
+        self.step = step  # Adam's, from 1
+        self.clip_norm, self.clip_value = clip_norm, clip_value  # 0 for none
+        self.undecayed = undecayed  # (k, 2) int64: from where to where in the flat buffers weight decay does not act
+        self.idle = idle  # whether a gradient of zero changes nothing
 
 
-@dataclass(slots=True)
 class BatchPlan:
     """Which samples the steps of an epoch take, and in which order."""
 
-    order: int | Array | None  # as for ``batch_order``
-    first: int  # position in the order
-    steps: int
-    batch_size: int
-    dropout_step: int  # numbers the first step, and so selects dropout's masks
+    __slots__ = "batch_size", "dropout_step", "first", "order", "steps"
+
+    def __init__(self, order: int | Array | None, first: int, steps: int, batch_size: int, dropout_step: int) -> None:
+        self.order = order  # as for ``batch_order``
+        self.first, self.steps, self.batch_size = first, steps, batch_size  # first: position in the order
+        self.dropout_step = dropout_step  # numbers the first step, and so selects dropout's masks
 
 
-@dataclass(slots=True)
 class Report:
     """What the core has done of a BatchPlan. The caller makes it, so that it is there after an interrupt too."""
 
-    loss: float = 0.0  # summed over the samples; of a step that was not applied, its loss, which is not finite
-    correct: int = 0
-    steps: int = 0
+    __slots__ = "correct", "loss", "steps"
+
+    def __init__(self) -> None:
+        self.loss = 0.0  # summed over the samples; of a step that was not applied, its loss, which is not finite
+        self.correct = self.steps = 0
 
 
 def check_codes(backend: ModuleType) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,7 +49,9 @@ class ScikitAdam(Adam):
     """Adam with its epsilon where scikit-learn has it: it is added before the bias correction."""
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
-        return replace(super().update_spec(lr, weight_decay), eps_hat=True)
+        spec = super().update_spec(lr, weight_decay)
+        spec.eps_hat = True
+        return spec
 
 
 class StochasticSolver:

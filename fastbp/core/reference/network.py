@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -185,11 +185,11 @@ class Network:
             batch_order(rows, first, samples, order)
             batch = X[rows], y[rows], None if sample_weight is None else sample_weight[rows]
             self._charge_time(_IN_GATHER)
-            lr, decay = (
-                rate if isinstance(rate, float) else float(rate[t])
-                for rate in (update_spec.lr, update_spec.weight_decay)
+            spec = copy.copy(update_spec)
+            spec.step += t
+            spec.lr, spec.weight_decay = (
+                rate if isinstance(rate, float) else float(rate[t]) for rate in (spec.lr, spec.weight_decay)
             )
-            spec = replace(update_spec, step=update_spec.step + t, lr=lr, weight_decay=decay)
             value, right, applied = self._train_step(batch, batches.dropout_step + t, loss_spec, spec, threads)
             if not applied:
                 report.loss += value
