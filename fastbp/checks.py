@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastbp import losses
+from fastbp.core import get_num_threads
 from fastbp.losses import LossLike
 from fastbp.training import Sequential
 from fastbp.training.inputs import check_batch
@@ -45,13 +46,13 @@ def check_gradients(
     criterion = losses.resolve(loss)
     double = model.astype("float64")
     x, target, weight = check_batch(double.model, criterion, X, y, sample_weight, ("X", "y", "sample_weight"))
-    step = double.model.training_step
+    step, threads = double.model.training_step, get_num_threads()
 
     def loss_and_gradient() -> tuple[float, np.ndarray]:
         double.model.training_step = step  # the same dropout masks every time
-        return criterion.compute(double.model.forward(x), target, weight)
+        return criterion.compute_with(double.model.forward(x, threads), target, weight, threads)
 
-    double.model.backward(loss_and_gradient()[1])
+    double.model.backward(loss_and_gradient()[1], threads)
     worst, largest = 0.0, float(np.abs(double.parameters().grads).max())
     epsilon = 1e-6
     for name in double.parameters().shapes:

@@ -82,8 +82,14 @@ class Loss:
         return check_targets(name, target, samples, outputs, dtype)
 
     def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
-        """The loss and its gradient for arrays that were checked."""
+        """The loss and its gradient for arrays that were checked; a loss of the user's own overrides it."""
         raise NotImplementedError
+
+    def compute_with(
+        self, pred: Array, target: Array, sample_weight: Array | None, threads: int
+    ) -> tuple[float, Array]:
+        """``compute``, with so many threads of the core; a loss of the user's own does not use them."""
+        return self.compute(pred, target, sample_weight)
 
     def spec(self, outputs: int, dtype: np.dtype[Any]) -> LossSpec | None:
         """The loss as the core knows it, for this many outputs and this dtype; None for a Python callable."""
@@ -98,10 +104,23 @@ class Loss:
         raise NotImplementedError
 
 
+class Compiled(Loss):
+    """The base of the losses that the core computes: those with a ``spec``."""
+
+    def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
+        return self.compute_with(pred, target, sample_weight, get_num_threads())
+
+    def compute_with(
+        self, pred: Array, target: Array, sample_weight: Array | None, threads: int
+    ) -> tuple[float, Array]:
+        dpred, spec = np.empty_like(pred), self.spec(pred.shape[1], pred.dtype)
+        return backend().loss(dpred, pred, target, sample_weight, spec, threads), dpred
+
+
 __all__ += ["CrossEntropy"]
 
 
-class CrossEntropy(Loss):
+class CrossEntropy(Compiled):
     """Softmax cross-entropy of logits (B, C) and integer labels (B,).
 
     Parameters
@@ -153,10 +172,6 @@ class CrossEntropy(Loss):
     def spec(self, outputs: int, dtype: np.dtype[Any]) -> LossSpec:
         return LossSpec(self.name, self.label_smoothing, self._weight(outputs, dtype))
 
-    def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
-        dlogits, spec = np.empty_like(pred), self.spec(pred.shape[1], pred.dtype)
-        return backend().loss(dlogits, pred, target, sample_weight, spec, get_num_threads()), dlogits
-
     def total_weight(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
         weight = self._weight(pred.shape[1], pred.dtype)
         if weight is None:
@@ -167,17 +182,13 @@ class CrossEntropy(Loss):
         return int(np.count_nonzero(pred.argmax(axis=1) == target))
 
 
-class Elementwise(Loss):
+class Elementwise(Compiled):
     """A loss that is the mean over all entries of pred and target, both (B, O); (B,) is accepted where O is 1."""
 
     parameter = 0.0
 
     def spec(self, outputs: int, dtype: np.dtype[Any]) -> LossSpec:
         return LossSpec(self.name, self.parameter)
-
-    def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
-        dpred, spec = np.empty_like(pred), LossSpec(self.name, self.parameter)
-        return backend().loss(dpred, pred, target, sample_weight, spec, get_num_threads()), dpred
 
 
 __all__ += ["BinaryCrossEntropy"]

@@ -9,13 +9,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from fastbp.core import backend, backend_name, get_num_threads, plan
-from fastbp.core._lock import ReadWriteLock
+from fastbp.core import backend, backend_name, plan
 from fastbp.data.arrays import Array, as_generator, cast, check_array, check_features, check_memory
 from fastbp.layers import LAYERS, Layer
 from fastbp.lowering import (
@@ -26,12 +25,12 @@ from fastbp.lowering import (
     place_statistics,
     tensor_shapes,
 )
-from fastbp.parameters import Parameters
+from fastbp.parameters import Parameters, Unchanged
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    Contents = tuple[Parameters, Array, Array, int, np.random.Generator]
+    Contents = tuple[Parameters, Array, Array, int, np.random.Generator, Unchanged]
 
 PREDICTION_ROWS = 1024  # that go through the network at a time
 SMALL_BATCH = 1024  # rows, up to which the memory of a pass is not compared with the machine's
@@ -65,7 +64,7 @@ class Model:
         Forward passes in training so far; dropout's masks follow from it.
     pending_forward : PendingForward or None
     lock : ReadWriteLock
-        Keeps training and other threads apart.
+        The parameters' own: keeps training and other threads apart.
     row_bytes : int
         That a sample needs in a forward pass, at least.
     """
@@ -95,7 +94,7 @@ class Model:
         self._initialise()
         self._bind(offsets)
         self._networks: dict[str, Any] = {}
-        self.lock = ReadWriteLock()
+        self.lock = self.params.lock
         self.training_step = 0
         self.pending_forward: PendingForward | None = None
 
@@ -129,31 +128,21 @@ class Model:
         """``x`` as the model's input."""
         return check_features(name, x, self.inputs, self.dtype, self._categories)
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Keep all other threads out."""
-        self.lock.acquire_write()
-        try:
-            yield
-        finally:
-            self.lock.release()
+        return self.params.exclusive()
 
-    @contextmanager
-    def shared(self) -> Iterator[int]:
-        """Keep threads out that train; gives the number of threads that are in."""
-        threads = self.lock.acquire_read()
-        try:
-            yield threads
-        finally:
-            self.lock.release()
+    def shared(self, threads: int | None = None) -> AbstractContextManager[int]:
+        """Keep out threads that train; gives how many threads of the core to use, see ``Parameters``."""
+        return self.params.shared(threads)
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array, threads: int) -> Array:
         """The forward pass of a training step; the caller has exclusive access."""
         if x.shape[0] > SMALL_BATCH:
             check_memory("x", x.shape[0] * self.row_bytes)
         network, y = self.network(), np.empty((x.shape[0], self.outputs), self.dtype)
         self.pending_forward = None
-        network.forward(y, x, self.training_step + 1, True, get_num_threads())
+        network.forward(y, x, self.training_step + 1, True, threads)
         self.training_step += 1  # not before: a pass that fails for want of memory does not count
         self.pending_forward = PendingForward(network, y.shape, x)
         return y
@@ -164,21 +153,17 @@ class Model:
             raise RuntimeError("backward: call forward(x, training=True) first; another pass has run since, or none")
         return self.pending_forward
 
-    def backward(self, dy: Array, dx: Array | None = None) -> None:
+    def backward(self, dy: Array, threads: int, dx: Array | None = None) -> None:
         """Fill the gradients, and dx if it is not None; the caller has exclusive access."""
-        self.expect_forward().network.backward(dx, dy, get_num_threads())
+        self.expect_forward().network.backward(dx, dy, threads)
         self.pending_forward = None  # not before: one that fails for want of memory may be repeated
 
-    def predict(self, x: Array) -> Array:
-        """The outputs; threads that are here at the same time share the cores."""
-        threads = max(1, get_num_threads() // self.lock.acquire_read())
-        try:
-            if x.shape[0] <= PREDICTION_ROWS:
-                return self._infer(x, threads)
-            firsts = range(0, x.shape[0], PREDICTION_ROWS)
-            return np.concatenate([self._infer(x[i : i + PREDICTION_ROWS], threads) for i in firsts])
-        finally:
-            self.lock.release()
+    def predict(self, x: Array, threads: int) -> Array:
+        """The outputs; the caller has shared access, which says how many threads to use."""
+        if x.shape[0] <= PREDICTION_ROWS:
+            return self._infer(x, threads)
+        firsts = range(0, x.shape[0], PREDICTION_ROWS)
+        return np.concatenate([self._infer(x[i : i + PREDICTION_ROWS], threads) for i in firsts])
 
     def _infer(self, x: Array, threads: int) -> Array:
         y = np.empty((x.shape[0], self.outputs), self.dtype)
@@ -223,13 +208,20 @@ class Model:
 
     def contents(self) -> Contents:
         """What else there is to a model, for ``adopt`` by one of the same layers and dtype."""
-        return self.params, self.statistics, self.program["key"], self.training_step, self.generator
+        unchanged = Unchanged(self.lock)
+        return self.params, self.statistics, self.program["key"], self.training_step, self.generator, unchanged
 
     def adopt(
-        self, params: Parameters, statistics: Array, keys: Array, training_step: int, generator: np.random.Generator
+        self,
+        params: Parameters,
+        statistics: Array,
+        keys: Array,
+        training_step: int,
+        generator: np.random.Generator,
+        _unchanged: object = None,
     ) -> None:
         """Take over the contents of another model: its parameters themselves, and copies of the rest."""
-        self.params = params
+        self.params, self.lock = params, params.lock
         self._networks.clear()  # they have the parameters of before
         for i, layer in enumerate(self.layers):
             layer.bind(params, str(i))

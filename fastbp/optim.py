@@ -15,7 +15,7 @@ from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import UpdateSpec, aligned, check_names
 from fastbp.data.arrays import LARGEST, Array, check_array, check_number
 from fastbp.divergence import DivergenceError, in_gradient
-from fastbp.parameters import Parameters
+from fastbp.parameters import Parameters, Unchanged
 
 __all__: list[str] = []  # every public optimizer adds its name above its class
 
@@ -100,16 +100,24 @@ class Optimizer:
             self.state_vectors[name][:] = 0
         return self.state_vectors[name]
 
-    def step(self) -> None:
-        """Update the parameters from their gradients.
+    def step(self, threads: int | None = None) -> None:
+        """Update the parameters from their gradients, with so many threads; None is ``fb.get_num_threads()``.
 
         Raises
         ------
         DivergenceError
             With clip_norm, if the gradient is not finite; nothing is updated then.
+        RuntimeError
+            If the model is in use in another thread.
         """
-        threads, lr = get_num_threads(), self.lr
-        scale = 1.0
+        self.params.lock.acquire_write()  # not by ``exclusive``, for the sake of small networks
+        try:
+            self._step(threads or get_num_threads())
+        finally:
+            self.params.lock.release()
+
+    def _step(self, threads: int) -> None:
+        lr, scale = self.lr, 1.0
         if self.clip_norm is not None:
             norm = math.sqrt(backend().squared_norm(self.params.grads, threads))
             if not math.isfinite(norm):
@@ -139,7 +147,8 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps and copies of the state vectors: what ``load_state_dict`` needs to go on from here."""
-        return {"steps": self.steps} | {name: array.copy() for name, array in self.state_vectors.items()}
+        with self.params.shared():
+            return {"steps": self.steps} | {name: array.copy() for name, array in self.state_vectors.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a ``state_dict`` of an optimizer of the same kind over parameters of the same sizes.
@@ -160,10 +169,18 @@ class Optimizer:
         arrays = {
             name: check_array(f"state[{name!r}]", value, values.shape, values.dtype) for name, value in given.items()
         }
-        self.steps = int(steps)
-        self.state_vectors = {}
-        for name, array in arrays.items():
-            self.state_vector(name)[:] = array
+        with self.params.exclusive():
+            self.steps = int(steps)
+            self.state_vectors = {}
+            for name, array in arrays.items():
+                self.state_vector(name)[:] = array
+
+    def __getstate__(self) -> dict[str, Any]:
+        unchanged = Unchanged(self.params.lock)
+        return {**vars(self), "unchanged": unchanged}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update((name, value) for name, value in state.items() if name != "unchanged")
 
     def _spec(
         self, state: tuple[Array | None, ...], lr: Array | float, weight_decay: Array | float | None

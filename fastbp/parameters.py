@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from fastbp.core import get_num_threads
+from fastbp.core._lock import ReadWriteLock
 from fastbp.core.plan import ALIGNMENT, aligned
 from fastbp.data.arrays import Array
 
@@ -20,7 +23,8 @@ from fastbp.data.arrays import Array
 class Parameters:
     """The parameters of a model: ``values`` and ``grads``, flat, and every tensor as a view on them.
 
-    Iterating gives the parameter tensors in the order of the layers; they can be written in place.
+    Iterating gives the parameter tensors in the order of the layers; they can be written in place. ``lock`` is that of
+    the whole model: who trains it holds it, and so does everybody else who reads or changes the model.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
@@ -35,10 +39,32 @@ class Parameters:
         self.grads: Array = aligned(size, dtype)
         self.values[:] = 0
         self.grads[:] = 0
+        self.lock = ReadWriteLock()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep all other threads out."""
+        self.lock.acquire_write()
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    @contextmanager
+    def shared(self, threads: int | None = None) -> Iterator[int]:
+        """Keep out threads that train; gives how many threads of the core may be used, as those that read share them.
+
+        They share this many, or ``get_num_threads()`` if threads is None.
+        """
+        share = self.lock.acquire_read(threads or get_num_threads())
+        try:
+            yield share
+        finally:
+            self.lock.release()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is laid out anew, so that it starts on a cache line too."""
-        return _copy, (self.shapes, self.values, self.grads)
+        return _copy, (self.shapes, self.values, self.grads, Unchanged(self.lock))
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -70,7 +96,22 @@ class Parameters:
         return flat[start : start + math.prod(shape)].reshape(shape)
 
 
-def _copy(shapes: dict[str, tuple[int, ...]], values: Array, grads: Array) -> Parameters:
+class Unchanged:
+    """The last part of what a copy or a pickle is made of: it raises if the model has changed since this was made.
+
+    The arrays are read after ``__reduce__`` has returned, and no lock can be held so long: another thread may begin to
+    train. It is made before anything is read, and reached when everything is.
+    """
+
+    def __init__(self, lock: ReadWriteLock) -> None:
+        self._lock, self._version = lock, lock.version()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._lock.check_version(self._version)
+        return bool, ()
+
+
+def _copy(shapes: dict[str, tuple[int, ...]], values: Array, grads: Array, _unchanged: object = None) -> Parameters:
     parameters = Parameters(shapes, values.dtype)
     parameters.values[:], parameters.grads[:] = values, grads
     return parameters

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbp.core import available_backends, backend, backend_name, get_num_threads, plan, use_backend
+from fastbp.core import available_backends, backend, backend_name, plan, use_backend
 from fastbp.model import Model
 from fastbp.optim import Optimizer
 from fastbp.plotting import new_figure
@@ -168,9 +168,9 @@ class Profile:
     def tables(self) -> list[Table]:
         return list(self._tables.values())
 
-    def train(self, epoch: Epoch, model: Model, optimizer: Optimizer, batch_size: int) -> Result:
+    def train(self, epoch: Epoch, model: Model, optimizer: Optimizer, batch_size: int, threads: int) -> Result:
         """Run an epoch of ``fit`` and keep its times, the model, the optimizer and the data."""
-        key = id(model), id(optimizer), batch_size, backend_name(), get_num_threads()
+        key = id(model), id(optimizer), batch_size, backend_name(), threads
         table = self._tables.get(key) or Table(model, optimizer, batch_size)
         result = table._train(epoch)
         self._tables[key] = table

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, Self, TypeVar
@@ -19,7 +18,6 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from fastbp.core import get_num_threads, set_num_threads
 from fastbp.core.threads import MAX_THREADS
 from fastbp.data.arrays import Array
 from fastbp.divergence import DivergenceError
@@ -42,20 +40,6 @@ CONSTRAINTS: dict[str, Any] = {
     "n_threads": [Interval(Integral, 1, MAX_THREADS, closed="both"), None],
     "callbacks": [list, tuple, None],
 }
-
-
-@contextmanager
-def num_threads(n: int | None) -> Iterator[None]:
-    """Use n threads inside; None is as many as outside."""
-    if n is None:
-        yield
-        return
-    before = get_num_threads()
-    set_num_threads(n)
-    try:
-        yield
-    finally:
-        set_num_threads(before)
 
 
 class BaseMLP(BaseEstimator):  # type: ignore[misc]
@@ -109,7 +93,7 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
             "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
         )
         try:
-            with num_threads(self.n_threads), self._model.model.exclusive():
+            with self._model.model.exclusive():
                 if self.solver == "lbfgs":
                     fit_lbfgs(task, settings=self, fitted=self, callbacks=callbacks)
                 else:
@@ -255,7 +239,8 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         state: dict[str, Any] = super().__getstate__()
         if "_model" not in state:
             return state
-        self._read_coefs()
+        with self._model.model.shared():
+            self._read_coefs()
         return {name: value for name, value in state.items() if name not in ("coefs_", "intercepts_", "_coefficients")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -267,9 +252,9 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         """What the last layer gives (n, n_outputs_)."""
         check_is_fitted(self, "n_layers_")
         X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], order="C", reset=False)
-        self._read_coefs()
-        with num_threads(self.n_threads):
-            return predict(self._model, X)
+        with self._model.model.shared():  # from the first block to the last
+            self._read_coefs()
+            return predict(self._model, X, self.n_threads)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

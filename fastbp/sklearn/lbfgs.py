@@ -9,6 +9,7 @@ import numpy as np
 import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
 
+from fastbp.core import get_num_threads
 from fastbp.data.arrays import Array
 from fastbp.sklearn.task import Fitted, Task
 from fastbp.training.callbacks import Callback, start_callbacks
@@ -27,8 +28,9 @@ def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callbac
 
     def loss_and_gradient(values: Array) -> tuple[float, Array]:
         parameters.values[:] = values
-        loss, dpred = objective.criterion.compute(model.model.forward(X), target, weight)
-        model.model.backward(dpred)
+        threads = settings.n_threads or get_num_threads()
+        loss, dpred = objective.criterion.compute_with(model.model.forward(X, threads), target, weight, threads)
+        model.model.backward(dpred, threads)
         penalty_gradient = decay * values
         penalty = 0.5 * values @ penalty_gradient
         fitted.loss_ = objective.reported(loss) + penalty

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from fastbp import schedules
+from fastbp.core import get_num_threads
 from fastbp.core.plan import UpdateSpec
 from fastbp.data.arrays import Array
 from fastbp.optim import SGD, Adam, Optimizer
@@ -86,7 +87,7 @@ class StochasticSolver:
             self.batch_size = samples
         self.optimizer = self._create_optimizer()
         self._continue_optimizer()
-        self.trainer = Trainer(task.model.model, self.optimizer, task.objective.criterion)
+        self.trainer = Trainer(task.model.model, self.optimizer, task.objective.criterion, settings.n_threads)
 
     def run(self, callbacks: list[Callback]) -> None:
         """Train until the epochs are over, there is no improvement, or a callback or the user ends it."""
@@ -201,9 +202,9 @@ class StochasticSolver:
 
     def _evaluate(self, data: Data) -> float:
         """The validation loss; with early stopping the score is recorded too."""
-        objective, fitted = self.task.objective, self.fitted
-        pred = predict(self.task.model, data.X)
-        loss = objective.reported(objective.criterion.compute(pred, data.target, data.weight)[0])
+        objective, fitted, threads = self.task.objective, self.fitted, self.settings.n_threads or get_num_threads()
+        pred = predict(self.task.model, data.X, threads)
+        loss = objective.reported(objective.criterion.compute_with(pred, data.target, data.weight, threads)[0])
         fitted.validation_loss_curve_.append(loss)
         if self.settings.verbose:
             print(f"Validation loss: {loss:.6f}")

@@ -44,12 +44,18 @@ class Data(NamedTuple):
             yield self.take(rows[first : first + size]).dense(), None
 
 
-def predict(model: Sequential, X: Any) -> Array:
-    """The model's outputs (n, O) for a dense or sparse X (n, I)."""
+def predict(model: Sequential, X: Any, threads: int | None) -> Array:
+    """The model's outputs (n, O) for a dense or sparse X (n, I); None threads are ``get_num_threads()``."""
     if not scipy.sparse.issparse(X):
-        return model.predict(X)
+        return _predict(model, X, threads)
     data = Data(X, np.empty(X.shape[0]), None)
-    return np.concatenate([model.predict(block[0]) for block, _ in data.blocks(np.arange(X.shape[0]), 1)])
+    return np.concatenate([_predict(model, block[0], threads) for block, _ in data.blocks(np.arange(X.shape[0]), 1)])
+
+
+def _predict(model: Sequential, X: Array, threads: int | None) -> Array:
+    X = model.model.check_features("x", X)
+    with model.model.shared(threads) as share:
+        return model.model.predict(X, share)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from fastbp import losses
+from fastbp.core import get_num_threads
 from fastbp.data.arrays import Array, as_generator, cast, check_choice, check_int
 from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key
 from fastbp.divergence import DivergenceError
@@ -66,6 +67,9 @@ class Sequential:
     ------
     TypeError, ValueError
         If the layers do not fit each other, one is used twice, or the dtype is another.
+    RuntimeError
+        From all that predicts, trains, copies, pickles, saves or restores it while another thread trains it, and from
+        training it while another thread reads it.
     """
 
     #: Set by a callback to end ``fit``.
@@ -123,9 +127,9 @@ class Sequential:
         """
         x = self.model.check_features("x", x)
         if not training:
-            return self.model.predict(x)
+            return self._predict(x)
         with self.model.exclusive():
-            return self.model.forward(x)
+            return self.model.forward(x, get_num_threads())
 
     def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None:
         """Backpropagation (Rumelhart, Hinton & Williams 1986): fill every parameter's gradient.
@@ -150,12 +154,20 @@ class Sequential:
             raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
         dx = np.empty_like(x) if input_gradient else None
         with self.model.exclusive():
-            self.model.backward(gradient, dx)
+            self.model.backward(gradient, get_num_threads(), dx)
         return dx
 
     def predict(self, x: ArrayLike) -> Array:
         """The outputs (N, O) for any number of rows (N, I), as in inference: the logits, for a classifier."""
-        return self.model.predict(self.model.check_features("x", x))
+        return self._predict(self.model.check_features("x", x))
+
+    def _predict(self, x: Array) -> Array:
+        model = self.model
+        threads = model.lock.acquire_read(get_num_threads())  # not by ``shared``: a prediction takes as long as that
+        try:
+            return model.predict(x, threads)
+        finally:
+            model.lock.release()
 
     def evaluate(
         self,
@@ -373,11 +385,13 @@ class Sequential:
 
     def snapshot(self) -> tuple[Array, Array]:
         """Copies of all parameters and running statistics, for ``restore``."""
-        return self.model.snapshot()
+        with self.model.shared():
+            return self.model.snapshot()
 
     def restore(self, snapshot: tuple[Array, Array]) -> None:
         """Go back to a ``snapshot`` of this model."""
-        self.model.restore(snapshot)
+        with self.model.exclusive():
+            self.model.restore(snapshot)
 
     def summary(self) -> str:
         """A table of the layers: output shape, parameters, and the FLOP of a prediction for one sample.
@@ -402,7 +416,8 @@ class Sequential:
         OSError
             If the file cannot be written; one that was there before is unharmed.
         """
-        npz.write(path, {"dtype": self.dtype.name, "layers": self.model.config()}, self.model.tensors())
+        with self.model.shared():
+            npz.write(path, {"dtype": self.dtype.name, "layers": self.model.config()}, self.model.tensors())
 
     @classmethod
     def load(cls, path: npz.Path) -> Self:
@@ -432,8 +447,9 @@ class Sequential:
 
     def astype(self, dtype: str) -> Self:
         """A copy of the model that computes in another dtype."""
-        other = self._build(self.model.config(), dtype, self.model.tensors())
-        other.model.copy_randomness(self.model)
+        with self.model.shared():
+            other = self._build(self.model.config(), dtype, self.model.tensors())
+            other.model.copy_randomness(self.model)
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:

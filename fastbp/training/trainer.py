@@ -32,7 +32,9 @@ BAR_SECONDS = 0.1  # between two movements of a bar
 
 
 class Trainer:
-    """Trains a model by an optimizer on a loss.
+    """Trains a model by an optimizer on a loss, with so many threads of the core.
+
+    If threads is None, there are as many as ``get_num_threads`` says when they are called.
 
     Raises
     ------
@@ -40,14 +42,14 @@ class Trainer:
         If it is no optimizer, or one of another model's parameters.
     """
 
-    __slots__ = "_loss_spec", "criterion", "model", "optimizer"  # one is made for every single batch
+    __slots__ = "_loss_spec", "criterion", "model", "optimizer", "threads"  # one is made for every single batch
 
-    def __init__(self, model: Model, optimizer: Optimizer, criterion: Loss) -> None:
+    def __init__(self, model: Model, optimizer: Optimizer, criterion: Loss, threads: int | None = None) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected an Optimizer such as fb.SGD(...), got {optimizer!r}")
         if optimizer.params is not model.params:
             raise ValueError("optimizer: it was made for the parameters of another model")
-        self.model, self.optimizer, self.criterion = model, optimizer, criterion
+        self.model, self.optimizer, self.criterion, self.threads = model, optimizer, criterion, threads
         self._loss_spec: LossSpec | None = None
 
     @property
@@ -59,18 +61,18 @@ class Trainer:
 
     def step(self, batch: Samples) -> float:
         """Forward, loss, backpropagation, gradient descent; the loss before the update."""
-        model, (xb, yb, weight) = self.model, batch
+        model, (xb, yb, weight), threads = self.model, batch, self.threads or get_num_threads()
         before = model.statistics.copy(), model.training_step
-        pred = model.forward(xb)
+        pred = model.forward(xb, threads)
         pending = model.pending_forward
         try:
-            loss, dpred = self.criterion.compute(pred, yb, weight)
+            loss, dpred = self.criterion.compute_with(pred, yb, weight, threads)
             if model.pending_forward is not pending:  # the callable has trained the model
                 raise RuntimeError("backward: another pass has run since the forward pass of this step")
             if not math.isfinite(loss):
                 raise self._divergence(loss, xb, model.training_step, self.optimizer.lr)
-            model.backward(dpred)
-            self.optimizer.step()
+            model.backward(dpred, threads)
+            self.optimizer.step(threads)
         except BaseException:  # the user's, or divergence, or there is no memory
             model.statistics[:], model.training_step = before
             raise
@@ -98,7 +100,7 @@ class Trainer:
         update = optimizer.update_spec(rates, decays)
         batches = BatchPlan(order, first, steps, batch_size, model.training_step + 1)
         try:
-            network.train(report, data, batches, [self.loss_spec], update, get_num_threads())
+            network.train(report, data, batches, [self.loss_spec], update, self.threads or get_num_threads())
         finally:  # an interrupt ends the epoch after a whole step
             model.training_step += report.steps
             optimizer.steps += report.steps
@@ -156,9 +158,11 @@ class Trainer:
         """``run_epoch`` with its times in the profile, which may do it again with copies of model and optimizer."""
 
         def epoch(model: Model, optimizer: Optimizer) -> tuple[float, int, int]:
-            return Trainer(model, optimizer, self.criterion).run_epoch(data, key, batch_size, None)
+            return Trainer(model, optimizer, self.criterion, self.threads).run_epoch(data, key, batch_size, None)
 
-        total, correct, samples = profile.train(epoch, self.model, self.optimizer, batch_size)
+        total, correct, samples = profile.train(
+            epoch, self.model, self.optimizer, batch_size, self.threads or get_num_threads()
+        )
         if bars is not None:  # at once: what is timed here, and again by compare, is the core alone
             bars.advance(samples, total)
         return total, correct, samples
@@ -188,12 +192,13 @@ class _Evaluation:
         self.criterion = criterion
         self.loss, self.total_weight, self.right, self.samples = 0.0, 0.0, 0, 0
 
-    def add(self, pred: Array, y: Array, weight: Array | None) -> None:
+    def add(self, pred: Array, y: Array, weight: Array | None, threads: int) -> None:
         part_weight = self.criterion.total_weight(pred, y, weight)
         self.total_weight += part_weight
         self.samples += len(pred)
         share = part_weight / self.total_weight if self.total_weight else 0.0
-        self.loss += (float(self.criterion.compute(pred, y, weight)[0]) - self.loss) * share
+        loss, _ = self.criterion.compute_with(pred, y, weight, threads)
+        self.loss += (float(loss) - self.loss) * share
         self.right += self.criterion.correct(pred, y) if self.criterion.classifies else 0
 
     def logs(self) -> dict[str, float]:
@@ -209,8 +214,9 @@ def evaluate(model: Model, data: Data, criterion: Loss, measures: Mapping[str, M
     outputs: list[tuple[Array, Array]] = []
     with closing(parts(data, None, 1)) as whole:
         for (X, y, weight), _, _ in whole:
-            pred = model.predict(X)
-            evaluation.add(pred, y, weight)
+            with model.shared() as threads:
+                pred = model.predict(X, threads)
+                evaluation.add(pred, y, weight, threads)
             if measures:
                 outputs.append((pred, y))
     logs = evaluation.logs()
