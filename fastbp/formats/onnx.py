@@ -136,7 +136,13 @@ def export(model: Sequential, path: npz.Path) -> None:
     OSError
         If the file cannot be written; one that was there before is unharmed.
     """
-    graph, value = _Graph(check_model(model).dtype), "input"
+    with check_model(model).model.shared():
+        npz.write_whole(path, _to_bytes(model))
+
+
+def _to_bytes(model: Sequential) -> bytes:
+    """The file of ``export``."""
+    graph, value = _Graph(model.dtype), "input"
     for i, layer in enumerate(model.layers):
         if isinstance(layer, Dense):
             value = graph.add("MatMul", value, graph.tensor(f"{i}.weight", layer.weight))
@@ -172,4 +178,4 @@ def export(model: Sequential, path: npz.Path) -> None:
         producer_name="fastbp",
     )
     onnx.checker.check_model(file, full_check=True)
-    npz.write_whole(path, file.SerializeToString())
+    return bytes(file.SerializeToString())

@@ -60,9 +60,10 @@ def save(model: Sequential, path: npz.Path) -> None:
     OSError
         If the file cannot be written; one that was there before is unharmed.
     """
-    tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(check_model(model))}
-    tensors |= {name: np.array(model.model.training_step, np.int64) for name in _counters(model)}
-    npz.write_whole(path, to_bytes(tensors, metadata={"format": "pt"}))
+    with check_model(model).model.shared():
+        tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(model)}
+        tensors |= {name: np.array(model.model.training_step, np.int64) for name in _counters(model)}
+        npz.write_whole(path, to_bytes(tensors, metadata={"format": "pt"}))
 
 
 def load(model: Sequential, path: npz.Path) -> None:
@@ -111,5 +112,6 @@ def load(model: Sequential, path: npz.Path) -> None:
                 raise ValueError(f"{name}: expected no negative variance, got {given[name].min()}")
         except ValueError as error:
             raise npz.FileFormatError(f"path: in {where!r} {error}") from error
-    for name, array in given.items():
-        own[name][:] = array
+    with model.model.exclusive():
+        for name, array in given.items():
+            own[name][:] = array

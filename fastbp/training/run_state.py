@@ -47,6 +47,11 @@ def check_storable(model: ModelInTraining, optimizer: Optimizer | None) -> None:
 
 def write(path: npz.Path, model: ModelInTraining, optimizer: Optimizer, callbacks: Sequence[Callback]) -> None:
     """Replace the file by one that has everything as it is now."""
+    with model.model.shared():
+        _write(path, model, optimizer, callbacks)
+
+
+def _write(path: npz.Path, model: ModelInTraining, optimizer: Optimizer, callbacks: Sequence[Callback]) -> None:
     arrays = {**optimizer.state_vectors, "keys": model.model.program["key"]}
     kept = []
     for i, callback in enumerate(callbacks):
