@@ -1,27 +1,29 @@
-"""What Python and the core agree on: the registry of activations, the plan of a model, and the specs of a training.
+"""What Python and the core agree on: the registry of activations, the program of a model, and the specs of a training.
 
-A plan is a C-contiguous array of OP records in the order in which the data flows. Parameters, their gradients and
-statistics live in flat buffers, and a record holds offsets into them, in elements: parameters and gradients at
-``weight`` and ``bias``, running and batch statistics at ``stats``. Minus one means that the op has no such tensor. The
-parameters of an embedding, which can only be the first op, are described by TABLE records beside the plan. Where
-activations lie is the backend's own business.
+A program is made of *slots*, which are values (rows x width) with a gradient beside them, and of *ops*, which read slot
+``src`` and write slot ``dst``. Both are C-contiguous arrays of records; the ops are in the order in which the data
+flows, the slots in that in which they are created, so that a slot's ``parent`` has a higher number than the slot. Slot
+0 is the model's input, and the ``dst`` of the last op is its output.
 
-Losses and update rules cross as specs that name them; their registries are ``fastbp.losses.LOSSES`` and
-``fastbp.optim.OPTIMIZERS``, and their codes are the core's own.
+Parameters, their gradients and statistics live in flat buffers, and an op holds offsets into them, in elements:
+parameters and gradients at ``weight`` and ``bias``, running and batch statistics at ``stats``. Minus one means that the
+op has no such tensor, or the slot no such slot. The parameters of an embedding, which can only be the first op, are
+described by TABLE records beside the ops. Where values and gradients lie is the backend's own business.
+
+Layer kinds cross as names, in the op; losses and update rules as specs that name them. Their registries are
+``fastbp.layers.LAYERS``, ``fastbp.losses.LOSSES`` and ``fastbp.optim.OPTIMIZERS``; which numbers stand for the names is
+the core's own business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 Array = Any  # np.ndarray
-
-KINDS = {"dense": 0, "activation": 1, "dropout": 2, "batchnorm": 3, "layernorm": 4, "embedding": 5}
-DENSE, ACTIVATION, DROPOUT, BATCHNORM, LAYERNORM, EMBEDDING = KINDS.values()
 
 
 class Activation(NamedTuple):
@@ -49,17 +51,38 @@ ACTIVATIONS: dict[str | None, Activation] = {
     "softplus": Activation(8),
 }
 
+SLOT = np.dtype(
+    [
+        ("width", np.int64),
+        ("column", np.int64),  # of its parent, where it begins
+        ("first", np.int64),  # the first column whose gradient is needed, where the input's gradient is not asked for
+        ("parent", np.int32),  # the slot that it is a part of: the columns from ``column`` to ``column + width``
+        ("keeps_value", np.int32),  # whether only its gradient is a part of the parent's, and its value is not
+        ("source", np.int32),  # the slot whose value it has in inference, as behind a dropout
+        ("learned", np.int32),  # whether parameters lie before it, so that a backward pass needs its gradient
+    ]
+)
+
 OP = np.dtype(
     [
-        ("kind", np.int32),
+        ("kind", "S16"),  # the layer kind's name
+        ("src", np.int32),
+        ("dst", np.int32),
+        ("z", np.int32),  # the slot of what its activation was applied to, where the derivative needs that
+        ("input_z", np.int32),  # likewise of the activation that gave src, if this op's dx includes its derivative
         ("activation", np.int32),  # applied to the op's result, fused into a dense op
-        ("input_activation", np.int32),  # the activation that gave the input, if this op's dx includes its derivative
-        ("numeric", np.int32),  # an embedding's columns before those that hold ids
-        ("inputs", np.int64),
-        ("outputs", np.int64),
+        ("input_activation", np.int32),  # the activation that gave src, if this op's dx includes its derivative
+        ("derivative", np.int32),  # whether its backward pass begins with the derivative of its own activation
+        ("accumulates", np.int32),  # whether its dx is added to the gradient of src, which a later op has assigned
+        ("numeric", np.int64),  # an embedding's columns before those that hold ids
+        ("column", np.int64),  # of dst, where a copy or an add begins to write
+        ("inputs", np.int64),  # the width of src
+        ("outputs", np.int64),  # the width of what it writes
         ("weight", np.int64),
         ("bias", np.int64),
         ("stats", np.int64),  # batch norm: running mean, running variance, batch mean, batch 1/std, n of each
+        ("begin", np.int64),  # its parameters in the flat buffers, with the padding behind them, from here ...
+        ("end", np.int64),  # ... to here; equal where it has none
         ("p", np.float64),
         ("eps", np.float64),
         ("momentum", np.float64),
@@ -142,23 +165,49 @@ class BatchPlan:
 class Report:
     """What the core has done of a BatchPlan. The caller makes it, so that it is there after an interrupt too."""
 
-    __slots__ = "correct", "loss", "steps"
+    __slots__ = "correct", "loss", "steps", "stopped"
 
     def __init__(self) -> None:
         self.loss = 0.0  # summed over the samples; of a step that was not applied, its loss, which is not finite
         self.correct = self.steps = 0
+        self.stopped = False  # whether a step was not applied because a process that shares the work has to stop
+
+
+BUCKET_BYTES = 2**20  # that a reducer gets at a time, at least: below that the latency of a message outweighs its size
+
+
+class Reducer(Protocol):
+    """Adds up the steps of several processes, each of which trains on a share of the samples.
+
+    With a reducer the loss and its gradients are sums over the samples, each with its weight, and not means. In every
+    step ``begin`` is called first, then ``reduce`` for consecutive parts of the gradients, then ``wait``. The arrays
+    hold the sums over all processes when ``wait`` returns; until then they belong to the reducer.
+    """
+
+    def begin(self, header: Array) -> None:
+        """Begin a step, with a vector of four float64.
+
+        The total weight of the samples; the sum of their losses, each with its weight; 1 if that is not finite; 1 if
+        this process has to stop. Where the sum of the third is positive the step is reported as diverged, where that
+        of the last is positive as stopped; neither is applied.
+        """
+
+    def reduce(self, bucket: Array) -> None:
+        """Take a view of the flat gradients, of at least BUCKET_BYTES except for the last one."""
+
+    def wait(self) -> None:
+        """Return when the header and all buckets of the step hold the sums."""
 
 
 def check_codes(backend: ModuleType) -> None:
-    """Raise an ImportError unless the backend was compiled with these layer kinds and activations."""
-    activations = {name or "linear": activation.code for name, activation in ACTIVATIONS.items()}
-    for family, expected in (("kinds", KINDS), ("activations", activations)):
-        if backend.CODES[family] != expected:
-            raise _other_build(backend, family, expected)
+    """Raise an ImportError unless the backend was compiled with these activations."""
+    expected = {name or "linear": activation.code for name, activation in ACTIVATIONS.items()}
+    if backend.CODES["activations"] != expected:
+        raise _other_build(backend, "activations", expected)
 
 
 def check_names(backend: ModuleType, family: str, names: Iterable[str]) -> None:
-    """Raise an ImportError unless these are the names of a family, "losses" or "rules", in the backend."""
+    """Raise an ImportError unless these are the names of a family, "kinds", "losses" or "rules", in the backend."""
     if set(backend.CODES[family]) != set(names):
         raise _other_build(backend, family, sorted(names))
 
@@ -168,15 +217,6 @@ def _other_build(backend: ModuleType, family: str, expected: object) -> ImportEr
         f"{backend.__name__} has other {family} than the rest of fastbp: expected {expected}, got "
         f"{backend.CODES[family]}; if it is compiled, build fastbp again"
     )
-
-
-def sizes(op: np.void, tables: np.ndarray) -> tuple[int, int]:
-    """How many numbers the weight and the bias of an op have; tables are those of the plan's embedding."""
-    if op["kind"] == EMBEDDING:
-        return int((tables["rows"] * tables["dim"]).sum()), 0
-    inputs, outputs = int(op["inputs"]), int(op["outputs"])
-    weight = 0 if op["weight"] < 0 else inputs * outputs if op["kind"] == DENSE else inputs
-    return weight, outputs if op["bias"] >= 0 else 0
 
 
 ALIGNMENT = 64  # bytes: a cache line and the widest vector register
