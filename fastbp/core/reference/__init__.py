@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.core.plan import ACTIVATIONS, KINDS
+from fastbp.core.plan import ACTIVATIONS
 from fastbp.core.reference.activations import FUNCTIONS, activation_backward, activation_forward
+from fastbp.core.reference.layers import KINDS
 from fastbp.core.reference.layers.dense import dense_backward, dense_forward
 from fastbp.core.reference.layers.dropout import dropout
 from fastbp.core.reference.layers.embedding import unknown_category
@@ -57,9 +58,9 @@ __all__ = [
     "update",
 ]
 
-#: Name to code, by family; losses and update rules are found by name here.
+#: Name to code, by family; everything but activations is found by name.
 CODES: dict[str, dict[str, int]] = {
-    "kinds": KINDS,
+    "kinds": {name: i for i, name in enumerate(KINDS)},
     "activations": {name or "linear": ACTIVATIONS[name].code for name in FUNCTIONS},
     "losses": {name: i for i, name in enumerate(LOSSES)},
     "rules": {name: i for i, name in enumerate(RULES)},

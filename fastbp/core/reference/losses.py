@@ -71,13 +71,37 @@ def loss(dpred: Array, pred: Array, target: Array, sample_weight: Array | None, 
     of pred; their mean is over all entries. With weights of classes w, for cross-entropy, or of samples s the mean is
     weighted, as in PyTorch: sum_i s_i w[label_i] loss_i / sum_i s_i w[label_i].
     """
+    return summed_loss(dpred, pred, target, sample_weight, spec, total_weight(target, sample_weight, spec))
+
+
+def total_weight(target: Array, sample_weight: Array | None, spec: LossSpec) -> float:
+    """The sum of the weights of a batch's samples, or their number; with weights of classes those of their labels."""
+    weights = _sample_weights(target, sample_weight)
+    if spec.name == "cross_entropy" and spec.class_weight is not None:
+        weights = weights * spec.class_weight.astype(np.float64)[target]
+    return float(weights.sum())
+
+
+def _sample_weights(target: Array, sample_weight: Array | None) -> Array:
+    return np.ones(len(target)) if sample_weight is None else sample_weight.astype(np.float64)
+
+
+def summed_loss(
+    dpred: Array, pred: Array, target: Array, sample_weight: Array | None, spec: LossSpec, divisor: float
+) -> float:
+    """The sum of the samples' losses, each with its weight, over a divisor; dpred (B, O) is its gradient.
+
+    A sample's loss is the mean over its outputs. With ``total_weight`` as the divisor this is the mean, with 1 the sum;
+    with 0 there is neither loss nor gradient.
+    """
+    divisor = divisor or np.inf
+    weights = _sample_weights(target, sample_weight)
     if spec.name == "cross_entropy":
-        return _cross_entropy(dpred, pred, target, spec.class_weight, sample_weight, spec.parameter)
+        return _cross_entropy(dpred, pred, target, spec.class_weight, weights, spec.parameter, divisor)
     if spec.name not in ELEMENTWISE:
         raise ValueError(f"loss: expected one of {', '.join(LOSSES)}, got {spec.name!r}")
     entries, gradient = ELEMENTWISE[spec.name](pred, target, spec.parameter)
-    weight = np.ones(len(pred)) if sample_weight is None else sample_weight.astype(np.float64)
-    share = weight[:, None] / (weight.sum() * pred.shape[1] or np.inf)
+    share = weights[:, None] / (divisor * pred.shape[1])
     dpred[:] = gradient * share
     return float((entries * share).sum())
 
@@ -87,21 +111,20 @@ def _cross_entropy(
     logits: Array,
     labels: Array,
     class_weight: Array | None,
-    sample_weight: Array | None,
+    sample_weights: Array,
     label_smoothing: float,
+    divisor: float,
 ) -> float:
     """Softmax cross-entropy of logits (B, C) and labels (B,)."""
     n, classes = logits.shape
     weight = np.ones(classes) if class_weight is None else class_weight.astype(np.float64)
-    sample_weights = np.ones(n) if sample_weight is None else sample_weight.astype(np.float64)
     log_p = logits - logits.max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
     target = np.full(logits.shape, label_smoothing / classes) * weight
     target[np.arange(n), labels] += (1 - label_smoothing) * weight[labels]
     target *= sample_weights[:, None]
-    total_weight = (sample_weights * weight[labels]).sum() or np.inf  # all weights zero: neither loss nor gradient
-    dlogits[:] = (np.exp(log_p) * target.sum(axis=1, keepdims=True) - target) / total_weight
-    return float(-(target * log_p).sum() / total_weight)
+    dlogits[:] = (np.exp(log_p) * target.sum(axis=1, keepdims=True) - target) / divisor
+    return float(-(target * log_p).sum() / divisor)
 
 
 def correct(pred: Array, target: Array, spec: LossSpec) -> int:

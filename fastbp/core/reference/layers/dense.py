@@ -6,6 +6,7 @@ import numpy as np
 
 from fastbp.core.plan import Array
 from fastbp.core.reference.activations import activation_backward, activation_forward
+from fastbp.core.reference.layers.record import KINDS, Call, Kind
 
 
 def dense_forward(
@@ -43,21 +44,42 @@ def dense_backward(
 
     ``input_activation`` is the code of the activation that gave x; 0 leaves dx the gradient of x itself.
     """
-    dense_gradients(dweight, dbias, dz, x)
+    _dense_gradients(dweight, dbias, dz, x)
     if dx is not None:
-        dense_dx(dx, dz, x, x_z, weight, input_activation, threads)
+        np.matmul(dz, weight.T, out=dx)
+        activation_backward(dx, dx, x, x_z, input_activation, threads)
 
 
-def dense_gradients(dweight: Array, dbias: Array | None, dz: Array, x: Array) -> None:
-    """The half of dense_backward that computes dweight and dbias."""
+def _dense_gradients(dweight: Array, dbias: Array | None, dz: Array, x: Array) -> None:
     np.matmul(x.T, dz, out=dweight)
     if dbias is not None:
         np.sum(dz, axis=0, out=dbias)
 
 
-def dense_dx(
-    dx: Array, dz: Array, x: Array, x_z: Array | None, weight: Array, input_activation: int, threads: int
-) -> None:
-    """The half of dense_backward that computes dx."""
-    np.matmul(dz, weight.T, out=dx)
-    activation_backward(dx, dx, x, x_z, input_activation, threads)
+def _shape(op: np.void) -> tuple[int, int]:
+    return int(op["inputs"]), int(op["outputs"])
+
+
+def _forward(call: Call) -> None:
+    inputs, outputs = _shape(call.op)
+    weight, bias = call.value("weight", inputs, outputs), call.value("bias", outputs)
+    dense_forward(call.y, call.z, call.x, weight, bias, int(call.op["activation"]), None, call.threads)
+
+
+def _gradients(call: Call, dy: Array) -> None:
+    inputs, outputs = _shape(call.op)
+    _dense_gradients(call.grad("weight", inputs, outputs), call.grad("bias", outputs), dy, call.x)
+
+
+def _backward(call: Call, dx: Array | None, dy: Array) -> None:
+    """The network applies the derivative of the activation that gave x: other gradients of x may be added first."""
+    if dx is not None:
+        np.matmul(dy, call.value("weight", *_shape(call.op)).T, out=dx)
+
+
+def _parameters(op: np.void, tables: Array) -> int:
+    inputs, outputs = _shape(op)
+    return inputs * outputs + (outputs if op["bias"] >= 0 else 0)
+
+
+KINDS["dense"] = Kind(_forward, _backward, _gradients, _parameters)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastbp.core.plan import Array
+from fastbp.core.reference.layers.record import KINDS, Call, Kind
 
 
 def _numeric(x: Array, tables: Array) -> int:
@@ -35,15 +36,18 @@ def embedding_forward(y: Array, x: Array, values: Array, tables: Array, threads:
         y[:, columns] = table[ids]
 
 
-def embedding_backward(grads: Array, dx: Array | None, dy: Array, x: Array, tables: Array, threads: int) -> None:
-    """The gradients of the tables in the flat grads (n,), column by column and row by row; ids have none: dx is 0."""
+def embedding_gradients(grads: Array, dy: Array, x: Array, tables: Array) -> None:
+    """The gradients of the tables in the flat grads (n,), column by column and row by row."""
     for table, _, _ in _lookups(grads, x, tables):
         table[:] = 0
     for table, ids, columns in _lookups(grads, x, tables):
         np.add.at(table, ids, dy[:, columns])
-    if dx is not None:
-        numeric = _numeric(x, tables)
-        dx[:, :numeric], dx[:, numeric:] = dy[:, :numeric], 0
+
+
+def embedding_dx(dx: Array, dy: Array, tables: Array) -> None:
+    """dx (B, I) from dy (B, O): that of the numeric columns; ids have none, it is 0."""
+    numeric = _numeric(dx, tables)
+    dx[:, :numeric], dx[:, numeric:] = dy[:, :numeric], 0
 
 
 def unknown_category(x: Array, categories: Array) -> int:
@@ -54,3 +58,21 @@ def unknown_category(x: Array, categories: Array) -> int:
     ids = x[:, x.shape[1] - len(categories) :]
     wrong = ~((ids >= 0) & (ids < categories) & (ids == np.floor(ids)))
     return int(wrong.argmax()) if wrong.any() else -1
+
+
+def _forward(call: Call) -> None:
+    embedding_forward(call.y, call.x, call.buffers.values, call.buffers.tables, call.threads)
+
+
+def _gradients(call: Call, dy: Array) -> None:
+    embedding_gradients(call.buffers.grads, dy, call.x, call.buffers.tables)
+
+
+def _backward(call: Call, dx: Array | None, dy: Array) -> None:
+    if dx is not None:
+        embedding_dx(dx, dy, call.buffers.tables)
+
+
+KINDS["embedding"] = Kind(
+    _forward, _backward, _gradients, lambda op, tables: int((tables["rows"] * tables["dim"]).sum())
+)

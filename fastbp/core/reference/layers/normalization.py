@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastbp.core.plan import Array
+from fastbp.core.reference.layers.record import KINDS, Call, Kind
 
 
 def batchnorm_forward(
@@ -67,3 +68,34 @@ def layernorm_backward(
     if dx is not None:
         g = dy * weight
         dx[:] = rows[:, 1:] * (g - g.mean(axis=1, keepdims=True) - xhat * (g * xhat).mean(axis=1, keepdims=True))
+
+
+def _batchnorm_forward(call: Call) -> None:
+    n = int(call.op["inputs"])
+    weight, bias, stats = call.value("weight", n), call.value("bias", n), call.statistics(4, n)
+    momentum, eps = call.op["momentum"], call.op["eps"]
+    batchnorm_forward(call.y, stats, call.x, weight, bias, momentum, eps, call.training, call.threads)
+
+
+def _batchnorm_backward(call: Call, dx: Array | None, dy: Array) -> None:
+    n = int(call.op["inputs"])
+    dweight, dbias = call.grad("weight", n), call.grad("bias", n)
+    stats, weight = call.statistics(4, n), call.value("weight", n)
+    batchnorm_backward(dweight, dbias, dx, dy, call.x, stats, weight, call.threads)
+
+
+def _layernorm_forward(call: Call) -> None:
+    n = int(call.op["inputs"])
+    call.kept = np.empty((len(call.x), 2), call.x.dtype)
+    weight, bias = call.value("weight", n), call.value("bias", n)
+    layernorm_forward(call.y, call.kept, call.x, weight, bias, call.op["eps"], call.threads)
+
+
+def _layernorm_backward(call: Call, dx: Array | None, dy: Array) -> None:
+    n = int(call.op["inputs"])
+    dweight, dbias = call.grad("weight", n), call.grad("bias", n)
+    layernorm_backward(dweight, dbias, dx, dy, call.x, call.kept, call.value("weight", n), call.threads)
+
+
+KINDS["batchnorm"] = Kind(_batchnorm_forward, _batchnorm_backward, parameters=lambda op, tables: 2 * int(op["inputs"]))
+KINDS["layernorm"] = Kind(_layernorm_forward, _layernorm_backward, parameters=lambda op, tables: 2 * int(op["inputs"]))
