@@ -16,14 +16,8 @@ from fastbp.core import use_backend as use_backend
 from fastbp.data.sampling import batches as batches
 from fastbp.divergence import DivergenceError as DivergenceError
 from fastbp.formats.npz import FileFormatError as FileFormatError
-from fastbp.layers import Activation as Activation
-from fastbp.layers import BatchNorm as BatchNorm
-from fastbp.layers import Dense as Dense
-from fastbp.layers import Dropout as Dropout
-from fastbp.layers import Embedding as Embedding
-from fastbp.layers import LayerNorm as LayerNorm
-from fastbp.layers import TabularInput as TabularInput
-from fastbp.losses import *  # noqa: F403 what stands in its __all__
+from fastbp.layers import *  # noqa: F403 what stands in its __all__
+from fastbp.losses import *  # noqa: F403 likewise
 from fastbp.optim import *  # noqa: F403 likewise
 from fastbp.profiling import profile as profile
 from fastbp.tensorboard import TensorBoard as TensorBoard

@@ -19,8 +19,9 @@ class DivergenceError(ArithmeticError):
     what, value : str, float
         ``loss``, ``gradient`` or ``parameters``, and what it became.
     layer : str
-        Where the numbers are not finite first: ``layers[2].weight``, ``layers[0].dbias``, ``layers[1]`` for its
-        outputs, or ``the loss`` itself, of finite outputs.
+        Where the numbers are not finite first: ``layers[2].weight``, ``layers[0].dbias``, in a branch
+        ``layers[3].layers[0].weight`` or ``layers[3].branches["policy"][0].weight``, ``layers[1]`` for its outputs, or
+        ``the loss`` itself, of finite outputs.
     epoch : int or None
         Of ``fit``, counted from 1.
     step : int
@@ -42,17 +43,18 @@ class DivergenceError(ArithmeticError):
         )
 
 
-def _written(name: str, prefix: str = "") -> str:
+def _written(parameters: Parameters, name: str, prefix: str = "") -> str:
     """How a user writes the tensor of that name: ``layers[0].dweight``, or ``layers[0].weights[1]`` of a table."""
-    layer, tensor, *table = name.split(".")
-    return f"layers[{layer}].{prefix}{tensor}" + "".join(f"[{number}]" for number in table)
+    layer, own_name = parameters.owners[name]
+    tensor, *table = own_name.split(".")
+    return f"{layer}.{prefix}{tensor}" + "".join(f"[{number}]" for number in table)
 
 
 def in_gradient(parameters: Parameters) -> str:
     """The first gradient, in the order of backpropagation, that is not finite."""
     for name in reversed(parameters.shapes):
         if not np.isfinite(parameters.grad(name)).all():
-            return _written(name, "d")
+            return _written(parameters, name, "d")
     return "the norm of the gradient"  # whose square is beyond float64
 
 
@@ -61,7 +63,7 @@ def in_parameters(parameters: Parameters) -> tuple[float, str]:
     for name in parameters.shapes:
         bad = parameters.value(name)[~np.isfinite(parameters.value(name))]
         if bad.size:
-            return float(bad[0]), _written(name)
+            return float(bad[0]), _written(parameters, name)
     raise ValueError("parameters: expected one that is not finite")
 
 
@@ -69,7 +71,7 @@ def in_model(model: Model, x: Array, step: int) -> str:
     """The first parameter, or else the first layer's outputs for x (B, I) in that training step, that is not finite."""
     if not np.isfinite(model.params.values).all():
         return in_parameters(model.params)[1]
-    for number, y in model.layer_outputs(x, step):
+    for place, y in model.layer_outputs(x, step):
         if not np.isfinite(y).all():
-            return f"layers[{number}]"
+            return place.access
     return "the loss"

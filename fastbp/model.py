@@ -16,11 +16,15 @@ import numpy as np
 
 from fastbp.core import backend, backend_name, plan
 from fastbp.data.arrays import Array, as_generator, cast, check_array, check_features, check_memory
-from fastbp.layers import LAYERS, Layer
-from fastbp.lowering import (
+from fastbp.layers import Layer, make_layers
+from fastbp.layers.tree import Place, leaves, walk
+from fastbp.lowering import lower
+from fastbp.lowering.tensors import (
+    bytes_per_row,
     check_layers_memory,
+    check_tree,
     infer_widths,
-    lower,
+    parameter_owners,
     parameter_shapes,
     place_statistics,
     tensor_shapes,
@@ -56,8 +60,10 @@ class Model:
     params : Parameters
     statistics : ndarray
         The running and batch statistics of all layers, flat.
-    program, tables : ndarray
-        The OP and TABLE records.
+    program, slots, tables : ndarray
+        The OP, SLOT and TABLE records.
+    places : tuple of Place
+        The layer of each op.
     generator, order_generator : Generator
         The model's own, and the one that the last ``fit`` drew its orders from.
     training_step : int
@@ -78,18 +84,18 @@ class Model:
         if not isinstance(layers, Sequence):
             raise TypeError(f"layers: expected a list of layers, got {type(layers).__name__}")
         self.layers = tuple(layers)
+        check_tree(self.layers)
         widths = infer_widths(self.layers)
-        for i, layer in enumerate(self.layers):
-            if layer.is_bound or layer in self.layers[:i]:
-                raise ValueError(f"layers[{i}]: {layer!r} is in a model already")
-        self.inputs, self.outputs = widths[0], widths[-1]
-        self.row_bytes = sum(widths) * self.dtype.itemsize
+        self.inputs, self.outputs = widths[""], widths[str(len(self.layers) - 1)]
+        self.row_bytes = bytes_per_row(self.layers, widths, self.dtype.itemsize)
         check_layers_memory(self.layers, self.row_bytes, self.dtype.itemsize)
-        self.params = Parameters(parameter_shapes(self.layers), self.dtype)
+        self.params = Parameters(parameter_shapes(self.layers), self.dtype, parameter_owners(self.layers))
         offsets, size = place_statistics(self.layers)
         self.statistics = plan.aligned(size, self.dtype)
-        keys = self.generator.integers(0, 2**63, size=len(self.layers), dtype=np.uint64)
-        self.program, self.tables, self._layer_of_op = lower(self.layers, self.params.offsets, offsets, keys)
+        paths = [place.path for place in leaves(self.layers)]
+        keys = self.generator.integers(0, 2**63, size=len(paths), dtype=np.uint64)
+        program = lower(self.layers, widths, self.params, offsets, dict(zip(paths, keys, strict=True)))
+        self.program, self.slots, self.tables, self.places = program
         self._categories = self.layers[0].categories()
         self._initialise()
         self._bind(offsets)
@@ -100,29 +106,31 @@ class Model:
 
     def _initialise(self) -> None:
         """Give the parameters that do not start at zero their first values."""
-        for i, layer in enumerate(self.layers):
+        for path, access, layer in walk(self.layers):
             for name, value in layer.initial_values(self.generator).items():
-                view = self.params.value(f"{i}.{name}")
-                view[:] = check_array(f"layers[{i}].{name}", value, view.shape, self.dtype)
+                view = self.params.value(f"{path}.{name}")
+                view[:] = check_array(f"{access}.{name}", value, view.shape, self.dtype)
 
-    def _bind(self, offsets: list[int]) -> None:
+    def _bind(self, offsets: dict[str, int]) -> None:
         """Make the layers' arrays views of the flat buffers."""
-        for i, (layer, offset) in enumerate(zip(self.layers, offsets, strict=True)):
-            layer.bind(self.params, str(i))
-            shape = layer.statistics_shape()
-            if offset >= 0:
-                layer.bind_statistics(self.statistics[offset : offset + math.prod(shape)].reshape(shape))
+        for path, _, layer in walk(self.layers):
+            layer.bind(self.params, path)
+            if path in offsets:
+                shape = layer.statistics_shape()
+                layer.bind_statistics(self.statistics[offsets[path] :][: math.prod(shape)].reshape(shape))
 
     def network(self) -> Any:
         """The network of the active backend, made when it is first used."""
         name = backend_name()
         network = self._networks.get(name)
         if network is None:
-            network = backend().Network(
-                self.program, self.params.values, self.params.grads, self.statistics, self.tables
-            )
+            network = backend().Network(*self._records(), self.statistics)
             network = self._networks.setdefault(name, network)  # another thread may have been first
         return network
+
+    def _records(self) -> tuple[Array, Array, Array, Array, Array]:
+        """What a network is made of, up to the statistics."""
+        return self.program, self.slots, self.tables, self.params.values, self.params.grads
 
     def check_features(self, name: str, x: ArrayLike) -> Array:
         """``x`` as the model's input."""
@@ -153,9 +161,9 @@ class Model:
             raise RuntimeError("backward: call forward(x, training=True) first; another pass has run since, or none")
         return self.pending_forward
 
-    def backward(self, dy: Array, threads: int, dx: Array | None = None) -> None:
-        """Fill the gradients, and dx if it is not None; the caller has exclusive access."""
-        self.expect_forward().network.backward(dx, dy, threads)
+    def backward(self, dy: Array, threads: int, dx: Array | None = None, parameter_gradients: bool = True) -> None:
+        """Fill the gradients, unless these are to stay, and dx if it is not None; the caller has exclusive access."""
+        self.expect_forward().network.backward(dx, dy, parameter_gradients, threads)
         self.pending_forward = None  # not before: one that fails for want of memory may be repeated
 
     def predict(self, x: Array, threads: int) -> Array:
@@ -170,22 +178,20 @@ class Model:
         self.network().forward(y, x, 0, False, threads)
         return y
 
-    def layer_outputs(self, x: Array, step: int) -> Iterator[tuple[int, Array]]:
-        """For every op the number of its layer and its outputs in that training step; changes nothing."""
+    def layer_outputs(self, x: Array, step: int) -> Iterator[tuple[Place, Array]]:
+        """For every op its layer and its outputs in that training step; changes nothing."""
         from fastbp.core import reference  # here, as only an error needs it
 
-        network = reference.Network(
-            self.program, self.params.values, self.params.grads, self.statistics.copy(), self.tables
-        )
+        network = reference.Network(*self._records(), self.statistics.copy())
         with np.errstate(all="ignore"):
             network.forward(np.empty((len(x), self.outputs), self.dtype), x, step, True, 1)
-        return zip(self._layer_of_op, network.layer_outputs(), strict=True)
+        return zip(self.places, network.layer_outputs(), strict=True)
 
     def tensors(self) -> dict[str, Array]:
         """What a file keeps, by name: views of the parameters and of the running statistics."""
         arrays = {name: self.params.value(name) for name in self.params.shapes}
-        for i, layer in enumerate(self.layers):
-            arrays |= {f"{i}.{name}": getattr(layer, name) for name in layer.running_shapes()}
+        for path, _, layer in walk(self.layers):
+            arrays |= {f"{path}.{name}": getattr(layer, name) for name in layer.running_shapes()}
         return arrays
 
     def assign(self, tensors: dict[str, Array]) -> None:
@@ -204,7 +210,7 @@ class Model:
 
     def config(self) -> list[dict[str, Any]]:
         """The layers as data, for ``make_layers``."""
-        return [{"type": type(layer).__name__, **layer.settings()} for layer in self.layers]
+        return [layer.config() for layer in self.layers]
 
     def contents(self) -> Contents:
         """What else there is to a model, for ``adopt`` by one of the same layers and dtype."""
@@ -223,8 +229,8 @@ class Model:
         """Take over the contents of another model: its parameters themselves, and copies of the rest."""
         self.params, self.lock = params, params.lock
         self._networks.clear()  # they have the parameters of before
-        for i, layer in enumerate(self.layers):
-            layer.bind(params, str(i))
+        for path, _, layer in walk(self.layers):
+            layer.bind(params, path)
         self.statistics[:], self.program["key"], self.training_step = statistics, keys, training_step
         self.generator = self.order_generator = generator
 
@@ -252,11 +258,6 @@ class Model:
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are built anew around the copied parameters, which an optimizer's copy shares."""
         return _rebuild, (self.config(), self.dtype.name, *self.contents())
-
-
-def make_layers(config: list[dict[str, Any]]) -> list[Layer]:
-    """The layers that a model's ``config`` describes."""
-    return [LAYERS[settings.pop("type")](**settings) for settings in map(dict, config)]
 
 
 def check_tensors(layers: Sequence[Layer], tensors: dict[str, Array]) -> None:

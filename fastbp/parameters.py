@@ -19,6 +19,9 @@ from fastbp.core._lock import ReadWriteLock
 from fastbp.core.plan import ALIGNMENT, aligned
 from fastbp.data.arrays import Array
 
+#: By a tensor's name, how a user writes the layer that has it, and what it is called there: ``layers[0]``, ``weight``.
+Owners = dict[str, tuple[str, str]]
+
 
 class Parameters:
     """The parameters of a model: ``values`` and ``grads``, flat, and every tensor as a view on them.
@@ -27,14 +30,16 @@ class Parameters:
     the whole model: who trains it holds it, and so does everybody else who reads or changes the model.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any], owners: Owners) -> None:
         line = ALIGNMENT // dtype.itemsize
         self.offsets: dict[str, int] = {}
-        self.shapes = shapes
+        self.ends: dict[str, int] = {}  # with the entries behind a tensor
+        self.shapes, self.owners = shapes, owners
         size = 0
         for name, shape in shapes.items():
             self.offsets[name] = size
             size += -(-math.prod(shape) // line) * line
+            self.ends[name] = size
         self.values: Array = aligned(size, dtype)
         self.grads: Array = aligned(size, dtype)
         self.values[:] = 0
@@ -64,7 +69,7 @@ class Parameters:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is laid out anew, so that it starts on a cache line too."""
-        return _copy, (self.shapes, self.values, self.grads, Unchanged(self.lock))
+        return _copy, (self.shapes, self.owners, self.values, self.grads, Unchanged(self.lock))
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -111,7 +116,9 @@ class Unchanged:
         return bool, ()
 
 
-def _copy(shapes: dict[str, tuple[int, ...]], values: Array, grads: Array, _unchanged: object = None) -> Parameters:
-    parameters = Parameters(shapes, values.dtype)
+def _copy(
+    shapes: dict[str, tuple[int, ...]], owners: Owners, values: Array, grads: Array, _unchanged: object = None
+) -> Parameters:
+    parameters = Parameters(shapes, values.dtype, owners)
     parameters.values[:], parameters.grads[:] = values, grads
     return parameters

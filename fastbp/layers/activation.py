@@ -18,7 +18,8 @@ class Activation(Layer):
         One of the names that ``Dense`` takes.
     """
 
-    kind = plan.ACTIVATION
+    kind = "activation"
+    is_activation = True
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -54,7 +54,9 @@ class Dense(Parametric):
         If a width is not a positive integer, or the activation or init is unknown.
     """
 
-    kind = plan.DENSE
+    kind = "dense"
+    applies_activation = True
+    applies_input_derivative = True
 
     def __init__(
         self, in_features: int, out_features: int, activation: str | None = None, bias: bool = True, init: Init = None
@@ -83,6 +85,9 @@ class Dense(Parametric):
 
     def flop(self) -> int:
         return 2 * self.in_features * self.out_features
+
+    def label(self, op: np.void) -> str:
+        return f"Dense {self.in_features}x{self.out_features}"
 
     def fields(self) -> dict[str, float]:
         return {"activation": plan.ACTIVATIONS[self.activation].code}

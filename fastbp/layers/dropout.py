@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastbp.core import plan
 from fastbp.data.arrays import check_number
 from fastbp.layers.layer import Layer
 
@@ -20,7 +19,8 @@ class Dropout(Layer):
         In [0, 1).
     """
 
-    kind = plan.DROPOUT
+    kind = "dropout"
+    identity_in_inference = True
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()

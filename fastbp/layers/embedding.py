@@ -9,7 +9,7 @@ import numpy as np
 
 from fastbp.core import plan
 from fastbp.data.arrays import Array, Categories, check_choice, check_int
-from fastbp.layers.layer import Layer, Parametric
+from fastbp.layers.layer import Cost, Layer, Parametric, Work
 
 _MAX_CATEGORIES = 2**24  # float32, in which ids travel, holds whole numbers up to here
 
@@ -17,7 +17,7 @@ _MAX_CATEGORIES = 2**24  # float32, in which ids travel, holds whole numbers up 
 class Lookup(Layer):
     """What embeddings share: ids in the last columns of the input are replaced by rows of tables that are learned."""
 
-    kind = plan.EMBEDDING
+    kind = "embedding"
     takes_ids = True
     n_numeric = 0
     unknown: str
@@ -38,6 +38,16 @@ class Lookup(Layer):
 
     def fields(self) -> dict[str, float]:
         return {"numeric": self.n_numeric}
+
+    def label(self, op: np.void) -> str:
+        return f"Embedding {op['inputs']}x{op['outputs']}"
+
+    def costs(self, op: np.void, work: Work, has_dx: bool) -> tuple[Cost, Cost, Cost]:
+        numbers = work.samples * int(op["inputs"] + op["outputs"])
+        found = work.samples * int(op["outputs"] - op["numeric"])  # in the tables
+        every = work.steps * self.parameter_count
+        updated = min(found, every) if work.idle else every
+        return (0, numbers + found), (0, 0), (0, numbers + 2 * work.vectors * updated)
 
     def initial_values(self, rng: np.random.Generator) -> dict[str, Array]:
         return {name: rng.normal(0, self._std, shape) for name, shape in self.shapes().items()}

@@ -5,8 +5,9 @@ A layer gets its arrays when a ``Sequential`` takes it: views on the model's fla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -14,11 +15,33 @@ from fastbp.core import plan
 from fastbp.data.arrays import Array, Categories, check_array
 from fastbp.parameters import Parameters
 
+Cost = tuple[int, int]  # floating-point operations, and how many numbers have to be moved
+
+
+class Work(NamedTuple):
+    """What an op has done, for its cost: so many samples in so many steps, by an optimizer."""
+
+    samples: int
+    steps: int
+    vectors: int  # that an update reads and writes: the parameters and the optimizer's state
+    idle: bool  # whether a gradient of zero changes nothing
+
 
 class Layer:
     """What every layer has: the op it is lowered to, its width, and its place in a model."""
 
-    kind: ClassVar[int]
+    #: The name of the op that it is lowered to, in the registries of the core.
+    kind: ClassVar[str]
+    #: Whether its op may apply the activation that follows it.
+    applies_activation: ClassVar[bool] = False
+    #: Whether its dx may include the derivative of the activation that gave its input.
+    applies_input_derivative: ClassVar[bool] = False
+    #: Whether it is nothing but an activation.
+    is_activation: ClassVar[bool] = False
+    #: Whether it changes nothing in inference.
+    identity_in_inference: ClassVar[bool] = False
+    #: Whether the gradients of its parameters come with its dx.
+    gradients_with_dx: ClassVar[bool] = False
     #: Whether it looks up ids, which only the input of a model has.
     takes_ids: ClassVar[bool] = False
     #: Width of the input, or None where any will do.
@@ -40,6 +63,15 @@ class Layer:
         """The constructor's arguments, for saving and copying."""
         return {}
 
+    def config(self) -> dict[str, Any]:
+        """The layer as data that JSON can hold, for ``from_config``."""
+        return {"type": type(self).__name__, **self.settings()}
+
+    @classmethod
+    def from_config(cls, make: Callable[[Any], list[Layer]], **settings: Any) -> Self:
+        """The layer of a ``config``; ``make`` gives the layers of a list of these."""
+        return cls(**settings)
+
     def fields(self) -> dict[str, float]:
         """What the layer sets in its op record beyond sizes and offsets."""
         return {}
@@ -47,6 +79,30 @@ class Layer:
     def flop(self) -> int:
         """Floating-point operations of the matrix products of a prediction for one sample."""
         return 0
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers it learns itself, without the layers that it is made of."""
+        return sum(map(math.prod, self.shapes().values()))
+
+    def label(self, op: np.void) -> str:
+        """What a profile calls its op."""
+        return f"{type(self).__name__} {op['inputs']}"
+
+    def costs(self, op: np.void, work: Work, has_dx: bool) -> tuple[Cost, Cost, Cost]:
+        """The cost of its op's forward, dx, and dweight with the update.
+
+        A gradient itself need not leave the caches; the parameters and the state are read and written.
+        """
+        product, numbers = work.samples * self.flop(), work.samples * int(op["inputs"] + op["outputs"])
+        count = self.parameter_count
+        weight = math.prod(self.shapes().get("weight", (0,)))
+        update = (0 if self.gradients_with_dx else numbers) + work.steps * 2 * work.vectors * count
+        return (
+            (product, numbers + work.steps * count),
+            (product, numbers + work.steps * weight) if has_dx and not self.is_activation else (0, 0),
+            (product, update) if count else (0, 0),
+        )
 
     def statistics_shape(self) -> tuple[int, ...]:
         """The shape of the statistics that it needs in the model's buffer."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.core import plan
 from fastbp.data.arrays import Array, check_int, check_number
 from fastbp.layers.layer import Parametric
 
@@ -54,7 +53,8 @@ class BatchNorm(_Norm):
         Views; they can be written in place.
     """
 
-    kind = plan.BATCHNORM
+    kind = "batchnorm"
+    gradients_with_dx = True
 
     def __init__(self, n: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__(n, eps)
@@ -104,7 +104,7 @@ class LayerNorm(_Norm):
         Added to the variance.
     """
 
-    kind = plan.LAYERNORM
+    kind = "layernorm"
 
     def __init__(self, n: int, eps: float = 1e-5) -> None:
         super().__init__(n, eps)
