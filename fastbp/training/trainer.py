@@ -16,7 +16,7 @@ import numpy as np
 
 from fastbp import profiling
 from fastbp.core import backend, get_num_threads
-from fastbp.core.plan import BatchPlan, LossSpec, Report
+from fastbp.core.plan import BatchPlan, LossSpec, Reducer, Report
 from fastbp.data.arrays import Array, Samples, check_memory, take_rows
 from fastbp.data.sampling import Part, epoch_rows, parts
 from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
@@ -34,7 +34,8 @@ BAR_SECONDS = 0.1  # between two movements of a bar
 class Trainer:
     """Trains a model by an optimizer on a loss, with so many threads of the core.
 
-    If threads is None, there are as many as ``get_num_threads`` says when they are called.
+    If threads is None, there are as many as ``get_num_threads`` says when they are called. With a reducer a step is one
+    of several processes, on a built-in loss.
 
     Raises
     ------
@@ -42,14 +43,25 @@ class Trainer:
         If it is no optimizer, or one of another model's parameters.
     """
 
-    __slots__ = "_loss_spec", "criterion", "model", "optimizer", "threads"  # one is made for every single batch
+    __slots__ = (  # one is made for every single batch
+        "_loss_spec", "criterion", "model", "optimizer", "reducer", "threads",
+    )  # fmt: skip
 
-    def __init__(self, model: Model, optimizer: Optimizer, criterion: Loss, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        criterion: Loss,
+        threads: int | None = None,
+        *,
+        reducer: Reducer | None = None,
+    ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected an Optimizer such as fb.SGD(...), got {optimizer!r}")
         if optimizer.params is not model.params:
             raise ValueError("optimizer: it was made for the parameters of another model")
-        self.model, self.optimizer, self.criterion, self.threads = model, optimizer, criterion, threads
+        self.model, self.optimizer, self.criterion = model, optimizer, criterion
+        self.threads, self.reducer = threads, reducer
         self._loss_spec: LossSpec | None = None
 
     @property
@@ -61,6 +73,8 @@ class Trainer:
 
     def step(self, batch: Samples) -> float:
         """Forward, loss, backpropagation, gradient descent; the loss before the update."""
+        if self.reducer is not None:
+            raise ValueError(f"loss: expected a built-in one with a reducer, got {self.criterion!r}")
         model, (xb, yb, weight), threads = self.model, batch, self.threads or get_num_threads()
         before = model.statistics.copy(), model.training_step
         pred = model.forward(xb, threads)
@@ -100,10 +114,13 @@ class Trainer:
         update = optimizer.update_spec(rates, decays)
         batches = BatchPlan(order, first, steps, batch_size, model.training_step + 1)
         try:
-            network.train(report, data, batches, [self.loss_spec], update, self.threads or get_num_threads())
+            threads = self.threads or get_num_threads()
+            network.train(report, data, batches, [self.loss_spec], update, self.reducer, threads)
         finally:  # an interrupt ends the epoch after a whole step
             model.training_step += report.steps
             optimizer.steps += report.steps
+        if report.stopped:
+            raise KeyboardInterrupt("a process that shares the work has to stop")
         if report.steps < steps:
             rows = epoch_rows(first + report.steps * batch_size, batch_size, len(data[0]), order)
             lr = rates if isinstance(rates, float) else float(rates[report.steps])
@@ -158,7 +175,9 @@ class Trainer:
         """``run_epoch`` with its times in the profile, which may do it again with copies of model and optimizer."""
 
         def epoch(model: Model, optimizer: Optimizer) -> tuple[float, int, int]:
-            return Trainer(model, optimizer, self.criterion, self.threads).run_epoch(data, key, batch_size, None)
+            reducer = self.reducer if model is self.model else None  # copies are on their own
+            trainer = Trainer(model, optimizer, self.criterion, self.threads, reducer=reducer)
+            return trainer.run_epoch(data, key, batch_size, None)
 
         total, correct, samples = profile.train(
             epoch, self.model, self.optimizer, batch_size, self.threads or get_num_threads()
