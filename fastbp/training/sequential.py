@@ -5,7 +5,6 @@ The passes are those of ``Model``, the steps those of ``Trainer``.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -18,13 +17,13 @@ from fastbp.data.arrays import Array, as_generator, cast, check_choice, check_in
 from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key
 from fastbp.divergence import DivergenceError
 from fastbp.formats import npz
-from fastbp.layers import Layer
+from fastbp.layers import Layer, make_layers
 from fastbp.losses import Loss, LossLike
-from fastbp.lowering import infer_widths
 from fastbp.metrics import Metric, Metrics, resolve
-from fastbp.model import Model, check_tensors, make_layers
+from fastbp.model import Model, check_tensors
 from fastbp.optim import Optimizer
 from fastbp.parameters import Parameters
+from fastbp.summary import layer_table, program_table
 from fastbp.training import run_state
 from fastbp.training.callbacks import BestWeights, Callback, check_callbacks, start_callbacks
 from fastbp.training.history import Bars, History, epoch_line
@@ -42,7 +41,7 @@ S = TypeVar("S", bound="Sequential")
 
 
 class Sequential:
-    """A feedforward network: layers, one after the other.
+    """A feedforward network: layers, one after the other, of which some may have branches.
 
     Parameters
     ----------
@@ -131,7 +130,7 @@ class Sequential:
         with self.model.exclusive():
             return self.model.forward(x, get_num_threads())
 
-    def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None:
+    def backward(self, dy: ArrayLike, input_gradient: bool = False, parameter_gradients: bool = True) -> Array | None:
         """Backpropagation (Rumelhart, Hinton & Williams 1986): fill every parameter's gradient.
 
         Parameters
@@ -140,21 +139,26 @@ class Sequential:
             The loss's gradient with respect to the outputs of the last ``forward(x, training=True)``.
         input_gradient : bool
             Whether to return the gradient with respect to x, (B, I), as well; zero for the ids of an embedding.
+        parameter_gradients : bool
+            Whether to compute the gradients of the parameters. Without, they stay as they are, and nothing is computed
+            for them: what a saliency map or a critic's gradient for its actor needs.
 
         Raises
         ------
         RuntimeError
             If the last pass through the model was not ``forward(x, training=True)``; one serves one backward pass.
         ValueError
-            If dy has another shape than the outputs.
+            If dy has another shape than the outputs, or there would be no gradient at all.
         """
+        if not input_gradient and not parameter_gradients:
+            raise ValueError("parameter_gradients: expected True without input_gradient, got neither gradient")
         _, shape, x = self.model.expect_forward()
         gradient = cast("dy", dy, self.dtype)
         if gradient.shape != shape:
             raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
         dx = np.empty_like(x) if input_gradient else None
         with self.model.exclusive():
-            self.model.backward(gradient, get_num_threads(), dx)
+            self.model.backward(gradient, get_num_threads(), dx, parameter_gradients)
         return dx
 
     def predict(self, x: ArrayLike) -> Array:
@@ -393,20 +397,21 @@ class Sequential:
         with self.model.exclusive():
             self.model.restore(snapshot)
 
-    def summary(self) -> str:
+    def summary(self, program: bool = False) -> str:
         """A table of the layers: output shape, parameters, and the FLOP of a prediction for one sample.
 
-        FLOP are those of the matrix products, an addition and a multiplication for every weight.
+        FLOP are those of the matrix products, an addition and a multiplication for every weight. Below a layer that is
+        made of others stand these.
+
+        Parameters
+        ----------
+        program : bool
+            Whether to show what the layers were lowered to instead: a line for each op with its slots, and a line for
+            each slot, a value with its gradient. ``dx`` says whether the op assigns the gradient of what it reads or
+            adds to it, ``derivative`` which op applies the derivative of its activation, ``memory`` what a slot may be
+            a part of.
         """
-        widths, total = infer_widths(self.layers)[1:], 0
-        rows = [("layer", "output", "parameters", "FLOP")]
-        for layer, width in zip(self.layers, widths, strict=True):
-            count, flop = sum(map(math.prod, layer.shapes().values())), layer.flop()
-            total += flop
-            rows.append((repr(layer), f"(B, {width})", f"{count:,}", f"{flop:,}"))
-        rows.append(("total", self.dtype.name, f"{self.parameters().count:,}", f"{total:,}"))
-        a, b, c, d = (max(map(len, column)) for column in zip(*rows, strict=True))
-        return "\n".join(f"{row[0]:{a}}  {row[1]:{b}}  {row[2]:>{c}}  {row[3]:>{d}}" for row in rows)
+        return program_table(self.model) if program else layer_table(self.model)
 
     def save(self, path: npz.Path) -> None:
         """Write architecture, dtype, parameters and running statistics to one ``.npz`` file; ``fb.load`` reads it.
