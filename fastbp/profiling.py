@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbp.core import available_backends, backend, backend_name, plan, use_backend
+from fastbp.layers.layer import Cost, Work
 from fastbp.model import Model
 from fastbp.optim import Optimizer
 from fastbp.plotting import new_figure
@@ -23,8 +24,6 @@ from fastbp.plotting import new_figure
 Result = tuple[float, int, int]  # the last is the number of samples
 Epoch = Callable[[Model, Optimizer], Result]  # trains any copy of the pair on the same batches
 
-_KINDS = {plan.DENSE: "Dense", plan.ACTIVATION: "Activation", plan.DROPOUT: "Dropout"}
-_KINDS |= {plan.BATCHNORM: "BatchNorm", plan.LAYERNORM: "LayerNorm", plan.EMBEDDING: "Embedding"}
 _ACTIVATIONS = {activation.code: name for name, activation in plan.ACTIVATIONS.items()}
 _PHASES = ("forward", "backward dx", "backward dw + update")
 _MARKERS = dict(zip(_PHASES, "ovs", strict=True))
@@ -89,37 +88,30 @@ class Table:
             other._train(epoch)
         self.others[name] = other
 
-    def _cost(self, op: np.void, first: bool) -> list[tuple[int, int]]:
+    def _costs(self, i: int) -> tuple[Cost, Cost, Cost]:
         """The operations of an op's forward, dx and dweight with its update, and how many numbers each has to move."""
-        n, m = int(op["inputs"]), int(op["outputs"])
-        weight, bias = plan.sizes(op, self.model.tables)
-        spec = self.optimizer.update_spec(0.0)
-        vectors = sum(vector is not None for vector in spec.state)
-        activations = self.samples * (n + m)
-        if op["kind"] == plan.EMBEDDING:
-            found = self.samples * (m - int(op["numeric"]))  # in the tables
-            updated = min(found, self.steps * weight) if spec.idle else self.steps * weight
-            return [(0, activations + found), (0, 0), (0, activations + 2 * (1 + vectors) * updated)]
-        product = 2 * self.samples * n * m if op["kind"] == plan.DENSE else 0
-        # batch norm computes its dweight together with dx
-        read_for_dweight = 0 if op["kind"] == plan.BATCHNORM else activations
-        return [
-            (product, activations + self.steps * (weight + bias)),
-            (0, 0) if first or op["kind"] == plan.ACTIVATION else (product, activations + self.steps * weight),
-            # the gradient itself need not leave the caches; the parameters and the state are read and written
-            (product, read_for_dweight + self.steps * 2 * (1 + vectors) * (weight + bias)) if weight else (0, 0),
-        ]
+        op, spec = self.model.program[i], self.optimizer.update_spec(0.0)
+        vectors = 1 + sum(vector is not None for vector in spec.state)
+        work = Work(self.samples, self.steps, vectors, spec.idle)
+        has_dx = bool(self.model.slots[op["src"]]["learned"])
+        return self.model.places[i].layer.costs(op, work, has_dx)
+
+    def _label(self, i: int) -> str:
+        """``Dense 784x128 relu``, ``BatchNorm 128``"""
+        op = self.model.program[i]
+        return f"{self.model.places[i].layer.label(op)} {_ACTIVATIONS[int(op['activation'])] or ''}".rstrip()
 
     def rows(self) -> list[Row]:
         """Gather; forward, dx and dweight of each layer; loss, waiting; and the total, which is wall time."""
         ops, size = self.model.program, self.model.dtype.itemsize
-        network = "-".join(str(width) for width in [self.model.inputs, *ops["outputs"][ops["kind"] == plan.DENSE]])
+        products = [op["outputs"] for op, place in zip(ops, self.model.places, strict=True) if place.layer.flop()]
+        network = "-".join(str(width) for width in [self.model.inputs, *products])
         gather, loss, waiting, *layer_times = self._times.tolist()
         rows = [Row(network, "gather", gather, 0, 2 * self.samples * self.model.inputs * size)]
-        for i, op in enumerate(ops):
+        for i in range(len(ops)):
             times = layer_times[3 * i : 3 * i + 3]
-            for phase, seconds, (operations, numbers) in zip(_PHASES, times, self._cost(op, i == 0), strict=True):
-                rows.append(Row(_label(op), phase, seconds, operations, numbers * size))
+            for phase, seconds, (operations, numbers) in zip(_PHASES, times, self._costs(i), strict=True):
+                rows.append(Row(self._label(i), phase, seconds, operations, numbers * size))
         rows.append(Row(network, "loss", loss, 0, 2 * self.samples * self.model.outputs * size))
         rows.append(Row(network, "waiting", waiting, 0, 0))
         total = sum(row.operations for row in rows), sum(row.bytes for row in rows)
@@ -280,13 +272,6 @@ def profile() -> Iterator[Profile]:
         yield measured
     finally:
         _active.reset(token)
-
-
-def _label(op: np.void) -> str:
-    """``Dense 784x128 relu``, ``BatchNorm 128``"""
-    wide = op["kind"] in (plan.DENSE, plan.EMBEDDING)
-    shape = f"{op['inputs']}x{op['outputs']}" if wide else f"{op['inputs']}"
-    return " ".join([_KINDS[int(op["kind"])], shape, _ACTIVATIONS[int(op["activation"])] or ""]).rstrip()
 
 
 def _kernels(name: str) -> ModuleType:
