@@ -17,19 +17,29 @@ except ImportError as error:
 from fastbp.core.plan import ACTIVATIONS
 from fastbp.data.arrays import Array
 from fastbp.formats import npz
-from fastbp.layers import Activation, BatchNorm, Dense, Dropout, LayerNorm, Lookup
+from fastbp.layers import Activation, BatchNorm, Concatenate, Dense, Dropout, LayerNorm, Lookup, Residual
+from fastbp.layers.tree import Chain, Place, inside, whole
 from fastbp.training.sequential import Sequential, check_model
 
 OPSET, IR_VERSION = 17, 8  # the first with LayerNormalization; readers from 2022 on
 
 
 class _Graph:
-    """Nodes in their order, one value in, one out; constants as initializers."""
+    """Nodes in their order, each with one value out; constants as initializers."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: np.dtype[Any], tensors: dict[str, Array]) -> None:
+        self.dtype, self.tensors = dtype, tensors
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
+
+    def chain(self, chain: Chain, x: str) -> str:
+        """The nodes of a list of layers that gets x."""
+        for place in chain.places():
+            kind = next((kind for kind in type(place.layer).__mro__ if kind in _LAYERS), None)
+            if kind is None:
+                raise TypeError(f"model.{place.access}: expected a layer that ONNX has, got {place.layer!r}")
+            x = _LAYERS[kind](self, x, place, place.layer)
+        return x
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
         output = f"{op.lower()}{len(self.nodes)}"
@@ -39,6 +49,10 @@ class _Graph:
     def tensor(self, name: str, value: Array | float) -> str:
         self.initializers.append(numpy_helper.from_array(np.array(value, self.dtype), name))
         return name
+
+    def own(self, place: Place, name: str) -> str:
+        """A tensor of a layer, under the name that it has in the model."""
+        return self.tensor(f"{place.path}.{name}", self.tensors[f"{place.path}.{name}"])
 
     def integers(self, value: Array | list[int]) -> str:
         self.initializers.append(numpy_helper.from_array(np.array(value, np.int64), f"rows{len(self.initializers)}"))
@@ -97,7 +111,24 @@ def _activate(graph: _Graph, x: str, name: str) -> str:
     return graph.add(operator, x) if operator else _COMPOSED[name](graph, x)
 
 
-def _lookup(graph: _Graph, x: str, layer: Lookup, tables: dict[str, Array]) -> str:
+def _dense(graph: _Graph, x: str, place: Place, layer: Dense) -> str:
+    y = graph.add("MatMul", x, graph.own(place, "weight"))
+    if layer.has_bias:
+        y = graph.add("Add", y, graph.own(place, "bias"))
+    return y if layer.activation is None else _activate(graph, y, layer.activation)
+
+
+def _batchnorm(graph: _Graph, x: str, place: Place, layer: BatchNorm) -> str:
+    tensors = [graph.own(place, name) for name in ("weight", "bias", "running_mean", "running_var")]
+    return graph.add("BatchNormalization", x, *tensors, epsilon=layer.eps)
+
+
+def _layernorm(graph: _Graph, x: str, place: Place, layer: LayerNorm) -> str:
+    tensors = [graph.own(place, name) for name in ("weight", "bias")]
+    return graph.add("LayerNormalization", x, *tensors, epsilon=layer.eps, axis=1)
+
+
+def _lookup(graph: _Graph, x: str, place: Place, layer: Lookup) -> str:
     """The numeric columns, then every table's rows for its columns of ids; a reserved row for what is no id."""
     parts = [graph.add("Gather", x, graph.integers(np.arange(layer.n_numeric)), axis=1)] if layer.n_numeric else []
     first = layer.n_numeric
@@ -110,10 +141,31 @@ def _lookup(graph: _Graph, x: str, layer: Lookup, tables: dict[str, Array]) -> s
             )
             ids = graph.add("Where", graph.add("And", whole, inside), ids, graph.number(count))
         ids = graph.add("Cast", ids, to=onnx.TensorProto.INT64)
-        rows = graph.add("Gather", graph.tensor(f"0.{name}", tables[f"0.{name}"]), ids, axis=0)
+        rows = graph.add("Gather", graph.own(place, name), ids, axis=0)
         parts.append(graph.add("Reshape", rows, graph.integers([-1, columns * dim])))
         first += columns
     return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
+
+
+def _residual(graph: _Graph, x: str, place: Place, layer: Residual) -> str:
+    return graph.add("Add", x, graph.chain(inside(place)[0], x))
+
+
+def _concatenate(graph: _Graph, x: str, place: Place, layer: Concatenate) -> str:
+    return graph.add("Concat", *(graph.chain(branch, x) for branch in inside(place)), axis=1)
+
+
+# By the layer's class, or one that it is a kind of; dropout is nothing in inference.
+_LAYERS: dict[type[Any], Callable[[_Graph, str, Place, Any], str]] = {
+    Dense: _dense,
+    Activation: lambda graph, x, place, layer: _activate(graph, x, layer.name),
+    Dropout: lambda graph, x, place, layer: x,
+    BatchNorm: _batchnorm,
+    LayerNorm: _layernorm,
+    Lookup: _lookup,
+    Residual: _residual,
+    Concatenate: _concatenate,
+}
 
 
 def export(model: Sequential, path: npz.Path) -> None:
@@ -142,27 +194,8 @@ def export(model: Sequential, path: npz.Path) -> None:
 
 def _to_bytes(model: Sequential) -> bytes:
     """The file of ``export``."""
-    graph, value = _Graph(model.dtype), "input"
-    for i, layer in enumerate(model.layers):
-        if isinstance(layer, Dense):
-            value = graph.add("MatMul", value, graph.tensor(f"{i}.weight", layer.weight))
-            if layer.bias is not None:
-                value = graph.add("Add", value, graph.tensor(f"{i}.bias", layer.bias))
-            if layer.activation is not None:
-                value = _activate(graph, value, layer.activation)
-        elif isinstance(layer, Activation):
-            value = _activate(graph, value, layer.name)
-        elif isinstance(layer, BatchNorm):
-            names = "weight", "bias", "running_mean", "running_var"
-            tensors = [graph.tensor(f"{i}.{name}", getattr(layer, name)) for name in names]
-            value = graph.add("BatchNormalization", value, *tensors, epsilon=layer.eps)
-        elif isinstance(layer, LayerNorm):
-            tensors = [graph.tensor(f"{i}.{name}", getattr(layer, name)) for name in ("weight", "bias")]
-            value = graph.add("LayerNormalization", value, *tensors, epsilon=layer.eps, axis=1)
-        elif isinstance(layer, Lookup):
-            value = _lookup(graph, value, layer, model.model.tensors())
-        elif not isinstance(layer, Dropout):
-            raise TypeError(f"model.layers[{i}]: expected a layer that ONNX has, got {layer!r}")
+    graph = _Graph(model.dtype, model.model.tensors())
+    value = graph.chain(whole(model.layers), "input")
     graph.nodes.append(helper.make_node("Identity", [value], ["output"]))
     kind = helper.np_dtype_to_tensor_dtype(model.dtype)
     file = helper.make_model(

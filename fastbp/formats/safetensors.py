@@ -1,7 +1,9 @@
 """Weights as safetensors files in the names and layout of PyTorch's ``state_dict``.
 
 The modules of a ``torch.nn.Sequential`` are numbered: a ``Dense`` with an activation is two of them, ``Linear`` and
-``ReLU``, everything else is one. ``Linear`` holds its weight as (O, I), the transpose of ours. The tables of a
+``ReLU``, everything else is one; so are the modules of a branch. A ``Residual`` is a module that is a
+``torch.nn.Sequential`` itself, a ``Concatenate`` one that is a ``ModuleList`` of them, or a ``ModuleDict`` where the
+branches have names. ``Linear`` holds its weight as (O, I), the transpose of ours. The tables of a
 ``TabularInput``, for which PyTorch has no module, are ``0.weights.0`` and so on.
 """
 
@@ -22,18 +24,30 @@ except ImportError as error:
 from fastbp.data.arrays import Array, check_finite
 from fastbp.formats import npz
 from fastbp.layers import Dense
+from fastbp.layers.composition import Composite
+from fastbp.layers.tree import Chain, inside, whole
+from fastbp.parameters import Parameters
 from fastbp.training.sequential import Sequential, check_model
 
 
 def _tensors(model: Sequential) -> Iterator[tuple[str, Array]]:
     """PyTorch's names, and our arrays as views in PyTorch's layout."""
+    return _chain(whole(model.layers), "", model.parameters())
+
+
+def _chain(chain: Chain, path: str, parameters: Parameters) -> Iterator[tuple[str, Array]]:
+    """The tensors of a list of layers; path is PyTorch's."""
     number = 0
-    for i, layer in enumerate(model.layers):
+    for place in chain.places():
+        layer, own = place.layer, f"{path}{number}"
         for name in layer.shapes():
-            array = model.parameters().value(f"{i}.{name}")
-            yield f"{number}.{name}", array.T if isinstance(layer, Dense) else array
+            array = parameters.value(f"{place.path}.{name}")
+            yield f"{own}.{name}", array.T if isinstance(layer, Dense) else array
         for name in layer.running_shapes():
-            yield f"{number}.{name}", getattr(layer, name)
+            yield f"{own}.{name}", getattr(layer, name)
+        if isinstance(layer, Composite):
+            for branch, inner in zip(layer.inner(), inside(place), strict=True):
+                yield from _chain(inner, f"{own}.{branch.path}", parameters)
         number += 2 if isinstance(layer, Dense) and layer.activation is not None else 1
 
 
