@@ -34,3 +34,15 @@ OPTIMIZERS = [
     lambda p: fb.RMSprop(p, lr=0.01, momentum=0.5),
     lambda p: fb.Adagrad(p, lr=0.01),
 ]
+
+
+def branching(dtype="float32", seed=0):
+    """A model with every kind of join, in each other: sums and columns, with and without what a derivative needs."""
+    narrow = [fb.Dense(24, 9), fb.BatchNorm(9), fb.Activation("silu"), fb.Residual([fb.Dense(9, 9, "tanh")])]
+    policy = [fb.Residual([fb.Activation("elu"), fb.Dense(24, 24)]), fb.Dense(24, 5, "softplus")]
+    return fb.Sequential(
+        [fb.Dense(7, 24, "relu"),
+         fb.Residual([fb.LayerNorm(24), fb.Dense(24, 40, "gelu"), fb.Dropout(0.2), fb.Dense(40, 24, "relu")]),
+         fb.Concatenate([], narrow, policy=policy), fb.Dense(24 + 9 + 5, 4)],
+        dtype=dtype, seed=seed,
+    )  # fmt: skip

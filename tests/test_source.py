@@ -26,8 +26,12 @@ CORE = SOURCE / "core"
 FLOORS = [
     ["core.plan"],
     [f"core.reference.{name}" for name in ("activations", "order", "products", "reductions", "updates")],
-    [f"core.reference.{name}" for name in ("layers", "losses")],
-    [f"core.reference.layers.{name}" for name in ("dense", "dropout", "embedding", "normalization")],
+    ["core.reference.engine", "core.reference.layers.record", "core.reference.losses"],
+    [
+        f"core.reference.layers.{name}"
+        for name in ("activation", "dense", "dropout", "embedding", "join", "normalization")
+    ],
+    ["core.reference.layers"],
     ["core.reference.network"],
     ["core.reference"],
     ["core._cpu", "core._lock", "core.threads"],
@@ -35,11 +39,14 @@ FLOORS = [
     ["data", "data.arrays", "formats", "plotting"],
     ["data.sampling", "formats.npz", "metrics", "parameters", "schedules"],
     ["layers.layer", "losses"],
-    ["layers.activation", "layers.dense", "layers.dropout", "layers.embedding", "layers.normalization"],
+    [f"layers.{name}" for name in ("activation", "composition", "dense", "dropout", "embedding", "normalization")],
+    ["layers.tree"],
     ["layers"],
+    ["lowering.slots", "lowering.tensors"],
+    ["lowering.gradients"],
     ["lowering"],
     ["model"],
-    ["divergence"],
+    ["divergence", "summary"],
     ["optim"],
     ["profiling"],
     ["training.history", "training.inputs"],

@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from networks import OPTIMIZERS, bits, blobs, everything
+from networks import OPTIMIZERS, bits, blobs, branching, everything
 
 import fastbp as fb
 
 
 @pytest.mark.parametrize("make_optimizer", OPTIMIZERS)
-def test_fit_and_the_four_steps_give_the_same_bits(any_backend, dtype, make_optimizer):
+@pytest.mark.parametrize("make_model", [everything, branching])
+def test_fit_and_the_four_steps_give_the_same_bits(any_backend, dtype, make_optimizer, make_model):
     X, y = blobs(dtype=dtype)
-    fitted, by_hand = everything(dtype), everything(dtype)
+    fitted, by_hand = make_model(dtype), make_model(dtype)
     history = fitted.fit(
         X, y, "cross_entropy", make_optimizer(fitted.parameters()), epochs=3, batch_size=32, seed=11, verbose=0
     )
@@ -130,15 +131,28 @@ def test_train_on_batch_is_a_step_of_fit(any_backend):
     assert bits(a) == bits(b)
 
 
-def test_threads_do_not_change_a_bit(compiled, dtype):
+def wide_chain():
+    return [
+        fb.Dense(300, 500, activation="tanh"), fb.BatchNorm(500), fb.Dropout(0.1), fb.Dense(500, 450),
+        fb.LayerNorm(450), fb.Activation("gelu"), fb.Dense(450, 70),
+    ]  # fmt: skip
+
+
+def wide_tree():
+    """Columns that end within a panel and at the end of one, and sums around layers of all kinds."""
+    block = [fb.LayerNorm(250), fb.Dense(250, 333, "gelu"), fb.Dropout(0.1), fb.Dense(333, 250, "relu")]
+    narrow = [fb.Dense(250, 64), fb.BatchNorm(64), fb.Activation("silu")]
+    split = fb.Concatenate(narrow, [], [fb.Dense(250, 37, "tanh")], last=[fb.Residual([fb.Activation("elu")])])
+    return [fb.Dense(300, 250, "relu"), fb.Residual(block), split, fb.Dense(64 + 250 + 37 + 250, 70)]
+
+
+@pytest.mark.parametrize("layers", [wide_chain, wide_tree])
+def test_threads_do_not_change_a_bit(compiled, dtype, layers):
     def run(threads):
         fb.set_num_threads(threads)
         rng = np.random.default_rng(0)
         X, y = rng.standard_normal((600, 300)).astype(dtype), rng.integers(0, 70, 600)
-        model = fb.Sequential(
-            [fb.Dense(300, 500, activation="tanh"), fb.BatchNorm(500), fb.Dropout(0.1), fb.Dense(500, 450),
-             fb.LayerNorm(450), fb.Activation("gelu"), fb.Dense(450, 70)], dtype=dtype, seed=1,
-        )  # fmt: skip
+        model = fb.Sequential(layers(), dtype=dtype, seed=1)
         optimizer = fb.Adam(model.parameters(), clip_norm=1.0)
         history = model.fit(
             X, y, "cross_entropy", optimizer, epochs=2, batch_size=256, verbose=0, sample_weight=rng.random(600)

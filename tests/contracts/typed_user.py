@@ -122,8 +122,19 @@ def layers_and_arrays() -> None:
     assert_type(model.parameters().values, Array)
     assert_type(model.parameters().count, int)
     assert_type(model.summary(), str)
+    assert_type(model.summary(program=True), str)
     assert_type(model.astype("float32"), fb.Sequential)
     model.restore(model.snapshot())
+
+
+def layers_with_branches() -> None:
+    block = fb.Residual([fb.LayerNorm(4), fb.Dense(4, 4, activation="gelu")])
+    split = fb.Concatenate([], (fb.Dense(4, 2),), policy=[fb.Dense(4, 3)])
+    model = fb.Sequential([fb.Dense(3, 4), block, split], seed=0)
+    assert_type(block.layers, tuple[Layer, ...])
+    assert_type(split.branches, dict[int | str, tuple[Layer, ...]])
+    outputs = model.forward(np.ones((2, 3)), training=True)
+    assert_type(model.backward(outputs, input_gradient=True, parameter_gradients=False), Array | None)
 
 
 def categorical_columns() -> None:
@@ -333,6 +344,7 @@ def main(folder: Path) -> None:
     assert_type(X, FloatArray)
     assert_type(y, NDArray[np.int64])
     layers_and_arrays()
+    layers_with_branches()
     categorical_columns()
     losses_of_all_kinds()
     four_steps(X, y)

@@ -15,6 +15,13 @@ STACKS = {
     "batchnorm": lambda: [fb.BatchNorm(6, eps=1e-3), fb.Dense(6, 5), fb.BatchNorm(5), fb.Activation("silu")],
     "layernorm": lambda: [fb.Dense(6, 5), fb.LayerNorm(5, eps=1e-2), fb.Dropout(0.5), fb.Dense(5, 3)],
     **{name: lambda name=name: [fb.Dense(6, 20, activation=name), fb.Dense(20, 3)] for name in ACTIVATIONS if name},
+    "residual": lambda: [fb.Dense(6, 8, "tanh"), fb.Residual([fb.Dense(8, 9, "relu"), fb.Dropout(), fb.Dense(9, 8)])],
+    "split": lambda: [
+        fb.Concatenate([], [fb.Dense(6, 4, "silu")], head=[fb.Residual([fb.Dense(6, 6)]), fb.Dense(6, 2, "sigmoid")]),
+        fb.Residual([fb.Concatenate([fb.Dense(12, 5)], [fb.Activation("relu"), fb.Dense(12, 7)])]),
+        fb.Concatenate([]),
+        fb.Dense(12, 3),
+    ],
     "activations": lambda: [fb.Dense(6, 6), *(fb.Activation(name) for name in ACTIVATIONS if name)],
 }
 
@@ -46,6 +53,14 @@ def test_the_file_says_what_it_is(tmp_path):
     file = onnx.load(tmp_path / "model.onnx")
     assert (file.producer_name, file.opset_import[0].version) == ("fastbp", 17)
     assert [tensor.name for tensor in file.graph.initializer] == ["0.weight", "0.bias"]
+
+
+def test_tensors_have_the_models_names(tmp_path):
+    model = fb.Sequential([fb.Residual([fb.Dense(6, 6)]), fb.Concatenate([], head=[fb.Dense(6, 2, bias=False)])])
+    export(model, tmp_path / "model.onnx")
+    file = onnx.load(tmp_path / "model.onnx")
+    assert [tensor.name for tensor in file.graph.initializer] == ["0.0.weight", "0.0.bias", "1.head.0.weight"]
+    assert [node.op_type for node in file.graph.node] == ["MatMul", "Add", "Add", "MatMul", "Concat", "Identity"]
 
 
 def test_bad_input_writes_nothing(tmp_path):

@@ -100,3 +100,52 @@ def test_tables(tmp_path):
     files.save(tabular, tmp_path / "w")
     files.load(other, tmp_path / "w")
     assert other.predict([[0.5, 4]]).tobytes() == tabular.predict([[0.5, 4]]).tobytes()
+
+
+class Around(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Beside(nn.ModuleList):
+    def forward(self, x):
+        return torch.cat([branch(x) for branch in self], dim=1)
+
+
+class Named(nn.ModuleDict):
+    def forward(self, x):
+        return torch.cat([branch(x) for branch in self.values()], dim=1)
+
+
+def trees(dtype="float32"):
+    """The same tree here and in modules of PyTorch's."""
+    inner = fb.Concatenate([], [fb.Dense(8, 4, "relu"), fb.Dense(4, 3, bias=False)])
+    heads = fb.Concatenate(policy=[fb.Dense(11, 3)], value=[fb.Residual([fb.Dense(11, 11, "tanh")]), fb.Dense(11, 1)])
+    model = fb.Sequential(
+        [fb.Dense(6, 8, "relu"), fb.Residual([fb.BatchNorm(8), fb.Dense(8, 8, "relu"), fb.Dense(8, 8)]), inner, heads],
+        dtype=dtype, seed=0,
+    )  # fmt: skip
+    net = nn.Sequential(
+        nn.Linear(6, 8), nn.ReLU(),
+        Around(nn.BatchNorm1d(8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)),
+        Beside([nn.Sequential(), nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3, bias=False))]),
+        Named({"policy": nn.Sequential(nn.Linear(11, 3)),
+               "value": nn.Sequential(Around(nn.Linear(11, 11), nn.Tanh()), nn.Linear(11, 1))}),
+    )  # fmt: skip
+    return model, net.to(getattr(torch, dtype))
+
+
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_trees_have_pytorchs_names(name, tmp_path):
+    model, net = trees(name)
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((64, 6))
+    model.fit(X, rng.standard_normal((64, 4)), "mse", fb.SGD(model.parameters(), lr=0.1), epochs=3, verbose=0)
+    files.save(model, tmp_path / "w.safetensors")
+    net.load_state_dict(load_file(tmp_path / "w.safetensors"), strict=True)
+    got = net.eval()(torch.tensor(X.astype(name))).detach().numpy()
+    np.testing.assert_allclose(got, model.predict(X), rtol=0, atol=20 * np.finfo(name).eps)
+    other, _ = trees(name)
+    save_file(net.state_dict(), tmp_path / "theirs.safetensors")
+    files.load(other, tmp_path / "theirs.safetensors")
+    assert other.predict(X).tobytes() == model.predict(X).tobytes()

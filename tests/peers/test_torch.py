@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastbp as fb
+from fastbp.layers.tree import walk
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -24,10 +25,31 @@ ACTIVATION = {
 }
 
 
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Concatenate(nn.ModuleDict):
+    def forward(self, x):
+        return torch.cat([branch(x) for branch in self.values()], dim=1)
+
+
 def replica(model):
     """The torch.nn.Sequential with the same layers and parameters."""
+    return nn.Sequential(*replicas(model.layers, model.dtype))
+
+
+def replicas(layers, dtype):
     modules = []
-    for layer in model.layers:
+    for layer in layers:
+        if isinstance(layer, fb.Residual):
+            modules.append(Residual(*replicas(layer.layers, dtype)))
+            continue
+        if isinstance(layer, fb.Concatenate):
+            branches = {str(key): nn.Sequential(*replicas(inside, dtype)) for key, inside in layer.branches.items()}
+            modules.append(Concatenate(branches))
+            continue
         if isinstance(layer, fb.Dense):
             module = nn.Linear(layer.in_features, layer.out_features, bias=layer.has_bias)
         elif isinstance(layer, fb.BatchNorm):
@@ -36,7 +58,7 @@ def replica(model):
             module = nn.LayerNorm(layer.n, eps=layer.eps)
         else:
             module = ACTIVATION[layer.name]
-        module.to(getattr(torch, model.dtype.name))
+        module.to(getattr(torch, dtype.name))
         if hasattr(layer, "weight"):
             with torch.no_grad():
                 module.weight.copy_(torch.tensor(layer.weight.T.copy()))
@@ -45,7 +67,7 @@ def replica(model):
         modules.append(module)
         if isinstance(layer, fb.Dense) and layer.activation:
             modules.append(ACTIVATION[layer.activation])
-    return nn.Sequential(*modules)
+    return modules
 
 
 def train_both(model, optimizer, make_torch_optimizer, loss, torch_loss, X, y, steps=50, batch=32, weight=None):
@@ -64,8 +86,8 @@ def train_both(model, optimizer, make_torch_optimizer, loss, torch_loss, X, y, s
         theirs.append(value.item())
     tolerance = RELATIVE[model.dtype.name]
     np.testing.assert_allclose(ours, theirs, rtol=tolerance)
-    dense = [layer for layer in model.layers if isinstance(layer, fb.Dense)]
-    for layer, module in zip(dense, (m for m in net if isinstance(m, nn.Linear)), strict=True):
+    dense = [place.layer for place in walk(model.layers) if isinstance(place.layer, fb.Dense)]
+    for layer, module in zip(dense, (m for m in net.modules() if isinstance(m, nn.Linear)), strict=True):
         weight = module.weight.detach().numpy().T
         np.testing.assert_allclose(layer.weight, weight, rtol=0, atol=tolerance * np.abs(weight).max())
     return net
@@ -224,3 +246,59 @@ def test_deep_network(compiled):
     X, y = classification("float64")
     optimizer = fb.Adam(model.parameters(), lr=0.002)
     train_both(model, optimizer, lambda p: torch.optim.Adam(p, lr=0.002), "cross_entropy", nn.CrossEntropyLoss(), X, y)
+
+
+def residual_layers(width=32):
+    block = [fb.LayerNorm(width), fb.Dense(width, 48, "gelu"), fb.Dense(48, width)]
+    normed = [fb.BatchNorm(width), fb.Activation("silu"), fb.Dense(width, width, "tanh")]
+    return [fb.Dense(10, width, "elu"), fb.Residual(block), fb.Residual([fb.Residual(normed)]), fb.Dense(width, 5)]
+
+
+def split_layers():
+    """Heads that read what a residual block gives, one of which is the block's output itself, around another split."""
+    inner = fb.Concatenate([fb.Dense(16, 8, "softplus")], [], [fb.Dense(16, 3), fb.Activation("tanh")])
+    deep = [fb.Dense(24, 16, "tanh"), inner, fb.Residual([fb.Activation("silu"), fb.Dense(27, 27)])]
+    return [
+        fb.Dense(10, 24, "silu"), fb.Residual([fb.Dense(24, 24, "tanh")]),
+        fb.Concatenate(deep, value=[fb.LayerNorm(24), fb.Dense(24, 7)], same=[]), fb.Activation("gelu"),
+        fb.Concatenate(a=[fb.Dense(27 + 7 + 24, 3)], b=[fb.Dense(27 + 7 + 24, 2)]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layers", [residual_layers, split_layers])
+def test_trees(any_backend, dtype, layers):
+    model = fb.Sequential(layers(), dtype=dtype, seed=0)
+    X, y = classification(dtype)
+    optimizer = fb.SGD(model.parameters(), lr=0.02, momentum=0.5)
+    net = train_both(
+        model, optimizer, lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.5), "cross_entropy", nn.CrossEntropyLoss(),
+        X, y,
+    )  # fmt: skip
+    expected = net.eval()(torch.tensor(X)).detach().numpy()
+    np.testing.assert_allclose(model.predict(X), expected, rtol=RELATIVE[dtype], atol=10 * RELATIVE[dtype])
+
+
+@pytest.mark.parametrize("layers", [residual_layers, split_layers])
+def test_trees_by_adam_in_fit(any_backend, layers):
+    """The whole epoch in the core, for fifty steps of batches in their order; the gradient of the input at its end."""
+    model = fb.Sequential(layers(), dtype="float64", seed=0)
+    net, (X, y) = replica(model), classification("float64")
+    optimizer, theirs = fb.Adam(model.parameters(), lr=0.002), torch.optim.Adam(net.parameters(), lr=0.002)
+    losses = []
+    for _ in range(5):
+        for begin in range(0, 500, 50):
+            theirs.zero_grad()
+            value = nn.functional.cross_entropy(
+                net(torch.tensor(X[begin : begin + 50])), torch.tensor(y[begin : begin + 50])
+            )
+            value.backward()
+            theirs.step()
+            losses.append(value.item())
+    history = model.fit(X, y, "cross_entropy", optimizer, epochs=5, batch_size=50, shuffle=False, verbose=0)
+    np.testing.assert_allclose(history.history["loss"], np.reshape(losses, (5, 10)).mean(axis=1), rtol=1e-7)
+    x = torch.tensor(X[:50], requires_grad=True)
+    nn.functional.cross_entropy(net(x), torch.tensor(y[:50])).backward()
+    dlogits = fb.CrossEntropy()(model.forward(X[:50], training=True), y[:50])[1]
+    dx = model.backward(dlogits, input_gradient=True, parameter_gradients=False)
+    np.testing.assert_allclose(dx, x.grad, rtol=0, atol=1e-6 * float(x.grad.abs().max()))
