@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from networks import bits, blobs, branching, everything
+from networks import blobs, branching, everything
 
 import fastbp as fb
 from fastbp import losses
@@ -92,6 +92,11 @@ class Telling(Alone):
         super().wait()
         if len(self.headers) == 3:
             self.header[self.entry] += 1
+
+
+def kept(model):
+    """What a step that is not applied leaves as it was; the last batch's own statistics are not a part of it."""
+    return {name: array.tobytes() for name, array in model.model.tensors().items()}
 
 
 def trainer(model, loss="cross_entropy", reducer=None, optimizer=None):
@@ -194,7 +199,7 @@ def test_an_error_of_the_reducer_ends_the_epoch_after_whole_steps(any_backend, w
     with pytest.raises(ZeroDivisionError, match=where):
         one.run_steps(samples, None, 0, 4, 50)
     trainer(expected, reducer=Alone()).run_steps(samples, None, 0, 1, 50)
-    assert bits(model) == bits(expected)
+    assert kept(model) == kept(expected)
     assert (one.optimizer.steps, model.model.training_step) == (1, 1)
     one.reducer = None  # it goes on
     one.run_steps(samples, None, 50, 3, 50)
@@ -207,7 +212,7 @@ def test_another_process_stops(any_backend):
     with pytest.raises(KeyboardInterrupt, match="a process that shares the work has to stop"):
         one.run_steps(samples, None, 0, 4, 50)
     trainer(expected, reducer=Alone()).run_steps(samples, None, 0, 2, 50)
-    assert bits(model) == bits(expected)
+    assert kept(model) == kept(expected)
     assert (one.optimizer.steps, model.model.training_step) == (2, 2)
 
 
@@ -219,20 +224,20 @@ def test_another_process_diverges(any_backend):
     assert (caught.value.what, caught.value.step) == ("loss", 3)
     assert not np.isfinite(caught.value.value)
     trainer(expected, reducer=Alone()).run_steps(samples, None, 0, 2, 50)
-    assert bits(model) == bits(expected)
+    assert kept(model) == kept(expected)
 
 
 @pytest.mark.parametrize("reducer", [Alone, Twice, Late])
 def test_one_that_diverges_tells_the_others(any_backend, reducer):
     samples, model, told = data(), everything("float64"), reducer()
     model.layers[0].weight[0, 0] = np.inf
-    before = bits(model)
+    before = kept(model)
     with pytest.raises(fb.DivergenceError) as caught:
         trainer(model, reducer=told).run_steps(samples, None, 0, 4, 50)
     assert caught.value.layer == "layers[0].weight"
     assert told.headers[0][2] > 0
     assert (told.calls[0], told.calls[-1]) == ("begin", "wait")
-    assert bits(model) == before
+    assert kept(model) == before
 
 
 def test_a_batch_that_weighs_nothing(any_backend):
@@ -241,7 +246,7 @@ def test_a_batch_that_weighs_nothing(any_backend):
     weight = np.zeros(len(X))
     for m, reducer in ((model, Twice()), (expected, None)):
         trainer(m, reducer=reducer).run_steps((X, y, weight), None, 0, 2, 50)
-    assert bits(model) == bits(expected)
+    assert kept(model) == kept(expected)
     assert not model.parameters().grads.any()
 
 
