@@ -53,7 +53,7 @@ class Lookup(Layer):
         return {name: rng.normal(0, self._std, shape) for name, shape in self.shapes().items()}
 
     def table_records(self, offsets: Mapping[str, int]) -> Array:
-        """The TABLE records of the plan, for tables that begin at these offsets."""
+        """The TABLE records of the program, for tables that begin at these offsets."""
         tables = self.tables().items()
         return np.array([(self._rows(n), dim, offsets[name], k) for name, (n, dim, k) in tables], plan.TABLE)
 
