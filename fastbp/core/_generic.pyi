@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
-from fastbp.core.plan import ACTIVATIONS as ACTIVATIONS
-from fastbp.core.plan import BatchPlan, LossSpec, Report, UpdateSpec
+from fastbp.core.plan import BUCKET_BYTES as BUCKET_BYTES
+from fastbp.core.plan import BatchPlan, LossSpec, Reducer, Report, UpdateSpec
 
 _Real = TypeVar("_Real", np.float32, np.float64)
 _Dtype = np.dtype[np.float32] | np.dtype[np.float64]
-_Records = NDArray[np.void]  # of plan.OP or plan.TABLE
+_Records = NDArray[np.void]  # of plan.OP, plan.SLOT or plan.TABLE
 _Order = int | NDArray[np.int64] | None
 
 CODES: dict[str, dict[str, int]]
@@ -116,16 +116,28 @@ def all_finite(x: NDArray[np.float32] | NDArray[np.float64]) -> bool: ...
 def unknown_category(x: NDArray[_Real], categories: NDArray[np.int64]) -> int: ...
 def peak_flops(dtype: _Dtype, repeats: int) -> float: ...
 
+@disjoint_base
+class PythonReducer:
+    def __init__(self, reducer: Reducer, header: NDArray[np.float64], grads: NDArray[_Real]) -> None: ...
+
 @disjoint_base  # its instances have a layout of their own: a class cannot inherit from two backends
 class Network:
     def __init__(
-        self, ops: _Records, values: NDArray[_Real], grads: NDArray[_Real], stats: NDArray[_Real], tables: _Records
+        self,
+        ops: _Records,
+        slots: _Records,
+        tables: _Records,
+        values: NDArray[_Real],
+        grads: NDArray[_Real],
+        stats: NDArray[_Real],
     ) -> None: ...
     @property
     def threads(self) -> int: ...
     def record_times(self, times: NDArray[np.float64] | None) -> None: ...
     def forward(self, y: NDArray[_Real], x: NDArray[_Real], step: int, training: bool, threads: int) -> None: ...
-    def backward(self, dx: NDArray[_Real] | None, dy: NDArray[_Real], threads: int) -> None: ...
+    def backward(
+        self, dx: NDArray[_Real] | None, dy: NDArray[_Real], parameter_gradients: bool, threads: int
+    ) -> None: ...
     def train(
         self,
         report: Report,
@@ -133,5 +145,6 @@ class Network:
         batches: BatchPlan,
         loss_specs: Sequence[LossSpec],
         update_spec: UpdateSpec,
+        reducer: Reducer | None,
         threads: int,
     ) -> None: ...

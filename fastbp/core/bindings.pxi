@@ -13,8 +13,13 @@ cdef struct Product:
     void *a_panels
     void *b_panels
 
+cdef struct LayerCall:  # a network of one layer, over arrays of the caller
+    Pass work
+    Layer layer
+    Slot slots[3]  # x, y and z; backward, the input's z
+
 cdef struct DenseBackward:
-    Net net  # an activation with output x and input x_z, and the dense layer
+    LayerCall call
     const void *x
     const void *x_z
     const void *dz
@@ -70,7 +75,7 @@ cdef void thread_product(Product *p, Thread *thread, const real *witness) noexce
     cdef Range rows = thread_part(p.a.rows, thread), b_rows = thread_part(p.b.rows, thread)
     cdef Layout layout = in_panels(p.a.rows, witness), b_layout = in_panels(p.b.rows, witness)
     cdef Epilogue epilogue
-    epilogue.action, epilogue.activation, epilogue.bias = NO_ACTION, LINEAR, NULL
+    memset(&epilogue, 0, sizeof(Epilogue))  # no action
     pack_rows(<real *> p.a_panels, layout, &p.a, rows.begin, rows.end)
     pack_rows(<real *> p.b_panels, b_layout, &p.b, b_rows.begin, b_rows.end)
     barrier(thread)
@@ -109,37 +114,49 @@ def matmul(c, a, b, scratch, int threads):
 
 # --- layers
 
-cdef void thread_layer_forward(Net *net, Thread *thread, const real *witness) noexcept nogil:
+cdef void thread_layer_forward(LayerCall *call, Thread *thread, const real *witness) noexcept nogil:
+    cdef Net *net = &call.work.net
     cdef Range rows = thread_rows(net.batch, thread)
-    forward_rows(net, thread, rows.begin, rows.end, witness)
+    forward_rows(net, thread, rows.begin, rows.end, False, witness)
     if net.training:
         commit_statistics(net, thread, witness)
 
 
-cdef void thread_layer_backward(Net *net, Thread *thread, const real *witness) noexcept nogil:
+cdef void thread_layer_backward(LayerCall *call, Thread *thread, const real *witness) noexcept nogil:
+    cdef Net *net = &call.work.net
     cdef Range rows = thread_rows(net.batch, thread)
     backward_rows(net, thread, rows.begin, rows.end, witness)
     barrier(thread)
     thread_gradients(net, thread, witness)
 
 
-cdef void run_layer_forward(Net *net, intp size, int threads) noexcept nogil:
-    threads = elementwise_team(<double> net.batch * net.layers[0].op.outputs, threads)
-    run_team(<Task> thread_layer_forward[float] if size == 4 else <Task> thread_layer_forward[double], net, threads)
+cdef void run_layer_forward(LayerCall *call, intp size, int threads) noexcept nogil:
+    threads = elementwise_team(<double> call.work.net.batch * call.layer.op.outputs, threads)
+    run_team(<Task> thread_layer_forward[float] if size == 4 else <Task> thread_layer_forward[double], call, threads)
 
 
-cdef void run_layer_backward(Net *net, intp size, int threads) noexcept nogil:
-    threads = elementwise_team(<double> net.batch * net.layers[0].op.outputs, threads)
-    run_team(<Task> thread_layer_backward[float] if size == 4 else <Task> thread_layer_backward[double], net, threads)
+cdef void run_layer_backward(LayerCall *call, intp size, int threads) noexcept nogil:
+    threads = elementwise_team(<double> call.work.net.batch * call.layer.op.outputs, threads)
+    run_team(<Task> thread_layer_backward[float] if size == 4 else <Task> thread_layer_backward[double], call, threads)
 
 
-cdef void init_layer(Net *net, Layer *layer, int kind, Matrix shape, intp size) noexcept:
-    """A network of one layer of a kind, over arrays of this shape that lie row by row."""
-    memset(net, 0, sizeof(Net))
-    memset(layer, 0, sizeof(Layer))
-    net.layers, net.count, net.batch, net.training = layer, 1, shape.rows, True
-    net.layout = in_rows(shape.columns, <float *> NULL) if size == 4 else in_rows(shape.columns, <double *> NULL)
-    layer.op.kind, layer.op.inputs, layer.op.outputs = kind, shape.columns, shape.columns
+cdef Layer *init_call(LayerCall *call, str kind, Matrix x, intp outputs, intp size) except NULL:
+    """A layer of a kind, from x to so many outputs; all lie row by row where that is as good as panels."""
+    cdef Net *net = &call.work.net
+    cdef int i
+    memset(call, 0, sizeof(LayerCall))
+    net.layers, net.count, net.slots, net.slot_count = &call.layer, 1, call.slots, 3
+    net.batch, net.training, net.parameter_gradients = x.rows, True, True
+    call.layer.kind = find_kind(kind, size)
+    call.layer.by_columns = call.layer.kind.by_columns
+    call.layer.op.inputs, call.layer.op.outputs = x.columns, outputs
+    call.layer.op.dst, call.layer.op.z, call.layer.op.input_z = 1, -1, -1
+    for i in range(3):
+        call.slots[i].rows, call.slots[i].plan.width = x.rows, x.columns if i == 0 else outputs
+        call.slots[i].layout = (in_rows(x.columns, <float *> NULL) if size == 4 else
+                                in_rows(x.columns, <double *> NULL))
+    call.slots[0].value = x.data
+    return &call.layer
 
 
 cdef void copy_from_panels(Matrix out, const void *panels, intp size) noexcept nogil:
@@ -151,45 +168,55 @@ cdef void copy_from_panels(Matrix out, const void *panels, intp size) noexcept n
                   in_panels(out.rows, <double *> NULL), 0, out.rows, out.columns)
 
 
+cdef void use_panels(LayerCall *call, intp size) noexcept:
+    cdef int i
+    for i in range(3):
+        call.slots[i].layout = panel_layout(call.work.net.batch, size)
+
+
 def dense_forward(y, z, x, weight, bias, int activation, scratch, int threads):
     cdef intp size = x.itemsize
     cdef char *free = <char *> address(scratch)
     cdef Matrix from_x = matrix(x, size), to_y = output(y, size), to_z = output(z, size), w = matrix(weight, size)
     cdef Matrix b = matrix(bias, size)
-    cdef Pass p
-    cdef Layer layer
+    cdef LayerCall call
+    cdef Layer *layer = init_call(&call, "dense", from_x, w.columns, size)
     check_activation(activation)
-    init_layer(&p.net, &layer, DENSE, to_y, size)
-    p.net.layout, p.x, p.y = panel_layout(to_y.rows, size), from_x.data, to_y.data
-    layer.op.inputs, layer.op.activation, layer.weight = w.rows, activation, w.data
+    use_panels(&call, size)
+    call.work.x, call.work.y = from_x.data, to_y.data
+    layer.op.activation, layer.weight = activation, w.data
     if b.data != NULL:  # a kernel reads whole registers of it
         layer.bias = scratch_panels(&free, 1, b.columns, size)
         memcpy(layer.bias, b.data, b.columns * size)
-    layer.y = scratch_panels(&free, to_y.rows, to_y.columns, size)
-    p.net.x = scratch_panels(&free, to_y.rows, w.rows, size)
+    call.slots[1].value = scratch_panels(&free, to_y.rows, to_y.columns, size)
+    call.slots[0].value = scratch_panels(&free, to_y.rows, w.rows, size)
     layer.panels = scratch_panels(&free, w.rows, w.columns, size)
-    layer.z = scratch_panels(&free, to_y.rows, to_y.columns, size) if to_z.data != NULL else NULL
+    if to_z.data != NULL:
+        layer.op.z, call.slots[2].value = 2, scratch_panels(&free, to_y.rows, to_y.columns, size)
     threads = product_team(2.0 * to_y.rows * w.rows * w.columns, threads)
     with nogil:
-        run_team(<Task> thread_forward[float] if size == 4 else <Task> thread_forward[double], &p, threads)
+        run_team(<Task> thread_forward[float] if size == 4 else <Task> thread_forward[double], &call.work, threads)
         if to_z.data != NULL:
-            copy_from_panels(to_z, layer.z, size)
+            copy_from_panels(to_z, call.slots[2].value, size)
 
 
 cdef void thread_dense_backward(DenseBackward *d, Thread *thread, const real *witness) noexcept nogil:
-    cdef Net *net = &d.net
+    cdef Net *net = &d.call.work.net
+    cdef Slot *first = &net.slots[0]
+    cdef Slot *last = &net.slots[1]
     cdef Range rows = thread_rows(net.batch, thread)
-    cdef intp inputs = net.layers[1].op.inputs, outputs = net.layers[1].op.outputs
+    cdef intp inputs = first.plan.width, outputs = last.plan.width
     cdef Layout x_layout = in_rows(inputs, witness)
-    pack_weights(net, thread, False, True, witness)
-    copy_rows(<real *> net.layers[0].y, net.layout, <const real *> d.x, x_layout, rows.begin, rows.end, inputs)
+    pack_weights(net, thread, NULL, False, True, witness)
+    copy_rows(<real *> first.value, first.layout, <const real *> d.x, x_layout, rows.begin, rows.end, inputs)
     if d.x_z != NULL:
-        copy_rows(<real *> net.x, net.layout, <const real *> d.x_z, x_layout, rows.begin, rows.end, inputs)
-    copy_rows(<real *> net.layers[1].dy, net.layout, <const real *> d.dz, in_rows(outputs, witness), rows.begin,
-              rows.end, outputs)
+        copy_rows(<real *> net.slots[2].value, first.layout, <const real *> d.x_z, x_layout, rows.begin, rows.end,
+                  inputs)
+    copy_rows(<real *> last.grad, last.layout, <const real *> d.dz, in_rows(outputs, witness), rows.begin, rows.end,
+              outputs)
+    backward_rows(net, thread, rows.begin, rows.end, witness)
     if d.dx != NULL:
-        dense_backward_rows(net, 1, thread, <real *> net.layers[0].dy, rows.begin, rows.end)
-        copy_rows(<real *> d.dx, x_layout, <real *> net.layers[0].dy, net.layout, rows.begin, rows.end, inputs)
+        copy_rows(<real *> d.dx, x_layout, <const real *> first.grad, first.layout, rows.begin, rows.end, inputs)
     barrier(thread)
     thread_gradients(net, thread, witness)
 
@@ -200,20 +227,17 @@ def dense_backward(dweight, dbias, dx, dz, x, x_z, weight, int input_activation,
     cdef Matrix from_x = matrix(x, size), from_dz = matrix(dz, size), w = matrix(weight, size)
     cdef intp batch = from_x.rows
     cdef DenseBackward d
-    cdef Layer unused
-    cdef Layer layers[2]
+    cdef Layer *layer = init_call(&d.call, "dense", from_x, w.columns, size)
     check_activation(input_activation)
-    init_layer(&d.net, &unused, DENSE, from_x, size)
-    layers[0] = layers[1] = unused
-    d.net.layers, d.net.count, d.net.layout = layers, 2, panel_layout(batch, size)
-    layers[0].op.kind = ACTIVATION
-    layers[1].op.outputs, layers[1].op.input_activation = w.columns, input_activation
-    layers[1].weight, layers[1].dweight, layers[1].dbias = w.data, output(dweight, size).data, output(dbias, size).data
-    layers[1].dy = scratch_panels(&free, batch, w.columns, size)
-    layers[1].transposed = scratch_panels(&free, w.columns, w.rows, size)
-    layers[0].y, layers[0].dy = scratch_panels(&free, batch, w.rows, size), scratch_panels(&free, batch, w.rows, size)
-    d.net.x = scratch_panels(&free, batch, w.rows, size)
+    use_panels(&d.call, size)
+    layer.op.input_activation, layer.op.input_z = input_activation, 2 if x_z is not None else -1
+    layer.weight, layer.dweight, layer.dbias = w.data, output(dweight, size).data, output(dbias, size).data
+    d.call.slots[1].grad = scratch_panels(&free, batch, w.columns, size)
+    layer.transposed = scratch_panels(&free, w.columns, w.rows, size)
     d.x, d.dz, d.x_z, d.dx = from_x.data, from_dz.data, matrix(x_z, size).data, output(dx, size).data
+    d.call.slots[0].value = scratch_panels(&free, batch, w.rows, size)
+    d.call.slots[0].grad = scratch_panels(&free, batch, w.rows, size) if d.dx != NULL else NULL
+    d.call.slots[2].value = scratch_panels(&free, batch, w.rows, size)
     threads = product_team(4.0 * batch * w.rows * w.columns, threads)
     with nogil:
         run_team(<Task> thread_dense_backward[float] if size == 4 else <Task> thread_dense_backward[double], &d,
@@ -222,102 +246,100 @@ def dense_backward(dweight, dbias, dx, dz, x, x_z, weight, int input_activation,
 
 def activation_forward(y, z, int code, int threads):
     cdef intp size = y.itemsize
-    cdef Matrix to_y = output(y, size)
-    cdef Net net
-    cdef Layer layer
+    cdef LayerCall call
+    cdef Matrix from_z = matrix(z, size)
+    cdef Layer *layer = init_call(&call, "activation", from_z, from_z.columns, size)
     check_activation(code)
-    init_layer(&net, &layer, ACTIVATION, to_y, size)
-    layer.op.activation, layer.y, net.x = code, to_y.data, matrix(z, size).data
+    layer.op.activation, call.slots[1].value = code, output(y, size).data
     with nogil:
-        run_layer_forward(&net, size, threads)
+        run_layer_forward(&call, size, threads)
 
 
 def activation_backward(dz, dy, y, z, int code, int threads):
     cdef intp size = dz.itemsize
     cdef Matrix to_dz = output(dz, size), from_dy = matrix(dy, size)
-    cdef Net net
-    cdef Layer layer
+    cdef LayerCall call
+    cdef Layer *layer = init_call(&call, "activation", matrix(z, size) if z is not None else to_dz, to_dz.columns, size)
     check_activation(code)
-    init_layer(&net, &layer, ACTIVATION, to_dz, size)
-    layer.op.activation, layer.dy, layer.y, net.x = code, to_dz.data, matrix(y, size).data, matrix(z, size).data
+    layer.op.activation, layer.op.derivative, layer.op.z = code, code != LINEAR, 0 if z is not None else -1
+    call.slots[0].grad = call.slots[1].grad = to_dz.data
+    call.slots[1].value = matrix(y, size).data
     with nogil:
         if to_dz.data != from_dy.data:
             memcpy(to_dz.data, from_dy.data, to_dz.rows * to_dz.columns * size)
-        run_layer_backward(&net, size, threads)
+        run_layer_backward(&call, size, threads)
 
 
 def dropout(y, x, double p, uint64_t key, uint64_t step, int threads):
     cdef intp size = y.itemsize
-    cdef Matrix to_y = output(y, size)
-    cdef Net net
-    cdef Layer layer
-    init_layer(&net, &layer, DROPOUT, to_y, size)
-    layer.op.p, layer.op.key, net.step, layer.y, net.x = p, key, step, to_y.data, matrix(x, size).data
+    cdef LayerCall call
+    cdef Matrix from_x = matrix(x, size)
+    cdef Layer *layer = init_call(&call, "dropout", from_x, from_x.columns, size)
+    layer.op.p, layer.op.key, call.work.net.step, call.slots[1].value = p, key, step, output(y, size).data
     with nogil:
-        run_layer_forward(&net, size, threads)
+        run_layer_forward(&call, size, threads)
 
 
 def batchnorm_forward(y, stats, x, weight, bias, double momentum, double eps, bint training, int threads):
     cdef intp size = y.itemsize
-    cdef Matrix to_y = output(y, size)
-    cdef Net net
-    cdef Layer layer
-    init_layer(&net, &layer, BATCHNORM, to_y, size)
-    layer.y, layer.stats, net.x = to_y.data, output(stats, size).data, matrix(x, size).data
+    cdef LayerCall call
+    cdef Matrix from_x = matrix(x, size)
+    cdef Layer *layer = init_call(&call, "batchnorm", from_x, from_x.columns, size)
+    variance = aligned(from_x.columns, "float64")
+    layer.moments = address(variance)
+    call.slots[1].value, layer.stats = output(y, size).data, output(stats, size).data
     layer.weight, layer.bias = matrix(weight, size).data, matrix(bias, size).data
-    layer.op.momentum, layer.op.eps, net.training = momentum, eps, training
+    layer.op.momentum, layer.op.eps, call.work.net.training = momentum, eps, training
     with nogil:
-        run_layer_forward(&net, size, threads)
+        run_layer_forward(&call, size, threads)
 
 
 def batchnorm_backward(dweight, dbias, dx, dy, x, stats, weight, int threads):
     cdef intp size = x.itemsize
+    cdef LayerCall call
     cdef Matrix from_x = matrix(x, size)
-    cdef Net net
-    cdef Layer layer
-    init_layer(&net, &layer, BATCHNORM, from_x, size)
-    net.x, net.dx, layer.dy = from_x.data, output(dx, size).data, matrix(dy, size).data
+    cdef Layer *layer = init_call(&call, "batchnorm", from_x, from_x.columns, size)
+    call.slots[0].grad, call.slots[1].grad = output(dx, size).data, matrix(dy, size).data
     layer.weight, layer.stats = matrix(weight, size).data, matrix(stats, size).data
     layer.dweight, layer.dbias = output(dweight, size).data, output(dbias, size).data
     with nogil:
-        run_layer_backward(&net, size, threads)
+        run_layer_backward(&call, size, threads)
 
 
 def layernorm_forward(y, rows, x, weight, bias, double eps, int threads):
     cdef intp size = y.itemsize
-    cdef Matrix to_y = output(y, size)
-    cdef Net net
-    cdef Layer layer
-    init_layer(&net, &layer, LAYERNORM, to_y, size)
-    layer.y, layer.moments, net.x = to_y.data, output(rows, size).data, matrix(x, size).data
+    cdef LayerCall call
+    cdef Matrix from_x = matrix(x, size)
+    cdef Layer *layer = init_call(&call, "layernorm", from_x, from_x.columns, size)
+    call.slots[1].value, layer.moments = output(y, size).data, output(rows, size).data
     layer.weight, layer.bias, layer.op.eps = matrix(weight, size).data, matrix(bias, size).data, eps
     with nogil:
-        run_layer_forward(&net, size, threads)
+        run_layer_forward(&call, size, threads)
 
 
 def layernorm_backward(dweight, dbias, dx, dy, x, rows, weight, int threads):
     cdef intp size = x.itemsize
+    cdef LayerCall call
     cdef Matrix from_x = matrix(x, size)
-    cdef Net net
-    cdef Layer layer
-    init_layer(&net, &layer, LAYERNORM, from_x, size)
-    net.x, net.dx, layer.dy = from_x.data, output(dx, size).data, matrix(dy, size).data
+    cdef Layer *layer = init_call(&call, "layernorm", from_x, from_x.columns, size)
+    call.slots[0].grad, call.slots[1].grad = output(dx, size).data, matrix(dy, size).data
     layer.weight, layer.moments = matrix(weight, size).data, matrix(rows, size).data
     layer.dweight, layer.dbias = output(dweight, size).data, output(dbias, size).data
     with nogil:
-        run_layer_backward(&net, size, threads)
+        run_layer_backward(&call, size, threads)
 
 
 # --- losses
 
 cdef void thread_loss_call(LossCall *call, Thread *thread, const real *witness) noexcept nogil:
-    thread_loss(call.partial, &call.criterion, <real *> call.dpred.data, <const real *> call.pred.data, call.targets,
-                <const real *> call.sample_weight, call.scale, call.pred.rows, call.pred.columns, thread)
+    thread_loss(call.partial, &call.criterion, <real *> call.dpred.data, <const real *> call.pred.data,
+                one_strip(call.pred.columns), call.targets, <const real *> call.sample_weight, call.scale,
+                call.pred.rows, thread)
 
 
 cdef void run_loss(LossCall *call, int threads, const real *witness) noexcept nogil:
-    call.scale = loss_scale(&call.criterion, call.targets, <const real *> call.sample_weight, call.pred.rows,
-                            call.pred.columns)
+    cdef double weight = loss_weight(&call.criterion, call.targets, <const real *> call.sample_weight, call.pred.rows)
+    call.scale = loss_scale(&call.criterion, weight, call.pred.columns)
     run_team(<Task> thread_loss_call[real], call,
              elementwise_team(<double> call.pred.rows * call.pred.columns, threads))
 

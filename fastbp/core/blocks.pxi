@@ -94,33 +94,3 @@ cdef void reorder_state(Layer *layer, real *state, intp i0, real *buffer, bint b
 
 cdef inline Range thread_blocks(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
     return thread_part(block_count(&layer.op, witness), thread)
-
-
-cdef void pack_weights(Net *net, Thread *thread, bint forward, bint backward, const real *witness) noexcept nogil:
-    """Bring panels (forward) and transposed (backward) up to date, and wait for all threads."""
-    cdef Layer *layer
-    cdef Range blocks
-    cdef Block b
-    cdef intp index
-    for layer in net.layers[:net.count]:
-        if (forward and layer.panels != NULL) or (backward and layer.transposed != NULL):
-            blocks = thread_blocks(layer, thread, witness)
-            for index in range(blocks.begin, blocks.end):
-                b = block_at(layer, index, witness)
-                if forward and layer.panels != NULL:
-                    pack_block(layer, b, witness)
-                if backward and layer.transposed != NULL:
-                    transpose_block(layer, b, False, witness)
-    barrier(thread)
-
-
-cdef void unpack_weights(Net *net, const Thread *thread, const real *witness) noexcept nogil:
-    """Write what an epoch has done to the panels back to the weights."""
-    cdef Layer *layer
-    cdef Range blocks
-    cdef intp index
-    for layer in net.layers[:net.count]:
-        if layer.panels != NULL:
-            blocks = thread_blocks(layer, thread, witness)
-            for index in range(blocks.begin, blocks.end):
-                unpack_block(layer, block_at(layer, index, witness), witness)

@@ -8,43 +8,89 @@ cdef enum:
 
 
 cdef void loss_of_rows(Epoch *e, Net *net, Thread *thread, intp begin, intp end, const real *witness) noexcept nogil:
-    """The loss of a thread's rows; its gradient becomes the last layer's dy."""
-    cdef Layer *last = &net.layers[net.count - 1]
-    cdef intp outputs = last.op.outputs
+    """The loss of a thread's rows; its gradient becomes that of the last slot."""
+    cdef Slot *last = dst_slot(net, &net.layers[net.count - 1])
+    cdef intp outputs = last.plan.width
     cdef Layout rows = in_rows(outputs, witness)
-    cdef double scale
-    if e.criterion.weight != NULL or e.sample_weight != NULL:
-        barrier(thread)  # the total weight is that of all threads' samples
-    scale = loss_scale(e.criterion, e.batch_targets, <const real *> e.batch_weights, net.batch, outputs)
-    copy_rows(<real *> e.pred, rows, <const real *> last.y, net.layout, begin, end, outputs)
-    thread_loss(e.losses, e.criterion, <real *> e.dpred, <const real *> e.pred, e.batch_targets,
-                <const real *> e.batch_weights, scale, net.batch, outputs, thread)
-    e.correct[thread.number] = count_correct(<const real *> e.pred, e.batch_targets, e.criterion.code, begin, end,
-                                             outputs)
-    copy_rows(<real *> last.dy, net.layout, <const real *> e.dpred, rows, begin, end, outputs)
+    cdef Strips strips = one_strip(outputs)
+    cdef const real *pred = <const real *> e.pred
+    cdef real *dpred = <real *> e.dpred
+    cdef double total_weight = 1  # of sums, which a reducer wants
+    if e.reduction == NULL:
+        if e.criterion.weight != NULL or e.sample_weight != NULL:
+            barrier(thread)  # the total weight is that of all threads' samples
+        total_weight = loss_weight(e.criterion, e.batch_targets, <const real *> e.batch_weights, net.batch)
+    if outputs % panel_width(witness) == 0 and last.grad != NULL:
+        strips, pred, dpred = panel_strips(last.layout, outputs), <const real *> last.value, <real *> last.grad
+    else:  # a loss reads rows, or panels without padding
+        copy_rows(<real *> e.pred, rows, <const real *> last.value, last.layout, begin, end, outputs)
+    thread_loss(e.losses, e.criterion, dpred, pred, strips, e.batch_targets, <const real *> e.batch_weights,
+                loss_scale(e.criterion, total_weight, outputs), net.batch, thread)
+    e.correct[thread.number] = count_correct(pred, strips, e.batch_targets, e.criterion.code, begin, end)
+    if dpred == <real *> e.dpred and last.grad != NULL:
+        copy_rows(<real *> last.grad, last.layout, dpred, rows, begin, end, outputs)
 
 
-cdef bint apply_gradients(Epoch *e, Gather *g, Net *net, Thread *thread, bint last,
+cdef inline void only_gradients(WeightPass *work) noexcept nogil:
+    """A pass that leaves the gradients in memory, for what comes before the update."""
+    work.gradients, work.updates, work.in_memory, work.keep = True, False, True, True
+
+
+cdef bint clip_and_update(Epoch *e, Net *net, Thread *thread, WeightPass *work, bint keep, double scale,
                           const real *witness) noexcept nogil:
-    """Gradients and update. The last step's gradients stay in memory; clipping needs all gradients before the update.
-
-    False where the gradient is not finite; then nothing is updated.
-    """
-    cdef double scale = 1, square
+    """Update by the gradients in memory times scale, clipped; False, and no update, where they are not finite."""
+    cdef double square
+    work.grad_scale = scale
     if e.clip_norm > 0:
-        thread_weights(e, g, net, thread, True, False, True, True, 1, witness)
-        barrier(thread)
         thread_squared_norm(e.norms, <const real *> e.grads, e.parameters, thread)
         barrier(thread)
         square = total(e.norms, CHUNKS)
         if not is_finite(square):
             return False
-        scale = min(1.0, e.clip_norm / (sqrt(square) + 1e-6))
-        thread_weights(e, g, net, thread, False, True, True, last, scale, witness)
-    else:
-        thread_weights(e, g, net, thread, True, True, last, last, 1, witness)
-    commit_statistics(net, thread, witness)
+        work.grad_scale = scale * min(1.0, e.clip_norm / (scale * sqrt(square) + 1e-6))
+    work.gradients, work.updates, work.in_memory, work.keep = False, True, True, keep
+    thread_weights(net, thread, work, 0, net.count, witness)
     return True
+
+
+cdef bint apply_gradients(Epoch *e, Net *net, Thread *thread, WeightPass *work, bint last,
+                          const real *witness) noexcept nogil:
+    """Gradients and update. The last step's gradients stay in memory; clipping needs all gradients before the update.
+
+    False where the gradient is not finite; then nothing is updated.
+    """
+    if e.clip_norm > 0:
+        only_gradients(work)
+        thread_weights(net, thread, work, 0, net.count, witness)
+        barrier(thread)
+        return clip_and_update(e, net, thread, work, last, 1, witness)
+    work.gradients, work.updates, work.in_memory, work.keep, work.grad_scale = True, True, last, last, 1
+    thread_weights(net, thread, work, 0, net.count, witness)
+    return True
+
+
+cdef bint reduce_and_apply(Epoch *e, Net *net, Thread *thread, WeightPass *work, double *loss, bint last,
+                           const real *witness) noexcept nogil:
+    """As `apply_gradients`, by what is reduced over all processes; loss, that of this one, becomes that of all."""
+    cdef Reduction *r = e.reduction
+    cdef real *grads = <real *> e.grads
+    cdef double scale
+    if thread.number == 0:
+        begin_reduction(r, loss_weight(e.criterion, e.batch_targets, <const real *> e.batch_weights, net.batch),
+                        loss[0], is_set(net.stop))
+    only_gradients(work)
+    thread_reduce(r, net, thread, work, grads)
+    if has_ended(r):
+        return False
+    scale = reduced_scale(r)
+    loss[0] = NAN if r.header[2] > 0 else r.header[1] * scale
+    if r.header[2] > 0:
+        return False
+    if last or e.update.clip_value > 0:  # gradients that stay, or whose entries are bounded, are those of the mean
+        thread_scale(grads, scale, e.parameters, thread)
+        barrier(thread)
+        scale = 1
+    return clip_and_update(e, net, thread, work, True, scale, witness)
 
 
 cdef inline void prepare_step(Epoch *e, intp s) noexcept nogil:
@@ -64,31 +110,46 @@ cdef inline void count_step(Epoch *e, double loss, intp batch, intp team_size) n
     e.done += 1
 
 
+cdef void init_thread(Epoch *e, Net *net, Thread *thread, WeightPass *work, const real *witness) noexcept nogil:
+    """A thread's own slots, input and block. It copies the net: others may be one step behind."""
+    net[0] = e.net
+    net.slots = e.slots + thread.number * net.slot_count
+    memcpy(net.slots, e.net.slots, net.slot_count * sizeof(Slot))
+    if thread.number > 0:
+        net.slots[0].own_value = <real *> e.inputs + (thread.number - 1) * e.inputs_size
+    set_batch(net, net.batch, witness)
+    memset(work, 0, sizeof(WeightPass))
+    work.update, work.state_in_blocks, work.sparse = e.update, e.state_in_blocks, e.reduction == NULL
+    work.block = <real *> e.blocks + thread.number * e.block_size
+
+
 cdef void thread_epoch(Epoch *e, Thread *thread, const real *witness) noexcept nogil:
     """A thread's part of e.steps steps, or of those up to a loss that is not finite."""
-    cdef double loss
+    cdef Net net
+    cdef WeightPass work
+    cdef Gather g
     cdef ThreadWait wait
-    cdef Net net = e.net  # a copy: its batch is that of this thread's step, while others may be one step behind
-    cdef Gather g = init_gather(e, &net, thread, witness)
+    cdef double loss
+    cdef bint applied, leaves
     cdef intp s, begin, end
-    if thread.number > 0:
-        net.x = <real *> e.inputs + (thread.number - 1) * e.inputs_size
-    else:
+    init_thread(e, &net, thread, &work, witness)
+    g = init_gather(e, &net, thread, witness)
+    work.next = &g.next
+    if thread.number == 0:
         thread.waited = e.check.waited
     wait.since, wait.waited = e.check.since, 0
     net.charged = now()
-    reorder_states(e, &net, thread, False, witness)
-    clear_tables(&net, thread, witness)
-    pack_weights(&net, thread, True, True, witness)
+    pack_weights(&net, thread, &work, True, True, witness)
     charge_time(&net, thread, 0, IN_WAITING)
     next_batch(&g, e, e.first, thread)
     for s in range(e.steps):
-        net.batch, begin, end = g.count, g.begin, g.end
-        net.layout, net.step = in_panels(net.batch, witness), e.net.step + s
+        if g.next.count != net.batch:
+            set_batch(&net, g.next.count, witness)
+        begin, end, net.step = g.next.begin, g.next.end, e.net.step + s
         next_batch(&g, e, e.first + (s + 1) * e.batch_size if s + 1 < e.steps else e.order.samples, thread)
         gather_rows(&g, e, &net, begin, end, witness)
         charge_time(&net, thread, 0, IN_GATHER)
-        forward_rows(&net, thread, begin, end, witness)
+        forward_rows(&net, thread, begin, end, True, witness)
         loss_of_rows(e, &net, thread, begin, end, witness)
         charge_time(&net, thread, 0, IN_LOSS)
         backward_rows(&net, thread, begin, end, witness)
@@ -99,16 +160,26 @@ cdef void thread_epoch(Epoch *e, Thread *thread, const real *witness) noexcept n
         loss = total(e.losses, ceil_div(net.batch, chunk_rows(net.batch)))
         # Thread 0 set the flags before the barrier, and the loss is the same for all threads, so all leave together.
         # Nothing has changed in this step yet.
-        if is_set(net.stop) or is_set(&e.check.disband):
+        leaves = is_set(&e.check.disband)
+        if e.reduction != NULL:  # the other processes count on this step: it is done first
+            applied = reduce_and_apply(e, &net, thread, &work, &loss, s + 1 == e.steps or leaves, witness)
+            if has_ended(e.reduction):
+                break
+        elif leaves or is_set(net.stop):
             break
-        if not is_finite(loss) or not apply_gradients(e, &g, &net, thread, s + 1 == e.steps, witness):
+        else:
+            applied = is_finite(loss) and apply_gradients(e, &net, thread, &work, s + 1 == e.steps, witness)
+        if not applied:
             if thread.number == 0:
                 e.loss += loss
                 e.diverged = True
             break
+        commit_statistics(&net, thread, witness)
         if thread.number == 0:
             count_step(e, loss, net.batch, thread.team_size)
         barrier(thread)
+        if leaves:
+            break
         # Flags may be set only from here on: before the barrier, a thread that reads this step's flags late would leave
         # while the others wait for it.
         poll_signals(&net, thread, OPERATIONS_BETWEEN_CLOCK_READINGS / 64)
@@ -116,6 +187,5 @@ cdef void thread_epoch(Epoch *e, Thread *thread, const real *witness) noexcept n
         charge_time(&net, thread, 0, IN_WAITING)
     if thread.number == 0:
         e.check.waited = thread.waited - wait.waited
-    unpack_weights(&net, thread, witness)
-    reorder_states(e, &net, thread, True, witness)
+    unpack_weights(&net, thread, &work, witness)
     charge_time(&net, thread, 0, IN_WAITING)

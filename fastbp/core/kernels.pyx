@@ -17,7 +17,7 @@ from libc.math cimport NAN, fabs, fabsf, pow, sqrt, sqrtf
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastbp.core.plan import ACTIVATIONS, aligned
+from fastbp.core.plan import BUCKET_BYTES, aligned
 
 ctypedef Py_ssize_t intp  # counts, indices and distances; a long has 32 bits on Windows
 
@@ -52,16 +52,18 @@ include "order.pxi"
 include "records.pxi"
 include "specs.pxi"
 include "timing.pxi"
+include "slots.pxi"
 include "blocks.pxi"
 include "layers/dense.pxi"
 include "layers/activation.pxi"
+include "layers/copy.pxi"
 include "layers/dropout.pxi"
 include "layers/normalization.pxi"
 include "layers/embedding.pxi"
 include "passes.pxi"
 include "contention.pxi"
+include "reduction.pxi"
 include "gather.pxi"
-include "gradients.pxi"
 include "engine.pxi"
 include "network.pxi"
 include "bindings.pxi"

@@ -10,56 +10,84 @@ cpdef enum _Loss:  # checked against fastbp.losses.LOSSES when the package is im
     CROSS_ENTROPY, BINARY_CROSS_ENTROPY, MSE, MAE, HUBER, QUANTILE, POISSON
 
 
-cdef double cross_entropy_row(real *dlogits, const real *logits, double exp_sum, double log_sum, intp label,
-                              const real *weight, double weight_sum, double smoothing, double scale,
-                              intp classes) noexcept nogil:
+cdef struct Strips:  # a matrix in strips of `width` columns, each row by row: one for rows, or panels without padding
+    intp count, width, distance  # distance: from strip to strip
+
+
+cdef inline Strips one_strip(intp n) noexcept nogil:
+    """Rows of n entries."""
+    cdef Strips s
+    s.count, s.width, s.distance = 1, n, 0
+    return s
+
+
+cdef inline Strips panel_strips(Layout layout, intp n) noexcept nogil:
+    """Panels, of which n columns fill every one."""
+    cdef Strips s
+    s.count, s.width, s.distance = n // layout.row, layout.row, layout.panel
+    return s
+
+
+cdef inline intp entry(Strips s, intp j) noexcept nogil:
+    """Where entry j of a row lies."""
+    return j if s.count == 1 else j // s.width * s.distance + j % s.width
+
+
+cdef double cross_entropy_row(real *dlogits, const real *logits, Strips s, double exp_sum, double log_sum, intp label,
+                              const real *weight, double weight_sum, double smoothing, double scale) noexcept nogil:
     """One row's loss and gradient, both times scale; dlogits holds exp(logits - top), which `exp_sum` is the sum of.
 
     log_sum is the logarithm of the sum of exp(logits).
     """
+    cdef intp classes = s.count * s.width, q, at
     cdef double label_weight = weight[label] if weight != NULL else 1
     cdef double uniform = smoothing / classes, loss = 0
     cdef real label_target = <real> ((1 - smoothing) * label_weight * scale)
     cdef real row_target = <real> (((1 - smoothing) * label_weight + uniform * weight_sum) * scale), factor
     cdef intp j
-    loss = (1 - smoothing) * label_weight * (log_sum - logits[label])
+    loss = (1 - smoothing) * label_weight * (log_sum - logits[entry(s, label)])
     if smoothing != 0:
         for j in range(classes):
-            loss += uniform * (weight[j] if weight != NULL else 1) * (log_sum - logits[j])
+            loss += uniform * (weight[j] if weight != NULL else 1) * (log_sum - logits[entry(s, j)])
     factor = <real> (row_target / exp_sum)
-    for j in range(classes):
-        dlogits[j] *= factor
+    for q in range(s.count):
+        at = q * s.distance
+        for j in range(s.width):
+            dlogits[at + j] *= factor
     if smoothing != 0:
         for j in range(classes):
-            dlogits[j] -= <real> (uniform * (weight[j] if weight != NULL else 1) * scale)
-    dlogits[label] -= label_target
+            dlogits[entry(s, j)] -= <real> (uniform * (weight[j] if weight != NULL else 1) * scale)
+    dlogits[entry(s, label)] -= label_target
     return loss * scale
 
 
-cdef inline double sum_of(const real *x, intp n) noexcept nogil:
+cdef inline double sum_of(const real *x, Strips s) noexcept nogil:
     cdef double result = 0
-    cdef intp j
-    for j in range(n):
-        result += x[j]
+    cdef intp q, j
+    for q in range(s.count):
+        for j in range(s.width):
+            result += x[q * s.distance + j]
     return result
 
 
-cdef inline real largest(const real *logits, intp classes) noexcept nogil:
+cdef inline real largest(const real *logits, Strips s) noexcept nogil:
     """The shift of log-sum-exp. A NaN may be lost here, but not in the sum of exponentials."""
     cdef real top = logits[0]
-    cdef intp j
-    for j in range(1, classes):
-        top = top if top > logits[j] else logits[j]  # exactly the instruction MAX
+    cdef intp q, j
+    for q in range(s.count):
+        for j in range(s.width):  # top > x, and not x > top, is exactly the instruction MAX
+            top = top if top > logits[q * s.distance + j] else logits[q * s.distance + j]
     return top
 
 
 cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t *labels, const real *weight,
                                const real *sample_weight, double smoothing, double scale, intp rows,
-                               intp classes) noexcept nogil:
+                               Strips s) noexcept nogil:
     """Softmax cross-entropy of logits (rows, C) and labels (rows,); dlogits is its gradient.
 
     The classes' weights (C,) and the samples' (rows,) may be NULL.
     """
+    cdef intp classes = s.count * s.width, q, at
     cdef double loss = 0, weight_sum = classes
     cdef real top[ROWS_PER_CHUNK]
     cdef double exp_sum[ROWS_PER_CHUNK]
@@ -74,20 +102,25 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
     while first < rows:  # a few rows at a time: their exponentials are one vectorised loop, however few the classes
         count = min(rows - first, <intp> ROWS_PER_CHUNK)
         for i in range(count):
-            top[i] = largest(logits + (first + i) * classes, classes)
-            for j in range((first + i) * classes, (first + i + 1) * classes):
-                dlogits[j] = logits[j] - top[i]
-        for j in range(first * classes, (first + count) * classes):
-            dlogits[j] = exp_(dlogits[j])
+            row = (first + i) * s.width
+            top[i] = largest(logits + row, s)
+            for q in range(s.count):
+                at = q * s.distance + row
+                for j in range(s.width):
+                    dlogits[at + j] = logits[at + j] - top[i]
+        for q in range(s.count):
+            at = q * s.distance
+            for j in range(at + first * s.width, at + (first + count) * s.width):
+                dlogits[j] = exp_(dlogits[j])
         for i in range(count):
-            exp_sum[i] = sum_of(dlogits + (first + i) * classes, classes)
+            exp_sum[i] = sum_of(dlogits + (first + i) * s.width, s)
         for i in range(ROWS_PER_CHUNK):  # vectorised as well
             log_sum[i] = log_double(exp_sum[i])
         for i in range(count):
-            row = (first + i) * classes
-            loss += cross_entropy_row(dlogits + row, logits + row, exp_sum[i], top[i] + log_sum[i], labels[first + i],
-                                      weight, weight_sum, smoothing,
-                                      scale * sample_weight[first + i] if sample_weight != NULL else scale, classes)
+            row = (first + i) * s.width
+            loss += cross_entropy_row(dlogits + row, logits + row, s, exp_sum[i], top[i] + log_sum[i],
+                                      labels[first + i], weight, weight_sum, smoothing,
+                                      scale * sample_weight[first + i] if sample_weight != NULL else scale)
         first += count
     return loss
 
@@ -119,15 +152,24 @@ cdef inline double elementwise_term(real *gradient, real p, real t, int code, re
     return NAN
 
 
-cdef double elementwise_run(real *dpred, const real *pred, const real *target, int code, real parameter, real scale,
-                            intp n) noexcept nogil:
-    """The sum of an elementwise loss of pred (n,) and target (n,), not scaled; dpred is the gradient, scaled."""
-    cdef double loss = 0
+cdef double elementwise_run(double loss, real *dpred, const real *pred, const real *target, int code, real parameter,
+                            real scale, intp n) noexcept nogil:
+    """loss plus the elementwise losses of pred (n,) and target (n,), not scaled; dpred is the gradient, scaled."""
     cdef real gradient = 0
     cdef intp i
     for i in range(n):
         loss += elementwise_term(&gradient, pred[i], target[i], code, parameter)
         dpred[i] = gradient * scale
+    return loss
+
+
+cdef double elementwise_row(double loss, real *dpred, const real *pred, const real *target, Strips s, int code,
+                            real parameter, real scale) noexcept nogil:
+    """`elementwise_run` over a row."""
+    cdef intp q, at
+    for q in range(s.count):
+        at = q * s.distance
+        loss = elementwise_run(loss, dpred + at, pred + at, target + q * s.width, code, parameter, scale, s.width)
     return loss
 
 
@@ -137,76 +179,87 @@ cdef struct Criterion:
     const void *weight   # (classes,) or NULL
 
 
-cdef double loss_scale(const Criterion *criterion, const void *targets, const real *sample_weight, intp batch,
-                       intp outputs) noexcept nogil:
-    """The factor that turns a batch's weighted sum of losses into their mean."""
+cdef double loss_weight(const Criterion *criterion, const void *targets, const real *sample_weight,
+                        intp batch) noexcept nogil:
+    """The total weight of a batch: of its samples and their labels, or how many there are."""
     cdef const real *class_weight = <const real *> criterion.weight
     cdef double weight, total_weight = 0
     cdef intp i
     if class_weight == NULL and sample_weight == NULL:
-        return 1.0 / batch if criterion.code == CROSS_ENTROPY else 1.0 / (batch * outputs)
+        return batch
     for i in range(batch):
         weight = sample_weight[i] if sample_weight != NULL else 1
         total_weight += weight * (class_weight[(<const int64_t *> targets)[i]] if class_weight != NULL else 1)
+    return total_weight
+
+
+cdef inline double loss_scale(const Criterion *criterion, double total_weight, intp outputs) noexcept nogil:
+    """The factor that turns a weighted sum of losses into their mean."""
     if total_weight == 0:
         return 0  # all weights are zero: neither loss nor gradient
     return 1 / total_weight if criterion.code == CROSS_ENTROPY else 1 / (total_weight * outputs)
 
 
-cdef double loss_rows(const Criterion *criterion, real *dpred, const real *pred, const void *targets,
-                      const real *sample_weight, double scale, intp begin, intp end, intp outputs) noexcept nogil:
-    """Rows begin..end of a batch: their part of the loss, and its gradient in dpred (B, O)."""
+cdef double loss_rows(const Criterion *criterion, real *dpred, const real *pred, Strips s, const void *targets,
+                      const real *sample_weight, double scale, intp begin, intp end) noexcept nogil:
+    """Rows begin..end of a batch: their part of the loss, and its gradient in dpred (B, O), in strips as pred."""
+    cdef intp outputs = s.count * s.width, i, row = begin * s.width
     cdef const real *target = <const real *> targets
     cdef real parameter = <real> criterion.parameter
     cdef double loss = 0, row_scale
-    cdef intp i
     if criterion.code == CROSS_ENTROPY:
-        return cross_entropy_rows(dpred + begin * outputs, pred + begin * outputs, <const int64_t *> targets + begin,
+        return cross_entropy_rows(dpred + row, pred + row, <const int64_t *> targets + begin,
                                   <const real *> criterion.weight,
                                   sample_weight + begin if sample_weight != NULL else sample_weight,
-                                  criterion.parameter, scale, end - begin, outputs)
-    if sample_weight == NULL:
-        return scale * elementwise_run(dpred + begin * outputs, pred + begin * outputs, target + begin * outputs,
-                                       criterion.code, parameter, <real> scale, (end - begin) * outputs)
+                                  criterion.parameter, scale, end - begin, s)
+    if sample_weight == NULL and s.count == 1:
+        return scale * elementwise_run(0, dpred + row, pred + row, target + row, criterion.code, parameter,
+                                       <real> scale, (end - begin) * outputs)
     for i in range(begin, end):
-        row_scale = scale * sample_weight[i]
-        loss += row_scale * elementwise_run(dpred + i * outputs, pred + i * outputs, target + i * outputs,
-                                            criterion.code, parameter, <real> row_scale, outputs)
-    return loss
+        row_scale = scale * sample_weight[i] if sample_weight != NULL else scale
+        row = i * s.width
+        if sample_weight == NULL:  # one sum, as of one strip
+            loss = elementwise_row(loss, dpred + row, pred + row, target + i * outputs, s, criterion.code, parameter,
+                                   <real> scale)
+        else:
+            loss += row_scale * elementwise_row(0, dpred + row, pred + row, target + i * outputs, s, criterion.code,
+                                                parameter, <real> row_scale)
+    return loss if sample_weight != NULL else scale * loss
 
 
-cdef void thread_loss(double *partial, const Criterion *criterion, real *dpred, const real *pred, const void *targets,
-                      const real *sample_weight, double scale, intp batch, intp outputs,
+cdef void thread_loss(double *partial, const Criterion *criterion, real *dpred, const real *pred, Strips s,
+                      const void *targets, const real *sample_weight, double scale, intp batch,
                       const Thread *thread) noexcept nogil:
     """A thread's rows, chunk by chunk; partial (CHUNKS,) gets each chunk's part of the loss."""
     cdef Range chunks = thread_chunks(batch, thread)
     cdef intp chunk, rows = chunk_rows(batch)
     for chunk in range(chunks.begin, chunks.end):
-        partial[chunk] = loss_rows(criterion, dpred, pred, targets, sample_weight, scale, chunk * rows,
-                                   min(batch, (chunk + 1) * rows), outputs)
+        partial[chunk] = loss_rows(criterion, dpred, pred, s, targets, sample_weight, scale, chunk * rows,
+                                   min(batch, (chunk + 1) * rows))
 
 
-cdef intp count_correct(const real *pred, const void *targets, int code, intp begin, intp end,
-                        intp outputs) noexcept nogil:
+cdef intp count_correct(const real *pred, Strips s, const void *targets, int code, intp begin,
+                        intp end) noexcept nogil:
     """Rows whose largest logit is the label's, or whose every output is on its target's side; 0 for a regression."""
     cdef const int64_t *labels = <const int64_t *> targets
     cdef const real *target = <const real *> targets
     cdef const real *row
-    cdef intp i, j, correct = 0
+    cdef intp outputs = s.count * s.width, i, j, correct = 0
     cdef real top
     cdef bint right
     if code == CROSS_ENTROPY:
         for i in range(begin, end):
-            row = pred + i * outputs
-            top = largest(row, outputs)
-            right = row[labels[i]] == top
+            row = pred + i * s.width
+            top = largest(row, s)
+            right = row[entry(s, labels[i])] == top
             for j in range(labels[i]):  # the first of the largest counts
-                right = right & (row[j] != top)
+                right = right & (row[entry(s, j)] != top)
             correct += right
     elif code == BINARY_CROSS_ENTROPY:
         for i in range(begin, end):
+            row = pred + i * s.width
             right = True
-            for j in range(i * outputs, (i + 1) * outputs):
-                right = right and (pred[j] > 0) == (target[j] > <real> 0.5)
+            for j in range(outputs):
+                right = right and (row[entry(s, j)] > 0) == (target[i * outputs + j] > <real> 0.5)
             correct += right
     return correct

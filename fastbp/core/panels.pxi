@@ -16,6 +16,8 @@ cdef extern from "microkernel.h" nogil:
     const int SQUARE_double
     void transpose_square_float(float *out, intp ld_out, const float *src, intp ld_in)
     void transpose_square_double(double *out, intp ld_out, const double *src, intp ld_in)
+    void add_run_float(float *out, const float *src, intp n)
+    void add_run_double(double *out, const double *src, intp n)
 
 cdef struct Layout:  # element (i, j) lies at i * row + (j // PANEL) * panel + j % PANEL
     intp row, panel
@@ -92,6 +94,42 @@ cdef void copy_rows(real *out, Layout out_layout, const real *src, Layout src_la
     cdef intp i
     for i in range(begin, end):
         copy_row(out + i * out_layout.row, out_layout, src + i * src_layout.row, src_layout, n)
+
+
+cdef inline intp panel_offset(Layout layout, intp j, const real *witness) noexcept nogil:
+    """Where column j begins."""
+    return j // panel_width(witness) * layout.panel + j % panel_width(witness)
+
+
+cdef inline void add_run(real *out, const real *src, intp n) noexcept nogil:
+    """out (n,) += src (n,)."""
+    if real is float:
+        add_run_float(out, src, n)
+    else:
+        add_run_double(out, src, n)
+
+
+cdef void copy_columns(real *out, Layout out_layout, intp out_column, const real *src, Layout src_layout,
+                       intp src_column, intp begin, intp end, intp n, bint adds) noexcept nogil:
+    """Rows begin..end of n columns, from any column to any other: copied or added. A place to itself costs nothing."""
+    cdef intp width = panel_width(out), at = 0, run, i, rows, length
+    cdef real *to_run
+    cdef const real *from_run
+    if not adds and out + panel_offset(out_layout, out_column, out) == src + panel_offset(src_layout, src_column, out):
+        return
+    while at < n:
+        run = min(n - at, min(width - (out_column + at) % width, width - (src_column + at) % width))
+        rows, length = end - begin, run
+        if run == out_layout.row and run == src_layout.row:  # whole panels: their rows lie side by side
+            rows, length = 1, run * (end - begin)
+        to_run = out + panel_offset(out_layout, out_column + at, out) + begin * out_layout.row
+        from_run = src + panel_offset(src_layout, src_column + at, out) + begin * src_layout.row
+        for i in range(rows):
+            if adds:
+                add_run(to_run + i * out_layout.row, from_run + i * src_layout.row, length)
+            else:
+                copy_run(to_run + i * out_layout.row, from_run + i * src_layout.row, length)
+        at += run
 
 
 cdef void transpose(real *out, intp out_row, const real *src, intp src_row, intp rows, intp columns) noexcept nogil:

@@ -1,87 +1,114 @@
-# The forward and the backward pass of a thread's rows over all layers.
+# The passes of a thread over a program: forward, backward to the gradients of the slots, and over the weights.
 #
-# A step has two parts. In the first, every thread takes its own rows of the batch through all layers and back to the
-# gradients of the activations; batch norm waits at barriers within it and so does, in an epoch, a wide layer, whose
-# columns are shared instead of its rows (by_columns). In the second, after a barrier, every thread computes the
-# gradients of its own blocks of the weights and, in the engine, applies them.
+# A step has two parts. In the first, every thread takes its own samples through all ops and back; a layer that is
+# shared by columns (batch norm and, in an epoch, a wide dense layer) waits for all threads before and after. In the
+# second, after a barrier, every thread computes the gradients of its own part of the weights and, in the engine,
+# applies them.
 
-cdef void fill_with_nan(real *y, Layout layout, intp begin, intp end, intp n) noexcept nogil:
-    """What a layer kind without a branch below gives: NaN, which ends the training."""
-    cdef intp q, j
-    for q in range(strip_count(layout, n, y)):
-        for j in range(begin * layout.row, end * layout.row):
-            y[q * layout.panel + j] = NAN
+cdef extern from "microkernel.h" nogil:
+    void prefetch_line(const char *p)
 
 
-cdef void forward_rows(Net *net, Thread *thread, intp begin, intp end, const real *witness) noexcept nogil:
-    """A thread's rows through all layers; the result is the last layer's y."""
+cdef void pack_weights(Net *net, Thread *thread, const WeightPass *work, bint forward, bint backward,
+                       const real *witness) noexcept nogil:
+    """Bring the copies of weights up to date that the forward or the backward pass reads; wait for all threads."""
+    cdef Layer *layer
+    for layer in net.layers[:net.count]:
+        if layer.kind.pack != NULL:
+            layer.kind.pack(net, layer, thread, work, forward, backward, witness)
+    barrier(thread)
+
+
+cdef void unpack_weights(Net *net, const Thread *thread, const WeightPass *work, const real *witness) noexcept nogil:
+    """Write what an epoch has done to the copies back to the weights."""
+    cdef Layer *layer
+    for layer in net.layers[:net.count]:
+        if layer.kind.unpack != NULL:
+            layer.kind.unpack(net, layer, thread, work, witness)
+
+
+cdef void forward_rows(Net *net, Thread *thread, intp begin, intp end, bint together,
+                       const real *witness) noexcept nogil:
+    """A thread's samples through all ops; together: whether it sees all samples of the input already."""
     cdef int i
     cdef Layer *layer
-    cdef const real *x
-    cdef real *y
     for i in range(net.count):
         layer = &net.layers[i]
-        x, y = layer_input(net, i, witness), <real *> layer.y
-        if layer.op.kind == DENSE:
-            if layer.by_columns and i > 0 and not net.layers[i - 1].by_columns:
-                barrier(thread)
-            dense_forward_rows(net, i, thread, x, begin, end)
-            if layer.by_columns:
-                barrier(thread)
-        elif layer.op.kind == ACTIVATION:
-            activation_forward_rows(y, x, net.layout, layer.op.activation, begin, end, layer.op.outputs)
-        elif layer.op.kind == DROPOUT:
-            dropout_rows(y, x, net.layout, layer.op.p if net.training else 0, layer.op.key, net.step, begin, end,
-                         layer.op.outputs)
-        elif layer.op.kind == BATCHNORM:
-            thread_batchnorm_forward(net, i, x, thread)
-        elif layer.op.kind == EMBEDDING:
-            embedding_forward_rows(net, y, x, begin, end)
-        elif layer.op.kind == LAYERNORM:
-            layernorm_forward_rows(y, <real *> layer.moments, x, net.layout, <real *> layer.weight,
-                                   <real *> layer.bias, layer.op.eps, begin, end, layer.op.inputs)
-        else:
-            fill_with_nan(y, net.layout, begin, end, layer.op.outputs)
+        if layer.by_columns and not together:
+            barrier(thread)
+        layer.kind.forward(net, layer, thread, begin, end, witness)
+        together = layer.by_columns
+        if together:
+            barrier(thread)
         charge_time(net, thread, i, IN_FORWARD)
 
 
 cdef void backward_rows(Net *net, Thread *thread, intp begin, intp end, const real *witness) noexcept nogil:
-    """The gradients of a thread's rows, from the last layer's dy down to the first layer's dy or to net.dx."""
-    cdef int i, j
+    """The gradients of a thread's samples, from that of the last slot down to all that are needed."""
+    cdef int i
     cdef Layer *layer
-    cdef real *dx
-    for j in range(net.count):
-        i = net.count - 1 - j
+    cdef Slot *src
+    cdef bint together = False, adds
+    for i in range(net.count - 1, -1, -1):
         layer = &net.layers[i]
-        dx = <real *> (net.layers[i - 1].dy if i > 0 else net.dx)
-        if layer.op.activation != LINEAR and (j == 0 or net.layers[i + 1].op.input_activation == LINEAR):
-            activation_backward_rows(net, i, begin, end, witness)
-        if layer.op.kind == BATCHNORM:
-            thread_batchnorm_backward(net, i, dx, thread)
-        elif dx == NULL or layer.op.kind == ACTIVATION:  # an activation's dx is its dy
-            pass
-        elif layer.op.kind == DENSE:
-            dense_backward_rows(net, i, thread, dx, begin, end)
-        elif layer.op.kind == DROPOUT:
-            dropout_rows(dx, <const real *> layer.dy, net.layout, layer.op.p, layer.op.key, net.step, begin, end,
-                         layer.op.outputs)
-        elif layer.op.kind == EMBEDDING:
-            embedding_backward_rows(net, dx, begin, end)
-        elif layer.op.kind == LAYERNORM:
-            layernorm_backward_rows(dx, <const real *> layer.dy, <real *> layer.moments,
-                                    layer_input(net, i, witness), net.layout, <real *> layer.weight, begin, end,
-                                    layer.op.inputs)
-        else:
-            fill_with_nan(dx, net.layout, begin, end, layer.op.inputs)
+        src = src_slot(net, layer)
+        if dst_slot(net, layer).grad != NULL:
+            if layer.op.derivative:
+                apply_derivative(net, layer, begin, end, witness)
+                together = False
+            adds = src.grad != NULL and layer.op.accumulates and not layer.kind.adds_gradient
+            if layer.kind.by_columns and not together:
+                barrier(thread)
+            layer.kind.backward(net, layer, thread, layer.partial if adds else src.grad, begin, end, witness)
+            together = layer.kind.by_columns
+            if together:
+                barrier(thread)
+            if adds:
+                copy_columns(<real *> src.grad, src.layout, 0, <const real *> layer.partial, src.layout, 0, begin, end,
+                             layer.op.inputs, True)
+                together = False
         charge_time(net, thread, i, IN_DX)
 
 
 cdef void commit_statistics(Net *net, const Thread *thread, const real *witness) noexcept nogil:
-    """Update batch norm's running statistics, once it is sure that the step is applied."""
+    """Update running statistics, once it is sure that the step is applied."""
     cdef Layer *layer
-    cdef Range columns
     for layer in net.layers[:net.count]:
-        if layer.op.kind == BATCHNORM:
-            columns = thread_part(layer.op.inputs, thread)
-            update_running_statistics(<real *> layer.stats, layer.op.momentum, layer.op.eps, net.batch,
-                                      layer.op.inputs, columns.begin, columns.end)
+        if layer.kind.commit != NULL:
+            layer.kind.commit(net, layer, thread, witness)
+
+
+cdef void prefetch_rows(NextBatch *b, intp inputs, const real *witness) noexcept nogil:
+    """Prefetch the features of the next batch that were not prefetched yet."""
+    cdef intp left, right, at
+    cdef const char *row
+    while b.prefetched < b.count:
+        left, right = b.left, b.right
+        if b.begin <= b.prefetched < b.end:
+            left, right = 0, inputs
+        row = b.features + b.rows[b.prefetched] * inputs * <intp> sizeof(real)
+        for at in range(left * <intp> sizeof(real), right * <intp> sizeof(real), 64):
+            prefetch_line(row + at)
+        b.prefetched += 1
+
+
+cdef void thread_weights(Net *net, const Thread *thread, WeightPass *work, int first, int end,
+                         const real *witness) noexcept nogil:
+    """A thread's part of the weights of layers first..end: gradients, update, or one after the other."""
+    cdef int i
+    cdef Layer *layer
+    for i in range(first, end):
+        layer = &net.layers[i]
+        if layer.kind.weights != NULL:
+            layer.kind.weights(net, layer, thread, work, witness)
+        if i == 0 and work.updates:
+            prefetch_rows(work.next, net.slots[0].plan.width, witness)
+        charge_time(net, thread, i, IN_DWEIGHT)
+
+
+cdef void thread_gradients(Net *net, const Thread *thread, const real *witness) noexcept nogil:
+    """A thread's part of the gradients, of a pass that leaves them in memory."""
+    cdef WeightPass work
+    memset(&work, 0, sizeof(WeightPass))
+    work.gradients, work.in_memory, work.grad_scale = True, True, 1
+    thread_weights(net, thread, &work, 0, net.count, witness)

@@ -35,6 +35,7 @@ ctypedef enum EpilogueAction:
 
 cdef struct Epilogue:  # what is done to a product; the pointers are to whole matrices in the layout of the output
     EpilogueAction action
+    bint accumulate    # whether it is added to the output first
     int activation
     const void *bias   # (n,) or NULL
     const void *y      # the activation's output, for its derivative
@@ -71,7 +72,7 @@ cdef inline TileEpilogue tile_epilogue(const Epilogue *epilogue, bint first, bin
     """The tile's part of the epilogue: it adds the bias in the first block of k and applies ReLU in the last."""
     cdef TileEpilogue tile
     cdef bint relu = last and fused_in_tile(epilogue)
-    tile.accumulate = not first
+    tile.accumulate = not first or epilogue.accumulate
     tile.initial = <const real *> epilogue.bias + column if first and epilogue.bias != NULL else NULL
     tile.relu = relu and epilogue.action == BIAS_ACTIVATION
     tile.gate = <const real *> epilogue.y + offset if relu and epilogue.action == DERIVATIVE else NULL

@@ -32,6 +32,14 @@ cdef void thread_squared_norm(double *partial, const real *x, intp n, const Thre
         partial[chunk] = squared_norm_chunk(x + items.begin, items.end - items.begin)
 
 
+cdef void thread_scale(real *x, double factor, intp n, const Thread *thread) noexcept nogil:
+    """This thread's part of x (n,) *= factor."""
+    cdef Range own = thread_part(n, thread)
+    cdef intp i
+    for i in range(own.begin, own.end):
+        x[i] *= <real> factor
+
+
 cdef inline bint is_finite(double x) noexcept nogil:
     return x - x == 0
 

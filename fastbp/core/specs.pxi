@@ -3,19 +3,11 @@
 # Name to code, by family. The registries in Python are compared with these names when the package is imported.
 CODES = {
     family: {name.lower(): int(member) for name, member in enum.__members__.items()}
-    for family, enum in (("kinds", _Kind), ("activations", _Activation), ("losses", _Loss), ("rules", _Rule))
+    for family, enum in (("activations", _Activation), ("losses", _Loss), ("rules", _Rule))
 }
+CODES["kinds"] = KINDS  # filled by the files of layers/
 cdef dict LOSS_CODES = CODES["losses"], RULE_CODES = CODES["rules"]
-cdef int KIND_COUNT = len(CODES["kinds"]), ACTIVATION_COUNT = len(CODES["activations"])
-cdef bint NEEDS_INPUT[256]  # by activation code
-
-
-cdef fill_needs_input():
-    for activation in ACTIVATIONS.values():
-        NEEDS_INPUT[<int> activation.code] = activation.needs_input
-
-
-fill_needs_input()
+cdef int ACTIVATION_COUNT = len(CODES["activations"])
 
 
 cdef int check_activation(int code) except -1:
@@ -24,9 +16,12 @@ cdef int check_activation(int code) except -1:
     return 0
 
 
-cdef int check_op(const Op *op) except -1:
-    if not 0 <= op.kind < KIND_COUNT:
-        raise ValueError(f"ops: expected a layer kind below {KIND_COUNT}, got {op.kind}")
+cdef int check_op(const Op *op, int slots) except -1:
+    for slot in (op.src, op.dst):
+        if not 0 <= slot < slots:
+            raise ValueError(f"ops: expected slots below {slots}, got {slot}")
+    if max(op.z, op.input_z) >= slots:
+        raise ValueError(f"ops: expected slots below {slots}, got {max(op.z, op.input_z)}")
     check_activation(op.activation)
     return check_activation(op.input_activation)
 

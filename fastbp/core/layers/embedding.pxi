@@ -5,9 +5,7 @@
 # batch, so that a sum does not depend on the number of threads. Between two steps of an epoch the tables' gradients are
 # zero: a step clears the rows that it has used.
 
-cdef extern from "microkernel.h" nogil:
-    void add_run_float(float *out, const float *src, intp n)
-    void add_run_double(double *out, const double *src, intp n)
+cdef double OPERATIONS_PER_LOOKUP = 10  # the time to read a number in a table, or to update one, in operations
 
 cdef struct IdColumn:  # a column of ids and its columns of the output; the pointers are to the first row of the batch
     const void *ids
@@ -15,10 +13,6 @@ cdef struct IdColumn:  # a column of ids and its columns of the output; the poin
     void *y          # the panel of the output, or of its gradient, in which its `dim` columns begin
     Layout layout
     intp first       # the column of that panel in which they begin
-
-
-cdef inline intp panel_offset(Layout layout, intp j, const real *witness) noexcept nogil:
-    return j // panel_width(witness) * layout.panel + j % panel_width(witness)
 
 
 cdef inline IdColumn id_column(const real *x, intp i, real *y, intp j, Layout layout) noexcept nogil:
@@ -31,14 +25,6 @@ cdef inline IdColumn id_column(const real *x, intp i, real *y, intp j, Layout la
 
 cdef inline intp id_at(const IdColumn *c, intp i, const real *witness) noexcept nogil:
     return <intp> (<const real *> c.ids)[i * c.id_row]
-
-
-cdef inline void add_run(real *out, const real *src, intp n) noexcept nogil:
-    """out (n,) += src (n,)."""
-    if real is float:
-        add_run_float(out, src, n)
-    else:
-        add_run_double(out, src, n)
 
 
 cdef void lookup_rows(const IdColumn *c, const real *table, intp dim, intp begin, intp end) noexcept nogil:
@@ -86,28 +72,35 @@ cdef void update_used_rows(const IdColumn *c, const Update *u, real *table, real
             memset(gradient + row * dim, 0, dim * sizeof(real))
 
 
-cdef void embedding_forward_rows(Net *net, real *y, const real *x, intp begin, intp end) noexcept nogil:
+cdef void embedding_forward_rows(Net *net, Layer *layer, Thread *thread, intp begin, intp end,
+                                 const real *witness) noexcept nogil:
     """The numeric columns as they are, then for every column of ids the rows of its table."""
-    cdef Layer *layer = &net.layers[0]
+    cdef Slot *src = src_slot(net, layer)
+    cdef Slot *dst = dst_slot(net, layer)
+    cdef const real *x = <const real *> src.value
+    cdef real *y = <real *> dst.value
     cdef const Table *t
     cdef IdColumn column
     cdef intp i = layer.op.numeric, j = i, k
-    copy_rows(y, net.layout, x, net.layout, begin, end, layer.op.numeric)
+    copy_rows(y, dst.layout, x, src.layout, begin, end, layer.op.numeric)
     for t in net.tables[:net.table_count]:
         for k in range(t.columns):
-            column = id_column(x, i, y, j, net.layout)
-            lookup_rows(&column, <const real *> layer.weight + t.offset, t.dim, begin, end)
+            column = id_column(x, i, y, j, dst.layout)
+            lookup_rows(&column, <const real *> net.values + t.offset, t.dim, begin, end)
             i, j = i + 1, j + t.dim
 
 
-cdef void embedding_backward_rows(Net *net, real *dx, intp begin, intp end) noexcept nogil:
+cdef void embedding_backward_rows(Net *net, Layer *layer, Thread *thread, void *dx, intp begin, intp end,
+                                  const real *witness) noexcept nogil:
     """The numeric columns' gradient, and zero for ids."""
-    cdef Layer *layer = &net.layers[0]
+    cdef Layout layout = src_slot(net, layer).layout
     cdef intp i, j
-    copy_rows(dx, net.layout, <const real *> layer.dy, net.layout, begin, end, layer.op.numeric)
+    if dx == NULL:
+        return
+    copy_rows(<real *> dx, layout, <const real *> dst_slot(net, layer).grad, layout, begin, end, layer.op.numeric)
     for j in range(layer.op.numeric, layer.op.inputs):
         for i in range(begin, end):
-            dx[panel_offset(net.layout, j, dx) + i * net.layout.row] = 0
+            (<real *> dx)[panel_offset(layout, j, witness) + i * layout.row] = 0
 
 
 cdef inline bint skips_rows(const Update *u, Net *net, const Table *t) noexcept nogil:
@@ -126,72 +119,98 @@ cdef inline intp first_table_row(const Table *t, double before, double work, dou
     return <intp> (max(0.0, min(1.0, (all_work * number / thread.team_size - before) / work)) * t.rows)
 
 
-cdef void add_table_rows(Net *net, const Table *t, intp i, intp j, intp r0, intp r1,
+cdef void add_table_rows(Net *net, Layer *layer, const Table *t, intp i, intp j, intp r0, intp r1,
                          const real *witness) noexcept nogil:
     """A table's gradients, rows r0..r1; its columns of ids begin at i, those of dy at j."""
-    cdef Layer *layer = &net.layers[0]
+    cdef Slot *src = src_slot(net, layer)
     cdef IdColumn column
     cdef intp k
     for k in range(t.columns):
-        column = id_column(layer_input(net, 0, witness), i + k, <real *> layer.dy, j + k * t.dim, net.layout)
-        scatter_add_rows(&column, <real *> layer.dweight + t.offset, t.dim, r0, r1, net.batch)
+        column = id_column(<const real *> src.value, i + k, <real *> dst_slot(net, layer).grad, j + k * t.dim,
+                           src.layout)
+        scatter_add_rows(&column, <real *> net.grads + t.offset, t.dim, r0, r1, net.batch)
 
 
-cdef void update_table(const Update *u, Net *net, const Table *t, intp i, intp r0, intp r1, double grad_scale,
-                       bint keep, const real *witness) noexcept nogil:
-    """Update rows r0..r1 of a table and, unless they are kept, clear their gradients."""
-    cdef Layer *layer = &net.layers[0]
+cdef void update_table(const WeightPass *work, Net *net, Layer *layer, const Table *t, intp i, intp r0, intp r1,
+                       const real *witness) noexcept nogil:
+    """Update rows r0..r1 of a table and, where that is so between steps, make their gradients zero."""
+    cdef Slot *src = src_slot(net, layer)
     cdef IdColumn column
-    cdef real *weight = <real *> layer.weight + t.offset
-    cdef real *gradient = <real *> layer.dweight + t.offset
+    cdef real *weight = <real *> net.values + t.offset
+    cdef real *gradient = <real *> net.grads + t.offset
+    cdef bint skips = skips_rows(work.update, net, t), clears = work.sparse and not work.keep
     cdef intp k
-    if not skips_rows(u, net, t):
-        update_rows(u, weight + r0 * t.dim, 0, t.offset + r0 * t.dim, 0, gradient + r0 * t.dim, 0, grad_scale,
-                    True, 1, (r1 - r0) * t.dim)
-        if not keep and t.rows <= net.batch * t.columns:
+    if not skips:
+        update_rows(work.update, weight + r0 * t.dim, 0, t.offset + r0 * t.dim, 0, gradient + r0 * t.dim, 0,
+                    work.grad_scale, True, 1, (r1 - r0) * t.dim)
+        if clears and t.rows <= net.batch * t.columns:
             memset(gradient + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
             return
     for k in range(t.columns):
-        column = id_column(layer_input(net, 0, witness), i + k, <real *> NULL, 0, net.layout)
-        if skips_rows(u, net, t):
-            update_used_rows(&column, u, weight, gradient, t, grad_scale, r0, r1, net.batch)
-        elif not keep:
+        column = id_column(<const real *> src.value, i + k, <real *> NULL, 0, src.layout)
+        if skips:
+            update_used_rows(&column, work.update, weight, gradient, t, work.grad_scale, r0, r1, net.batch)
+        elif clears:
             clear_rows(&column, gradient, t.dim, r0, r1, net.batch)
 
 
-cdef void thread_tables(const Update *u, Net *net, const Thread *thread, bint gradients, bint updates, bint keep,
-                        double grad_scale, const real *witness) noexcept nogil:
-    """A thread's rows of the tables. In an epoch, where there is an update, their gradients are zero before."""
-    cdef Layer *layer = &net.layers[0]
+cdef void embedding_weights(Net *net, Layer *layer, const Thread *thread, WeightPass *work,
+                            const real *witness) noexcept nogil:
+    """A thread's rows of the tables: the work of all tables is shared."""
+    cdef const Update *u = work.update
     cdef const Table *t
     cdef intp i = layer.op.numeric, j = i, r0, r1
-    cdef double all_work = 0, before = 0, work
+    cdef double all_work = 0, before = 0, own_work
     for t in net.tables[:net.table_count]:
         all_work += table_work(u, net, t)
     for t in net.tables[:net.table_count]:
-        work = table_work(u, net, t)
-        r0 = first_table_row(t, before, work, all_work, thread.number, thread)
-        r1 = first_table_row(t, before, work, all_work, thread.number + 1, thread)
+        own_work = table_work(u, net, t)
+        r0 = first_table_row(t, before, own_work, all_work, thread.number, thread)
+        r1 = first_table_row(t, before, own_work, all_work, thread.number + 1, thread)
         if r0 < r1:
-            if gradients:
-                if u == NULL:
-                    memset(<real *> layer.dweight + t.offset + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
-                add_table_rows(net, t, i, j, r0, r1, witness)
-            if updates:
-                update_table(u, net, t, i, r0, r1, grad_scale, keep, witness)
-                if keep and skips_rows(u, net, t):
-                    add_table_rows(net, t, i, j, r0, r1, witness)  # once more: they were cleared one by one
-        i, j, before = i + t.columns, j + t.columns * t.dim, before + work
+            if work.gradients:
+                if not work.sparse:
+                    memset(<real *> net.grads + t.offset + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
+                add_table_rows(net, layer, t, i, j, r0, r1, witness)
+            if work.updates:
+                update_table(work, net, layer, t, i, r0, r1, witness)
+                if work.keep and skips_rows(u, net, t):
+                    add_table_rows(net, layer, t, i, j, r0, r1, witness)  # once more: they were cleared one by one
+        i, j, before = i + t.columns, j + t.columns * t.dim, before + own_work
 
 
-cdef void clear_tables(Net *net, const Thread *thread, const real *witness) noexcept nogil:
-    """A thread's part of the tables' gradients becomes zero."""
+cdef void embedding_pack(Net *net, Layer *layer, const Thread *thread, const WeightPass *work, bint forward,
+                         bint backward, const real *witness) noexcept nogil:
+    """Before the steps of an epoch a thread's part of the tables' gradients becomes zero."""
     cdef const Table *t
     cdef Range rows
+    if work == NULL or not work.sparse:
+        return
     for t in net.tables[:net.table_count]:
         rows = thread_part(t.rows, thread)
-        memset(<real *> net.layers[0].dweight + t.offset + rows.begin * t.dim, 0,
+        memset(<real *> net.grads + t.offset + rows.begin * t.dim, 0,
                (rows.end - rows.begin) * t.dim * sizeof(real))
+
+
+cdef Range embedding_input_columns(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
+    """The ids."""
+    cdef Range columns
+    columns.begin = layer.op.numeric // panel_width(witness) * panel_width(witness)
+    columns.end = layer.op.inputs
+    return columns
+
+
+cdef double embedding_operations(const Op *op) noexcept nogil:
+    return OPERATIONS_PER_LOOKUP * op.outputs
+
+
+cdef void embedding_kind(LayerKind *kind, const real *witness) noexcept:
+    kind.forward, kind.backward = <Forward> embedding_forward_rows[real], <Backward> embedding_backward_rows[real]
+    kind.weights, kind.pack = <Weights> embedding_weights[real], <Pack> embedding_pack[real]
+    kind.input_columns, kind.operations = <Columns> embedding_input_columns[real], embedding_operations
+
+
+register_kind("embedding", <FillKind> embedding_kind[float], <FillKind> embedding_kind[double])
 
 
 cdef intp first_unknown(const real *x, intp row, const int64_t *counts, intp batch, intp columns) noexcept nogil:

@@ -1,7 +1,7 @@
 # Batch norm and layer norm, over matrices in any layout.
 #
-# Threads share rows where rows are independent, and panels where columns are reduced over the batch. Column sums are
-# float64 and run down the batch in order.
+# Threads share rows where rows are independent, and panels where columns are reduced over the batch. Sums are float64:
+# those of columns run down the batch in order, those of a row have a lane for every column of a panel.
 
 cdef enum:
     MAX_PANEL = 32  # columns, over all machines and dtypes
@@ -25,10 +25,13 @@ cdef inline void column_moments(const real *x, intp row, intp batch, intp width,
         variance[j] /= batch
 
 
-cdef void batchnorm_forward_panel(real *y, real *stats, const real *x, Layout layout, const real *weight,
-                                  const real *bias, double eps, bint training, intp batch, intp n,
+cdef void batchnorm_forward_panel(real *y, real *stats, double *batch_variance, const real *x, Layout layout,
+                                  const real *weight, const real *bias, double eps, bint training, intp batch, intp n,
                                   intp q) noexcept nogil:
-    """Panel q of y (B, n) = (x - mean) / std * weight + bias; stats (4, n): as in the reference."""
+    """Panel q of y (B, n) = (x - mean) / std * weight + bias; stats (4, n): as in the reference.
+
+    In training batch_variance (n,) keeps the variance: 1/std of float32 does not give it back where eps hides it.
+    """
     cdef double mean[MAX_PANEL]
     cdef double variance[MAX_PANEL]
     cdef real center[MAX_PANEL]
@@ -42,6 +45,7 @@ cdef void batchnorm_forward_panel(real *y, real *stats, const real *x, Layout la
         for j in range(width):
             s[2 * n + j] = <real> mean[j]
             s[3 * n + j] = <real> (1 / sqrt(variance[j] + eps))
+            batch_variance[j0 + j] = variance[j]
             center[j] = s[2 * n + j]
             scale[j] = s[3 * n + j] * weight[j0 + j]
     else:
@@ -53,23 +57,23 @@ cdef void batchnorm_forward_panel(real *y, real *stats, const real *x, Layout la
             y[at + i * layout.row + j] = (x[at + i * layout.row + j] - center[j]) * scale[j] + bias[j0 + j]
 
 
-cdef void update_running_statistics(real *stats, double momentum, double eps, intp batch, intp n, intp begin,
-                                    intp end) noexcept nogil:
+cdef void update_running_statistics(real *stats, const double *batch_variance, double momentum, intp batch, intp n,
+                                    intp begin, intp end) noexcept nogil:
     """Move columns begin..end of the running mean and variance towards the batch's; one sample has no variance."""
+    cdef double unbiased
     cdef intp j
-    cdef double variance
     if batch < 2:
         return
     for j in range(begin, end):
-        variance = 1 / (<double> stats[3 * n + j] * <double> stats[3 * n + j]) - eps
+        unbiased = batch_variance[j] * batch / (batch - 1)
         stats[j] += <real> (momentum * (stats[2 * n + j] - stats[j]))
-        stats[n + j] += <real> (momentum * (variance * batch / (batch - 1) - stats[n + j]))
+        stats[n + j] += <real> (momentum * (unbiased - stats[n + j]))
 
 
-cdef inline void column_gradients(real *dweight, real *dbias, const real *dy, const real *x, Layout layout,
-                                  const real *center, const real *scale, intp center_row, intp center_column,
-                                  intp batch, intp n, intp q) noexcept nogil:
-    """For the columns of panel q: dweight = sums of dy * xhat, dbias = sums of dy, with xhat = (x - center) * scale.
+cdef inline void column_gradients(real *weight_gradient, real *bias_gradient, const real *dy, const real *x,
+                                  Layout layout, const real *center, const real *scale, intp center_row,
+                                  intp center_column, intp batch, intp n, intp q) noexcept nogil:
+    """For the columns of panel q: the sums of dy * xhat and of dy, with xhat = (x - center) * scale.
 
     center and scale are vectors along the columns (batch norm) or the rows (layer norm), as their strides say.
     """
@@ -85,99 +89,262 @@ cdef inline void column_gradients(real *dweight, real *dbias, const real *dy, co
             bias_sum[j] += dy[at + j]
         at += layout.row
     for j in range(width):
-        dweight[j0 + j] = <real> weight_sum[j]
-        dbias[j0 + j] = <real> bias_sum[j]
+        weight_gradient[j] = <real> weight_sum[j]
+        bias_gradient[j] = <real> bias_sum[j]
 
 
 cdef void batchnorm_backward_panel(real *dweight, real *dbias, real *dx, const real *dy, const real *x, Layout layout,
                                    const real *stats, const real *weight, intp batch, intp n, intp q) noexcept nogil:
-    """Panel q of the gradients, dx (B, n) through the batch's mean and variance too, unless it is NULL."""
+    """Panel q of the gradients, dx (B, n) through the batch's mean and variance too; what is NULL is left out."""
+    cdef real weight_gradient[MAX_PANEL]
+    cdef real bias_gradient[MAX_PANEL]
     cdef const real *mean = stats + 2 * n
     cdef const real *scale = stats + 3 * n
-    cdef intp i, j, j0 = q * panel_width(x), at = q * layout.panel
-    column_gradients(dweight, dbias, dy, x, layout, mean, scale, 0, 1, batch, n, q)
+    cdef intp i, j, k, j0 = q * panel_width(x), width = min(n - j0, panel_width(x)), at = q * layout.panel
+    column_gradients(&weight_gradient[0], &bias_gradient[0], dy, x, layout, mean, scale, 0, 1, batch, n, q)
+    if dweight != NULL:
+        copy_run(dweight + j0, &weight_gradient[0], width)
+        copy_run(dbias + j0, &bias_gradient[0], width)
     if dx == NULL:
         return
     for i in range(batch):
-        for j in range(j0, min(n, j0 + panel_width(x))):
-            dx[at + j - j0] = (weight[j] * scale[j]) * (
-                dy[at + j - j0] - dbias[j] / batch - (x[at + j - j0] - mean[j]) * scale[j] * (dweight[j] / batch))
+        for j in range(width):
+            k = j0 + j
+            dx[at + j] = (weight[k] * scale[k]) * (
+                dy[at + j] - bias_gradient[j] / batch - (x[at + j] - mean[k]) * scale[k] * (weight_gradient[j] / batch))
         at += layout.row
 
 
-cdef void thread_batchnorm_forward(Net *net, int i, const real *x, Thread *thread) noexcept nogil:
-    """Its statistics need every thread's rows, and every thread's rows then need all columns: hence two barriers."""
-    cdef Layer *layer = &net.layers[i]
+cdef inline Range thread_panels(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
+    return thread_part(ceil_div(layer.op.inputs, panel_width(witness)), thread)
+
+
+cdef Range panel_input_columns(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
+    """Those of a thread's panels."""
+    cdef Range columns = thread_panels(layer, thread, witness)
+    columns.begin = columns.begin * panel_width(witness)
+    columns.end = min(layer.op.inputs, columns.end * panel_width(witness))
+    return columns
+
+
+cdef void batchnorm_reserve(Net *net, Layer *layer, Arena *arena, bint backward, const real *witness) noexcept nogil:
+    if not backward:
+        layer.moments = take(arena, layer.op.inputs * sizeof(double))
+
+
+cdef void batchnorm_forward_columns(Net *net, Layer *layer, Thread *thread, intp begin, intp end,
+                                    const real *witness) noexcept nogil:
+    """A thread's panels, whose statistics need all samples."""
     cdef Op *op = &layer.op
-    cdef Range panels = thread_part(ceil_div(op.inputs, panel_width(x)), thread)
+    cdef Slot *src = src_slot(net, layer)
+    cdef Range panels = thread_panels(layer, thread, witness)
     cdef intp q
-    barrier(thread)
     for q in range(panels.begin, panels.end):
-        batchnorm_forward_panel(<real *> layer.y, <real *> layer.stats, x, net.layout, <real *> layer.weight,
-                                <real *> layer.bias, op.eps, net.training, net.batch, op.inputs, q)
-    barrier(thread)
+        batchnorm_forward_panel(<real *> dst_slot(net, layer).value, <real *> layer.stats, <double *> layer.moments,
+                                <const real *> src.value, src.layout, <real *> layer.weight, <real *> layer.bias,
+                                op.eps, net.training, src.rows, op.inputs, q)
 
 
-cdef void thread_batchnorm_backward(Net *net, int i, real *dx, Thread *thread) noexcept nogil:
-    cdef Layer *layer = &net.layers[i]
-    cdef Op *op = &layer.op
-    cdef Range panels = thread_part(ceil_div(op.inputs, panel_width(dx)), thread)
+cdef void batchnorm_backward_columns(Net *net, Layer *layer, Thread *thread, void *dx, intp begin, intp end,
+                                     const real *witness) noexcept nogil:
+    """A thread's panels of dx, and of dweight and dbias, which dx needs too."""
+    cdef Slot *src = src_slot(net, layer)
+    cdef Range panels = thread_panels(layer, thread, witness)
+    cdef real *dweight = <real *> layer.dweight if net.parameter_gradients else NULL
     cdef intp q
-    barrier(thread)
     for q in range(panels.begin, panels.end):
-        batchnorm_backward_panel(<real *> layer.dweight, <real *> layer.dbias, dx, <real *> layer.dy,
-                                 layer_input(net, i, dx), net.layout, <real *> layer.stats, <real *> layer.weight,
-                                 net.batch, op.inputs, q)
-    barrier(thread)
+        batchnorm_backward_panel(dweight, <real *> layer.dbias, <real *> dx, <real *> dst_slot(net, layer).grad,
+                                 <const real *> src.value, src.layout, <real *> layer.stats, <real *> layer.weight,
+                                 src.rows, layer.op.inputs, q)
 
 
-cdef void layernorm_forward_rows(real *y, real *moments, const real *x, Layout layout, const real *weight,
-                                 const real *bias, double eps, intp begin, intp end, intp n) noexcept nogil:
+cdef void batchnorm_commit(Net *net, Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
+    cdef Range columns = thread_part(layer.op.inputs, thread)
+    update_running_statistics(<real *> layer.stats, <double *> layer.moments, layer.op.momentum, net.batch,
+                              layer.op.inputs, columns.begin, columns.end)
+
+
+cdef void update_normalization(const Layer *layer, const Thread *thread, const WeightPass *work,
+                               const real *witness) noexcept nogil:
+    """A thread's panels of the weight and the bias."""
+    cdef Range columns = panel_input_columns(layer, thread, witness)
+    cdef intp begin = columns.begin, n = columns.end - columns.begin
+    cdef bint decays = work.update.undecayed_count == 0
+    if n > 0:
+        update_rows(work.update, <real *> layer.weight + begin, 0, layer.op.weight + begin, 0,
+                    <real *> layer.dweight + begin, 0, work.grad_scale, decays, 1, n)
+        update_rows(work.update, <real *> layer.bias + begin, 0, layer.op.bias + begin, 0,
+                    <real *> layer.dbias + begin, 0, work.grad_scale, decays, 1, n)
+
+
+cdef void batchnorm_weights(Net *net, Layer *layer, const Thread *thread, WeightPass *work,
+                            const real *witness) noexcept nogil:
+    """The gradients came with dx."""
+    if work.updates:
+        update_normalization(layer, thread, work, witness)
+
+
+cdef void batchnorm_kind(LayerKind *kind, const real *witness) noexcept:
+    kind.forward, kind.backward = <Forward> batchnorm_forward_columns[real], <Backward> batchnorm_backward_columns[real]
+    kind.weights, kind.commit = <Weights> batchnorm_weights[real], <Commit> batchnorm_commit[real]
+    kind.reserve = <Reserve> batchnorm_reserve[real]
+    kind.input_columns, kind.by_columns = <Columns> panel_input_columns[real], True
+
+
+register_kind("batchnorm", <FillKind> batchnorm_kind[float], <FillKind> batchnorm_kind[double])
+
+
+cdef inline double sum_lanes(double *sums, intp width) noexcept nogil:
+    """The sum of width numbers, a power of two, in pairs: the order follows from the panel's width alone."""
+    cdef intp j
+    while width > 1:
+        width //= 2
+        for j in range(width):
+            sums[j] += sums[width + j]
+    return sums[0]
+
+
+cdef inline double row_sum(const real *x, intp panel, intp n) noexcept nogil:
+    """The sum of a row, a lane for every column of a panel."""
+    cdef double sums[MAX_PANEL]
+    cdef intp width = panel_width(x), q, j
+    for j in range(width):
+        sums[j] = 0
+    for q in range(n // width):
+        for j in range(width):
+            sums[j] += x[q * panel + j]
+    for j in range(n % width):
+        sums[j] += x[n // width * panel + j]
+    return sum_lanes(sums, width)
+
+
+cdef inline double row_squares(const real *x, intp panel, double mean, intp n) noexcept nogil:
+    """The sum of the squared distances from the mean."""
+    cdef double sums[MAX_PANEL]
+    cdef double d
+    cdef intp width = panel_width(x), q, j
+    for j in range(width):
+        sums[j] = 0
+    for q in range(n // width):
+        for j in range(width):
+            d = x[q * panel + j] - mean
+            sums[j] += d * d
+    for j in range(n % width):
+        d = x[n // width * panel + j] - mean
+        sums[j] += d * d
+    return sum_lanes(sums, width)
+
+
+cdef inline void normalize_run(real *y, const real *x, real center, real scale, const real *weight, const real *bias,
+                               intp n) noexcept nogil:
+    cdef intp j
+    for j in range(n):
+        y[j] = (x[j] - center) * scale * weight[j] + bias[j]
+
+
+cdef void normalize_rows(real *y, real *moments, const real *x, Layout layout, const real *weight, const real *bias,
+                         double eps, intp begin, intp end, intp n) noexcept nogil:
     """Rows of y (B, n) = (x - mean) / std * weight + bias; moments (B, 2) keeps each row's mean and 1/std."""
     cdef double mean, variance
-    cdef real center, scale
-    cdef intp i, j, at, width = panel_width(x)
+    cdef intp i, q, at, width = panel_width(x)
     for i in range(begin, end):
         at = i * layout.row
-        mean = variance = 0
-        for j in range(n):
-            mean += x[at + j // width * layout.panel + j % width]
-        mean /= n
-        for j in range(n):
-            variance += (x[at + j // width * layout.panel + j % width] - mean) ** 2
-        center = moments[2 * i] = <real> mean
-        scale = moments[2 * i + 1] = <real> (1 / sqrt(variance / n + eps))
-        for j in range(n):
-            y[at + j // width * layout.panel + j % width] = (
-                x[at + j // width * layout.panel + j % width] - center) * scale * weight[j] + bias[j]
+        mean = row_sum(x + at, layout.panel, n) / n
+        variance = row_squares(x + at, layout.panel, mean, n) / n
+        moments[2 * i] = <real> mean
+        moments[2 * i + 1] = <real> (1 / sqrt(variance + eps))
+        for q in range(n // width):
+            normalize_run(y + at + q * layout.panel, x + at + q * layout.panel, moments[2 * i], moments[2 * i + 1],
+                          weight + q * width, bias + q * width, width)
+        q = n // width
+        normalize_run(y + at + q * layout.panel, x + at + q * layout.panel, moments[2 * i], moments[2 * i + 1],
+                      weight + q * width, bias + q * width, n % width)
 
 
-cdef void layernorm_backward_rows(real *dx, const real *dy, const real *moments, const real *x, Layout layout,
+cdef inline void gradient_sums_run(double *sums, double *products, const real *dy, const real *x, real center,
+                                   real scale, const real *weight, intp n) noexcept nogil:
+    """Of n columns, each added to its lane: dy * weight, and its product with xhat = (x - center) * scale."""
+    cdef real g
+    cdef intp j
+    for j in range(n):
+        g = dy[j] * weight[j]
+        sums[j] += g
+        products[j] += g * ((x[j] - center) * scale)
+
+
+cdef inline void input_gradient_run(real *dx, const real *dy, const real *x, real center, real scale,
+                                    const real *weight, real mean, real product, intp n) noexcept nogil:
+    cdef intp j
+    for j in range(n):
+        dx[j] = scale * (dy[j] * weight[j] - mean - (x[j] - center) * scale * product)
+
+
+cdef void normalize_rows_backward(real *dx, const real *dy, const real *moments, const real *x, Layout layout,
                                   const real *weight, intp begin, intp end, intp n) noexcept nogil:
-    """Rows of dx (B, n)."""
-    cdef double g_mean, gx_mean
-    cdef real center, scale, a, b
-    cdef intp i, j, at, k, width = panel_width(x)
+    """Rows of dx (B, n), through each row's mean and variance too."""
+    cdef double sums[MAX_PANEL]
+    cdef double products[MAX_PANEL]
+    cdef real center, scale, mean, product
+    cdef intp i, j, q, at, width = panel_width(x), panels = n // width, rest = n % width
     for i in range(begin, end):
-        at = i * layout.row
         center, scale = moments[2 * i], moments[2 * i + 1]
-        g_mean = gx_mean = 0
-        for j in range(n):
-            k = at + j // width * layout.panel + j % width
-            g_mean += dy[k] * weight[j]
-            gx_mean += dy[k] * weight[j] * ((x[k] - center) * scale)
-        a, b = <real> (g_mean / n), <real> (gx_mean / n)
-        for j in range(n):
-            k = at + j // width * layout.panel + j % width
-            dx[k] = scale * (dy[k] * weight[j] - a - (x[k] - center) * scale * b)
+        for j in range(width):
+            sums[j] = products[j] = 0
+        for q in range(panels):
+            at = i * layout.row + q * layout.panel
+            gradient_sums_run(sums, products, dy + at, x + at, center, scale, weight + q * width, width)
+        at = i * layout.row + panels * layout.panel
+        gradient_sums_run(sums, products, dy + at, x + at, center, scale, weight + panels * width, rest)
+        mean, product = <real> (sum_lanes(sums, width) / n), <real> (sum_lanes(products, width) / n)
+        for q in range(panels):
+            at = i * layout.row + q * layout.panel
+            input_gradient_run(dx + at, dy + at, x + at, center, scale, weight + q * width, mean, product, width)
+        at = i * layout.row + panels * layout.panel
+        input_gradient_run(dx + at, dy + at, x + at, center, scale, weight + panels * width, mean, product, rest)
 
 
-cdef void layernorm_gradients(Net *net, int i, const Thread *thread, const real *witness) noexcept nogil:
+cdef void layernorm_reserve(Net *net, Layer *layer, Arena *arena, bint backward, const real *witness) noexcept nogil:
+    if not backward:
+        layer.moments = take(arena, 2 * src_slot(net, layer).rows * sizeof(real))
+
+
+cdef void layernorm_forward_rows(Net *net, Layer *layer, Thread *thread, intp begin, intp end,
+                                 const real *witness) noexcept nogil:
+    cdef Slot *src = src_slot(net, layer)
+    normalize_rows(<real *> dst_slot(net, layer).value, <real *> layer.moments, <const real *> src.value, src.layout,
+                   <real *> layer.weight, <real *> layer.bias, layer.op.eps, begin, end, layer.op.inputs)
+
+
+cdef void layernorm_backward_rows(Net *net, Layer *layer, Thread *thread, void *dx, intp begin, intp end,
+                                  const real *witness) noexcept nogil:
+    cdef Slot *src = src_slot(net, layer)
+    if dx != NULL:
+        normalize_rows_backward(<real *> dx, <const real *> dst_slot(net, layer).grad, <real *> layer.moments,
+                                <const real *> src.value, src.layout, <real *> layer.weight, begin, end,
+                                layer.op.inputs)
+
+
+cdef void layernorm_weights(Net *net, Layer *layer, const Thread *thread, WeightPass *work,
+                            const real *witness) noexcept nogil:
     """A thread's panels of dweight and dbias."""
-    cdef Layer *layer = &net.layers[i]
+    cdef Slot *src = src_slot(net, layer)
     cdef real *moments = <real *> layer.moments
-    cdef Range panels = thread_part(ceil_div(layer.op.inputs, panel_width(witness)), thread)
+    cdef Range panels = thread_panels(layer, thread, witness)
     cdef intp q
-    for q in range(panels.begin, panels.end):
-        column_gradients(<real *> layer.dweight, <real *> layer.dbias, <real *> layer.dy, layer_input(net, i, witness),
-                         net.layout, moments, moments + 1, 2, 0, net.batch, layer.op.inputs, q)
+    if work.gradients:
+        for q in range(panels.begin, panels.end):
+            column_gradients(<real *> layer.dweight + q * panel_width(witness),
+                             <real *> layer.dbias + q * panel_width(witness), <const real *> dst_slot(net, layer).grad,
+                             <const real *> src.value, src.layout, moments, moments + 1, 2, 0, src.rows,
+                             layer.op.inputs, q)
+    if work.updates:
+        update_normalization(layer, thread, work, witness)
+
+
+cdef void layernorm_kind(LayerKind *kind, const real *witness) noexcept:
+    kind.reserve, kind.weights = <Reserve> layernorm_reserve[real], <Weights> layernorm_weights[real]
+    kind.forward, kind.backward = <Forward> layernorm_forward_rows[real], <Backward> layernorm_backward_rows[real]
+    kind.input_columns = <Columns> panel_input_columns[real]
+
+
+register_kind("layernorm", <FillKind> layernorm_kind[float], <FillKind> layernorm_kind[double])
