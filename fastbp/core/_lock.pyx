@@ -1,7 +1,8 @@
 """The lock of a model: any number of threads read it, or one changes it. None waits: an error says that it is in use.
 
-A thread may acquire the lock again, from a callback for example; it counts as one thread. The lock is compiled because
-a prediction takes two microseconds; its critical sections are needed by free-threaded Python and cost nothing elsewhere.
+A thread may acquire the lock again, from a callback for example; it counts as one thread. The lock is compiled
+because a prediction takes two microseconds; its critical sections are needed by free-threaded Python and cost nothing
+elsewhere.
 """
 
 cimport cython

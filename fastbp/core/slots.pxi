@@ -1,7 +1,7 @@
 # Slots for a batch: which of them lie inside of others, and where their values and gradients are.
 
 cdef inline bint is_inside(const Slot *slots, int i, const real *witness) noexcept nogil:
-    """Whether slot i lies inside of its parent: its columns have to be whole panels of that, with the last one's rest."""
+    """Whether slot i lies inside of its parent: its columns have to be whole panels, the last one as far as it goes."""
     cdef const SlotPlan *plan = &slots[i].plan
     return (plan.parent >= 0 and plan.column % panel_width(witness) == 0 and
             (plan.width % panel_width(witness) == 0 or plan.column + plan.width == slots[plan.parent].plan.width))

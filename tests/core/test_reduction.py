@@ -51,7 +51,8 @@ class Doubling:
 def trained(dtype, steps, reducer):
     model = everything(dtype)
     X, y = blobs(dtype=dtype)
-    trainer = Trainer(model.model, fb.SGD(model.parameters(), lr=0.05), losses.resolve("cross_entropy"), reducer=reducer)
+    optimizer = fb.SGD(model.parameters(), lr=0.05)
+    trainer = Trainer(model.model, optimizer, losses.resolve("cross_entropy"), reducer=reducer)
     loss, _ = trainer.run_steps((X, y, None), None, 0, steps, 40)
     return model, loss
 
@@ -62,7 +63,7 @@ def test_functions_of_a_capsule_reduce(compiled, dtype):
     model, loss = trained(dtype, 5, reducer.capsule)
     alone, loss_alone = trained(dtype, 5, None)
     assert (reducer.steps, reducer.contexts) == (5, {CONTEXT})
-    eps = float(np.finfo(dtype).eps)  # five steps of sums in another order, whose factors change the values by less than one
+    eps = float(np.finfo(dtype).eps)  # five steps of sums in another order, which change the values by less than one
     assert loss == pytest.approx(loss_alone, rel=100 * eps)
     np.testing.assert_allclose(model.parameters().values, alone.parameters().values, rtol=0, atol=100 * eps)
 
