@@ -39,44 +39,38 @@ cdef double cross_entropy_row(real *dlogits, const real *logits, Strips s, doubl
 
     log_sum is the logarithm of the sum of exp(logits).
     """
-    cdef intp classes = s.count * s.width, q, at
     cdef double label_weight = weight[label] if weight != NULL else 1
-    cdef double uniform = smoothing / classes, loss = 0
+    cdef double uniform = smoothing / (s.count * s.width), loss = 0
     cdef real label_target = <real> ((1 - smoothing) * label_weight * scale)
     cdef real row_target = <real> (((1 - smoothing) * label_weight + uniform * weight_sum) * scale), factor
-    cdef intp j
+    cdef intp q, at, first, j
     loss = (1 - smoothing) * label_weight * (log_sum - logits[entry(s, label)])
-    if smoothing != 0:
-        for j in range(classes):
-            loss += uniform * (weight[j] if weight != NULL else 1) * (log_sum - logits[entry(s, j)])
     factor = <real> (row_target / exp_sum)
     for q in range(s.count):
-        at = q * s.distance
+        at, first = q * s.distance, q * s.width
         for j in range(s.width):
             dlogits[at + j] *= factor
-    if smoothing != 0:
-        for j in range(classes):
-            dlogits[entry(s, j)] -= <real> (uniform * (weight[j] if weight != NULL else 1) * scale)
+        if smoothing != 0:
+            for j in range(s.width):
+                loss += uniform * (weight[first + j] if weight != NULL else 1) * (log_sum - logits[at + j])
+            for j in range(s.width):
+                dlogits[at + j] -= <real> (uniform * (weight[first + j] if weight != NULL else 1) * scale)
     dlogits[entry(s, label)] -= label_target
     return loss * scale
 
 
-cdef inline double sum_of(const real *x, Strips s) noexcept nogil:
-    cdef double result = 0
-    cdef intp q, j
-    for q in range(s.count):
-        for j in range(s.width):
-            result += x[q * s.distance + j]
+cdef inline double add_up(double result, const real *x, intp n) noexcept nogil:
+    cdef intp j
+    for j in range(n):
+        result += x[j]
     return result
 
 
-cdef inline real largest(const real *logits, Strips s) noexcept nogil:
-    """The shift of log-sum-exp. A NaN may be lost here, but not in the sum of exponentials."""
-    cdef real top = logits[0]
-    cdef intp q, j
-    for q in range(s.count):
-        for j in range(s.width):  # top > x, and not x > top, is exactly the instruction MAX
-            top = top if top > logits[q * s.distance + j] else logits[q * s.distance + j]
+cdef inline real largest(real top, const real *logits, intp n) noexcept nogil:
+    """Of top and n logits: the shift of log-sum-exp. A NaN may be lost here, but not in the sum of exponentials."""
+    cdef intp j
+    for j in range(n):
+        top = top if top > logits[j] else logits[j]  # exactly the instruction MAX
     return top
 
 
@@ -102,18 +96,19 @@ cdef double cross_entropy_rows(real *dlogits, const real *logits, const int64_t 
     while first < rows:  # a few rows at a time: their exponentials are one vectorised loop, however few the classes
         count = min(rows - first, <intp> ROWS_PER_CHUNK)
         for i in range(count):
-            row = (first + i) * s.width
-            top[i] = largest(logits + row, s)
-            for q in range(s.count):
-                at = q * s.distance + row
-                for j in range(s.width):
-                    dlogits[at + j] = logits[at + j] - top[i]
+            top[i], exp_sum[i] = logits[(first + i) * s.width], 0
         for q in range(s.count):
-            at = q * s.distance
-            for j in range(at + first * s.width, at + (first + count) * s.width):
+            for i in range(count):
+                top[i] = largest(top[i], logits + q * s.distance + (first + i) * s.width, s.width)
+        for q in range(s.count):
+            at = q * s.distance + first * s.width
+            for i in range(count):
+                for j in range(at + i * s.width, at + (i + 1) * s.width):
+                    dlogits[j] = logits[j] - top[i]
+            for j in range(at, at + count * s.width):
                 dlogits[j] = exp_(dlogits[j])
-        for i in range(count):
-            exp_sum[i] = sum_of(dlogits + (first + i) * s.width, s)
+            for i in range(count):
+                exp_sum[i] = add_up(exp_sum[i], dlogits + at + i * s.width, s.width)
         for i in range(ROWS_PER_CHUNK):  # vectorised as well
             log_sum[i] = log_double(exp_sum[i])
         for i in range(count):
@@ -244,22 +239,27 @@ cdef intp count_correct(const real *pred, Strips s, const void *targets, int cod
     cdef const int64_t *labels = <const int64_t *> targets
     cdef const real *target = <const real *> targets
     cdef const real *row
-    cdef intp outputs = s.count * s.width, i, j, correct = 0
+    cdef intp outputs = s.count * s.width, i, q, j, correct = 0
     cdef real top
     cdef bint right
     if code == CROSS_ENTROPY:
         for i in range(begin, end):
             row = pred + i * s.width
-            top = largest(row, s)
+            top = row[0]
+            for q in range(s.count):
+                top = largest(top, row + q * s.distance, s.width)
             right = row[entry(s, labels[i])] == top
-            for j in range(labels[i]):  # the first of the largest counts
-                right = right & (row[entry(s, j)] != top)
+            for q in range(s.count):  # the first of the largest counts
+                for j in range(min(s.width, labels[i] - q * s.width)):
+                    right = right & (row[q * s.distance + j] != top)
             correct += right
     elif code == BINARY_CROSS_ENTROPY:
         for i in range(begin, end):
             row = pred + i * s.width
             right = True
-            for j in range(outputs):
-                right = right and (row[entry(s, j)] > 0) == (target[i * outputs + j] > <real> 0.5)
+            for q in range(s.count):
+                for j in range(s.width):
+                    right = right and (row[q * s.distance + j] > 0) == (
+                        target[i * outputs + q * s.width + j] > <real> 0.5)
             correct += right
     return correct
