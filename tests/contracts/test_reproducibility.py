@@ -5,6 +5,7 @@ import pytest
 from networks import OPTIMIZERS, bits, blobs, branching, everything
 
 import fastbp as fb
+from fastbp.losses import resolve
 
 
 @pytest.mark.parametrize("make_optimizer", OPTIMIZERS)
@@ -119,6 +120,35 @@ def test_the_engine_keeps_the_bits_of_one_output(compiled, dtype, layers, batch_
         fitted = fb.Sequential(layers(), dtype=dtype, seed=2)
         fitted.fit(X, y, criterion, fb.Adam(fitted.parameters()), batch_size=batch_size, seed=9, verbose=0)
         assert bits(fitted) == bits(by_hand)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", ["cross_entropy", fb.CrossEntropy(0.1), "binary_cross_entropy", "mse", fb.Huber(0.3)],
+                         ids=["cross_entropy", "smoothed", "binary_cross_entropy", "mse", "huber"])  # fmt: skip
+@pytest.mark.parametrize("outputs", [8, 16, 32, 96])
+def test_outputs_that_fill_panels_give_the_bits_of_rows(compiled, dtype, rng, loss, outputs, weighted):
+    """The engine computes their loss in panels, the explicit loop in rows."""
+    X, labels = rng.standard_normal((45, 6)).astype(dtype), rng.integers(0, outputs, 45)
+    y = labels if loss == "cross_entropy" or isinstance(loss, fb.CrossEntropy) else np.eye(outputs, dtype=dtype)[labels]
+    weight = rng.uniform(0.5, 2, 45).astype(dtype) if weighted else None
+    fitted, by_hand = (fb.Sequential([fb.Dense(6, outputs)], dtype=dtype, seed=3) for _ in range(2))
+    history = fitted.fit(
+        X, y, loss, fb.SGD(fitted.parameters(), lr=0.1), batch_size=45, epochs=3, shuffle=False, verbose=0,
+        sample_weight=weight,
+    )  # fmt: skip
+    optimizer, criterion = fb.SGD(by_hand.parameters(), lr=0.1), resolve(loss)
+    losses, accuracies = [], []
+    for _ in range(3):
+        pred = by_hand.forward(X, training=True)
+        value, dpred = criterion(pred, y, sample_weight=weight)
+        by_hand.backward(dpred)
+        optimizer.step()
+        losses.append(value)
+        right = pred.argmax(axis=1) == labels if y is labels else ((pred > 0) == (y > 0.5)).all(axis=1)
+        accuracies.append(right.mean())
+    assert history.history["loss"] == pytest.approx(losses, rel=1e-15)  # it was multiplied by the samples and divided
+    assert history.history.get("accuracy", accuracies) == accuracies
+    assert bits(fitted) == bits(by_hand)
 
 
 def test_train_on_batch_is_a_step_of_fit(any_backend):
