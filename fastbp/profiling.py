@@ -130,7 +130,7 @@ class Table:
         peak = self.threads * _peak(self.backend, self.model.dtype)
         others = [other.rows() for other in self.others.values()]
         for row, *same in zip(self.rows(), *others, strict=True):
-            if row.bytes == 0 and row.seconds < 5e-4 * self.seconds:
+            if row.bytes == 0 and row.seconds < 5e-3 * self.seconds:
                 continue  # a phase that the layer does not have
             flops = row.operations / row.seconds if row.seconds else 0
             cells.append([row.layer, row.phase, f"{1e3 * row.seconds:,.1f}", f"{row.seconds / self.seconds:.1%}"])

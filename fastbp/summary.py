@@ -109,8 +109,8 @@ def _gradient(model: Model, i: int) -> str:
     """Whether a backward pass needs the gradient of a slot."""
     if i == 0:
         return "input"
-    if i in model.program["z"] and i not in model.program["dst"]:
-        return ""  # it has none: that of its activation's output becomes it
     slot = model.slots[i]
+    if slot["learned"] < 0:
+        return ""
     first = f" from column {slot['first']}" if slot["first"] else ""
     return f"needed{first}" if slot["learned"] else "of the input alone"

@@ -299,6 +299,12 @@ def test_gradients_are_needed_behind_parameters():
     assert program.slots["learned"].tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_what_an_activation_is_applied_to_has_no_gradient_of_its_own():
+    program = lowered([fb.Dense(3, 4, "gelu"), fb.LayerNorm(4), fb.Activation("silu"), fb.Dense(4, 1)])
+    assert program.ops["z"].tolist() == [1, -1, 3, -1]
+    assert program.slots["learned"].tolist() == [0, -1, 1, 1, 1, 1]
+
+
 def test_the_last_reader_assigns_a_gradient_and_the_others_add():
     program = lowered([fb.Dense(3, 4), block(), fb.Concatenate([], [fb.Dense(4, 1)], [])])
     assert flow(program)[5:] == [

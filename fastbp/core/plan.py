@@ -59,7 +59,7 @@ SLOT = np.dtype(
         ("parent", np.int32),  # the slot that it is a part of: the columns from ``column`` to ``column + width``
         ("keeps_value", np.int32),  # whether only its gradient is a part of the parent's, and its value is not
         ("source", np.int32),  # the slot whose value it has in inference, as behind a dropout
-        ("learned", np.int32),  # whether parameters lie before it, so that a backward pass needs its gradient
+        ("learned", np.int32),  # 1 if parameters lie before it: a backward pass needs its gradient; -1 if it has none
     ]
 )
 

@@ -1,7 +1,7 @@
 """From layers to the program of the core, by small passes, each a pure function with tests of its own.
 
 ``tensors``: infer widths, name and place tensors. ``slots``: fuse activations, assign slots, share memory.
-``gradients``: which are needed, who assigns and who adds, fused derivatives. ``text``: the program as a user reads it.
+``gradients``: which are needed, who assigns and who adds, fused derivatives.
 ``Parameters`` places the parameters in their flat buffers.
 """
 

@@ -13,11 +13,15 @@ from fastbp.lowering.slots import readers
 
 
 def mark_learned(ops: Array, slots: Array) -> Array:
-    """The slots, with those marked whose gradient a backward pass needs: parameters lie before them."""
+    """The slots, with those marked whose gradient a backward pass needs: parameters lie before them.
+
+    What an activation was applied to and no op reads has no gradient of its own.
+    """
     slots = slots.copy()
+    slots["learned"], slots[0]["learned"] = -1, 0
     for op in ops:
-        learned = op["begin"] < op["end"] or slots[op["src"]]["learned"]
-        slots[op["dst"]]["learned"] |= learned
+        learned = int(op["begin"] < op["end"] or slots[op["src"]]["learned"] > 0)
+        slots[op["dst"]]["learned"] = max(learned, slots[op["dst"]]["learned"])
         slots[op["dst"]]["first"] = op["numeric"]
     return slots
 

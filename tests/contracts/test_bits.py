@@ -58,6 +58,18 @@ def normalised():
     ]
 
 
+def residual():
+    block = [fb.LayerNorm(64), fb.Dense(64, 70, "gelu"), fb.Dropout(0.25), fb.Dense(70, 64)]
+    return [fb.Dense(12, 64, "relu"), fb.Residual(block), fb.Residual([fb.Dense(64, 64, "tanh")]), fb.Dense(64, 4)]
+
+
+def split():
+    """Parts that fill panels and parts that do not, nested, with several readers of one slot."""
+    deep = [fb.Dense(96, 64), fb.BatchNorm(64), fb.Activation("silu"), fb.Residual([fb.Dense(64, 64)])]
+    wide = fb.Concatenate(deep, [], head=[fb.Dense(96, 5, "relu")])
+    return [fb.Concatenate([fb.Dense(12, 64, "relu")], [fb.Dense(12, 32)]), wide, fb.Dense(165, 4)]
+
+
 LAYERS = {
     "chain": lambda: chain(12, 40, 17, 4),
     "wide": lambda: chain(12, 300, 160, 4),
@@ -71,6 +83,8 @@ LAYERS = {
     "dropout first": lambda: [fb.Dropout(0.5), *chain(12, 40, 4)],
     "embedding": lambda: [fb.Embedding(30, 5, columns=12), fb.Dense(60, 4)],
     "tabular": tabular,
+    "residual": residual,
+    "split": split,
 }
 OPTIMIZERS = {
     "sgd": lambda p: fb.SGD(p, 0.05),
@@ -158,7 +172,7 @@ def cases():
     """By name, what is trained: one thing varies at a time, and every pair that shares a kernel is met."""
     for dtype in ("float32", "float64"):
         for name in OPTIMIZERS:
-            for layers in ("chain", "wide", "normalised", "tabular"):
+            for layers in ("chain", "wide", "normalised", "tabular", "split"):
                 yield f"{dtype} {layers} {name}", dict(layers=layers, optimizer=name, dtype=dtype)
         for name in LOSSES:
             for weighted in (False, True):
