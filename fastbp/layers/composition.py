@@ -52,7 +52,7 @@ class Composite(Layer):
     def costs(self, op: np.void, work: Work, has_dx: bool) -> tuple[Cost, Cost, Cost]:
         moved = 2 if op["kind"] == b"copy" else 3  # read and written; what is there already is read too
         numbers = work.samples * int(op["inputs"])
-        return (0, moved * numbers), (0, (2 + op["accumulates"]) * numbers if has_dx else 0), (0, 0)
+        return (0, moved * numbers), (0, (2 + int(op["accumulates"])) * numbers if has_dx else 0), (0, 0)
 
     def outputs(self, inputs: int) -> int:
         widths = []

@@ -332,6 +332,7 @@ def test_profile_has_a_row_for_each_op(any_backend):
         "Dense 24x5 softplus", "Concatenate 24 copy", "Concatenate 9 copy", "Concatenate 5 copy", "Dense 38x4",
     ]  # fmt: skip
     assert all(row.seconds >= 0 for row in table.rows())
+    assert {type(number) for row in table.rows() for number in (row.operations, row.bytes)} == {int}  # without bounds
     assert table.rows()[-1].layer == "7-24-40-24-9-9-24-5-4"
 
 
