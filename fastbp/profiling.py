@@ -97,9 +97,10 @@ class Table:
         return self.model.places[i].layer.costs(op, work, has_dx)
 
     def _label(self, i: int) -> str:
-        """``Dense 784x128 relu``, ``BatchNorm 128``"""
-        op = self.model.program[i]
-        return f"{self.model.places[i].layer.label(op)} {_ACTIVATIONS[int(op['activation'])] or ''}".rstrip()
+        """``Dense 784x128 relu``, ``BatchNorm 128``; with the path in front where there are branches."""
+        op, place = self.model.program[i], self.model.places[i]
+        path = f"{place.path} " if any("." in place.path for place in self.model.places) else ""
+        return f"{path}{place.layer.label(op)} {_ACTIVATIONS[int(op['activation'])] or ''}".rstrip()
 
     def rows(self) -> list[Row]:
         """Gather; forward, dx and dweight of each layer; loss, waiting; and the total, which is wall time."""

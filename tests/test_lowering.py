@@ -84,9 +84,12 @@ def test_a_tree_has_each_layer_once_and_ids_at_the_input_only():
     twice = fb.Dense(2, 2)
     for layers, message in [
         ([], "layers: expected at least one layer"),
-        ([twice, twice], r"^layers\[1\]: .* is in a model already"),
-        ([twice, fb.Residual([fb.Dense(2, 2), twice])], r"^layers\[1\].layers\[1\]: .* is in a model already"),
-        ([fb.Concatenate([twice], value=[twice])], r'^layers\[0\].branches\["value"\]\[0\]: .* is in a model already'),
+        ([twice, twice], r"^layers\[1\]: .* is at layers\[0\] already"),
+        ([twice, fb.Residual([fb.Dense(2, 2), twice])], r"^layers\[1\].layers\[1\]: .* is at layers\[0\] already"),
+        (
+            [fb.Concatenate([twice], value=[twice])],
+            r'^layers\[0\].branches\["value"\]\[0\]: .* is at layers\[0\].branches\[0\]\[0\] already',
+        ),
         ([fb.Dense(2, 3), fb.Embedding(5, 1, columns=3)], r"^layers\[1\]: .* can only come first"),
         ([fb.Concatenate([fb.Embedding(5, 1)])], r"^layers\[0\].branches\[0\]\[0\]: .* can only come first"),
     ]:

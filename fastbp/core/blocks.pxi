@@ -1,4 +1,4 @@
-# Blocks of a weight matrix: the unit in which threads share its gradient, its update and its packing.
+# Parts of the weights, in which threads share gradients, updates and packing: blocks of a matrix, panels of a vector.
 
 cdef struct Block:     # one panel of x by some columns
     intp i0, i1, j0, j1
@@ -94,3 +94,29 @@ cdef void reorder_state(Layer *layer, real *state, intp i0, real *buffer, bint b
 
 cdef inline Range thread_blocks(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
     return thread_part(block_count(&layer.op, witness), thread)
+
+
+cdef inline Range thread_panels(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
+    return thread_part(ceil_div(layer.op.inputs, panel_width(witness)), thread)
+
+
+cdef Range panel_input_columns(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
+    """Those of a thread's panels."""
+    cdef Range columns = thread_panels(layer, thread, witness)
+    columns.begin = columns.begin * panel_width(witness)
+    columns.end = min(layer.op.inputs, columns.end * panel_width(witness))
+    return columns
+
+
+cdef void update_vectors(const Layer *layer, const Thread *thread, const WeightPass *work,
+                         const real *witness) noexcept nogil:
+    """Apply the gradients of a thread's panels of a weight and a bias that are vectors along the features."""
+    cdef Range columns = panel_input_columns(layer, thread, witness)
+    cdef intp begin = columns.begin, n = columns.end - columns.begin
+    cdef bint decays = work.update.undecayed_count == 0
+    if n > 0:
+        update_rows(work.update, <real *> layer.weight + begin, 0, layer.op.weight + begin, 0,
+                    <real *> layer.dweight + begin, 0, work.grad_scale, decays, 1, n)
+    if n > 0 and layer.bias != NULL:
+        update_rows(work.update, <real *> layer.bias + begin, 0, layer.op.bias + begin, 0,
+                    <real *> layer.dbias + begin, 0, work.grad_scale, decays, 1, n)

@@ -60,8 +60,10 @@ cdef Gather init_gather(Epoch *e, Net *net, const Thread *thread, const real *wi
     g.rows = g.next.rows + e.rows_size // 2
     g.next.left = net.slots[0].plan.width
     for layer in net.layers[:net.count]:
-        if layer.op.src == 0 and layer.kind.input_columns != NULL:
-            columns = layer.kind.input_columns(layer, thread, witness)
+        if layer.op.src == 0 and (layer.by_columns or layer.kind.weights != NULL):
+            columns.begin, columns.end = 0, layer.op.inputs
+            if layer.kind.input_columns != NULL:
+                columns = layer.kind.input_columns(layer, thread, witness)
             g.next.left, g.next.right = min(g.next.left, columns.begin), max(g.next.right, columns.end)
     return g
 

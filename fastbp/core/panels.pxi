@@ -19,6 +19,9 @@ cdef extern from "microkernel.h" nogil:
     void add_run_float(float *out, const float *src, intp n)
     void add_run_double(double *out, const double *src, intp n)
 
+cdef enum:
+    MAX_PANEL = 32  # columns, over all machines and dtypes
+
 cdef struct Layout:  # element (i, j) lies at i * row + (j // PANEL) * panel + j % PANEL
     intp row, panel
 

@@ -56,7 +56,7 @@ cdef struct LayerKind:     # functions are NULL where there is nothing to do; be
     Weights weights        # a thread's part of the weights: gradients, update, or both block by block
     Commit commit          # statistics, once it is sure that the step is applied
     Unpack unpack          # after an epoch's steps: copies of the weight -> weight
-    Columns input_columns  # of the model's input, if it is src: what a thread needs of all samples
+    Columns input_columns  # of src, if that is the model's input: what a thread reads of all samples; NULL for all
     Operations operations  # of a forward pass, for one sample
     bint by_columns        # a thread computes its columns for all samples: it waits for the others before and after
     bint adds_gradient     # its backward can add to a gradient (Op.accumulates); for others the engine adds

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -120,7 +121,7 @@ class Residual(Composite):
 class Parallel(Composite):
     """Branches that the user numbers by their order, or names."""
 
-    def __init__(self, *branches: Sequence[Layer], **named_branches: Sequence[Layer]) -> None:
+    def __init__(self, /, *branches: Sequence[Layer], **named_branches: Sequence[Layer]) -> None:
         if not branches and not named_branches:
             raise ValueError("branches: expected at least one branch, got none")
         for name in named_branches:
@@ -135,9 +136,10 @@ class Parallel(Composite):
         self._keys = tuple(keys)
 
     @property
-    def branches(self) -> dict[int | str, tuple[Layer, ...]]:
-        """The branches by number and by name, in their order; a copy."""
-        return {key: branch.layers for key, branch in zip(self._keys, self._branches, strict=True)}
+    def branches(self) -> Mapping[int | str, tuple[Layer, ...]]:
+        """The branches by number and by name, in their order; read-only."""
+        pairs = zip(self._keys, self._branches, strict=True)
+        return MappingProxyType({key: branch.layers for key, branch in pairs})
 
     def config(self) -> dict[str, Any]:
         numbered = [_configs(layers) for key, layers in self.branches.items() if isinstance(key, int)]
@@ -168,7 +170,7 @@ class Concatenate(Parallel):
 
     Attributes
     ----------
-    branches : dict of tuple of Layer
+    branches : mapping to tuple of Layer
         By number and by name, in their order.
 
     Raises

@@ -22,13 +22,17 @@ def check_tree(layers: Sequence[Layer]) -> None:
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):
             raise TypeError(f"layers[{i}]: expected a layer, got {type(layer).__name__}")
-    seen: set[int] = set()
+    seen: dict[int, str] = {}
     for path, access, layer in walk(layers):
         if layer.takes_ids and path != "0":
             raise ValueError(f"{access}: {layer!r} takes ids, which only the input has; it can only come first")
-        if layer.is_bound or id(layer) in seen:
+        if id(layer) in seen:
+            raise ValueError(
+                f"{access}: {layer!r} is at {seen[id(layer)]} already; make another one of the same settings"
+            )
+        if layer.is_bound:
             raise ValueError(f"{access}: {layer!r} is in a model already")
-        seen.add(id(layer))
+        seen[id(layer)] = access
 
 
 def infer_widths(layers: Sequence[Layer]) -> Widths:

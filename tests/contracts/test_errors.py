@@ -169,7 +169,7 @@ def test_backward_needs_a_forward_pass_in_training():
         (lambda: fb.Sequential([fb.Dense(3, 4), fb.Dense(5, 2)]), ValueError, r"layers\[1\]: .* takes 5 features"),
         (lambda: fb.Sequential([fb.Dense(3, 4), "relu"]), TypeError, r"layers\[1\]: expected a layer, got str"),
         (lambda: fb.Sequential([fb.Dense(3, 4)], dtype="float16"), ValueError, "dtype: expected float32 or float64"),
-        (lambda: fb.Sequential([fb.Dense(3, 3)] * 2), ValueError, r"layers\[1\]: .* is in a model already"),
+        (lambda: fb.Sequential([fb.Dense(3, 3)] * 2), ValueError, r"layers\[1\]: .* is at layers\[0\] already"),
         (lambda: fb.SGD([1, 2], lr=0.1), TypeError, r"params: expected model.parameters\(\), got list"),
         (lambda: fb.schedules.Step(0.1, 0), ValueError, "step_size: expected a positive integer, got 0"),
         (lambda: fb.batches(X, Y, 0), ValueError, "batch_size: expected a positive integer, got 0"),

@@ -3,10 +3,6 @@
 # Threads share rows where rows are independent, and panels where columns are reduced over the batch. Sums are float64:
 # those of columns run down the batch in order, those of a row have a lane for every column of a panel.
 
-cdef enum:
-    MAX_PANEL = 32  # columns, over all machines and dtypes
-
-
 cdef inline void column_moments(const real *x, intp row, intp batch, intp width, double *mean,
                                 double *variance) noexcept nogil:
     """Mean and (biased) variance of width columns of x, whose rows are `row` apart, in two passes for accuracy."""
@@ -115,18 +111,6 @@ cdef void batchnorm_backward_panel(real *dweight, real *dbias, real *dx, const r
         at += layout.row
 
 
-cdef inline Range thread_panels(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
-    return thread_part(ceil_div(layer.op.inputs, panel_width(witness)), thread)
-
-
-cdef Range panel_input_columns(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
-    """Those of a thread's panels."""
-    cdef Range columns = thread_panels(layer, thread, witness)
-    columns.begin = columns.begin * panel_width(witness)
-    columns.end = min(layer.op.inputs, columns.end * panel_width(witness))
-    return columns
-
-
 cdef void batchnorm_reserve(Net *net, Layer *layer, Arena *arena, bint backward, const real *witness) noexcept nogil:
     if not backward:
         layer.moments = take(arena, layer.op.inputs * sizeof(double))
@@ -164,24 +148,11 @@ cdef void batchnorm_commit(Net *net, Layer *layer, const Thread *thread, const r
                               layer.op.inputs, columns.begin, columns.end)
 
 
-cdef void update_normalization(const Layer *layer, const Thread *thread, const WeightPass *work,
-                               const real *witness) noexcept nogil:
-    """A thread's panels of the weight and the bias."""
-    cdef Range columns = panel_input_columns(layer, thread, witness)
-    cdef intp begin = columns.begin, n = columns.end - columns.begin
-    cdef bint decays = work.update.undecayed_count == 0
-    if n > 0:
-        update_rows(work.update, <real *> layer.weight + begin, 0, layer.op.weight + begin, 0,
-                    <real *> layer.dweight + begin, 0, work.grad_scale, decays, 1, n)
-        update_rows(work.update, <real *> layer.bias + begin, 0, layer.op.bias + begin, 0,
-                    <real *> layer.dbias + begin, 0, work.grad_scale, decays, 1, n)
-
-
 cdef void batchnorm_weights(Net *net, Layer *layer, const Thread *thread, WeightPass *work,
                             const real *witness) noexcept nogil:
     """The gradients came with dx."""
     if work.updates:
-        update_normalization(layer, thread, work, witness)
+        update_vectors(layer, thread, work, witness)
 
 
 cdef void batchnorm_kind(LayerKind *kind, const real *witness) noexcept:
@@ -338,7 +309,7 @@ cdef void layernorm_weights(Net *net, Layer *layer, const Thread *thread, Weight
                              <const real *> src.value, src.layout, moments, moments + 1, 2, 0, src.rows,
                              layer.op.inputs, q)
     if work.updates:
-        update_normalization(layer, thread, work, witness)
+        update_vectors(layer, thread, work, witness)
 
 
 cdef void layernorm_kind(LayerKind *kind, const real *witness) noexcept:

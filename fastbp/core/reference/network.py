@@ -36,7 +36,7 @@ class Network:
             if name not in KINDS:
                 raise ValueError(f"ops: expected one of the kinds {', '.join(KINDS)}, got {name!r}")
         self._kinds = [KINDS[name] for name in names]
-        counts = np.array([kind.parameters(op, tables) for kind, op in zip(self._kinds, ops, strict=True)])
+        counts = ops["end"] - ops["begin"]
         self._shares = counts / max(1, counts.sum())
         self._calls: list[Call] = []  # of the last forward pass in training, and the values of its slots
         self._slot_values: list[Array] = []

@@ -77,9 +77,4 @@ def _backward(call: Call, dx: Array | None, dy: Array) -> None:
         np.matmul(dy, call.value("weight", *_shape(call.op)).T, out=dx)
 
 
-def _parameters(op: np.void, tables: Array) -> int:
-    inputs, outputs = _shape(op)
-    return inputs * outputs + (outputs if op["bias"] >= 0 else 0)
-
-
-KINDS["dense"] = Kind(_forward, _backward, _gradients, _parameters)
+KINDS["dense"] = Kind(_forward, _backward, _gradients)

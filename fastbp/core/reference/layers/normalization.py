@@ -97,5 +97,5 @@ def _layernorm_backward(call: Call, dx: Array | None, dy: Array) -> None:
     layernorm_backward(dweight, dbias, dx, dy, call.x, call.kept, call.value("weight", n), call.threads)
 
 
-KINDS["batchnorm"] = Kind(_batchnorm_forward, _batchnorm_backward, parameters=lambda op, tables: 2 * int(op["inputs"]))
-KINDS["layernorm"] = Kind(_layernorm_forward, _layernorm_backward, parameters=lambda op, tables: 2 * int(op["inputs"]))
+KINDS["batchnorm"] = Kind(_batchnorm_forward, _batchnorm_backward)
+KINDS["layernorm"] = Kind(_layernorm_forward, _layernorm_backward)

@@ -75,8 +75,6 @@ class Kind(NamedTuple):
     backward: Callable[[Call, Array | None, Array], None]
     #: The gradients of all other parameters, from dy, where there are any.
     gradients: Callable[[Call, Array], None] | None = None
-    #: How many numbers an op learns; the second argument are the TABLE records.
-    parameters: Callable[[np.void, Array], int] = lambda op, tables: 0
 
 
 #: The kinds by name; each module of this folder adds its own.
