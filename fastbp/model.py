@@ -87,8 +87,8 @@ class Model:
         check_tree(self.layers)
         widths = infer_widths(self.layers)
         self.inputs, self.outputs = widths[""], widths[str(len(self.layers) - 1)]
-        self.row_bytes = bytes_per_row(self.layers, widths, self.dtype.itemsize)
-        check_layers_memory(self.layers, self.row_bytes, self.dtype.itemsize)
+        self.row_bytes = bytes_per_row(widths, self.dtype.itemsize)
+        check_layers_memory(self.layers, widths, self.dtype.itemsize)
         self.params = Parameters(parameter_shapes(self.layers), self.dtype, parameter_owners(self.layers))
         offsets, size = place_statistics(self.layers)
         self.statistics = plan.aligned(size, self.dtype)

@@ -13,7 +13,8 @@ import numpy as np
 from fastbp import schedules
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import UpdateSpec, aligned, check_names
-from fastbp.data.arrays import LARGEST, Array, check_array, check_number
+from fastbp.core.threads import MAX_THREADS
+from fastbp.data.arrays import LARGEST, Array, check_array, check_int, check_number
 from fastbp.divergence import DivergenceError, in_gradient
 from fastbp.parameters import Parameters, Unchanged
 
@@ -105,14 +106,17 @@ class Optimizer:
 
         Raises
         ------
+        TypeError, ValueError
+            If threads is no integer from 1 to 1024.
         DivergenceError
             With clip_norm, if the gradient is not finite; nothing is updated then.
         RuntimeError
             If the model is in use in another thread.
         """
+        threads = get_num_threads() if threads is None else check_int("threads", threads, high=MAX_THREADS)
         self.params.lock.acquire_write()  # not by ``exclusive``, for the sake of small networks
         try:
-            self._step(threads or get_num_threads())
+            self._step(threads)
         finally:
             self.params.lock.release()
 

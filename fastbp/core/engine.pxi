@@ -74,23 +74,29 @@ cdef bint reduce_and_apply(Epoch *e, Net *net, Thread *thread, WeightPass *work,
     """As `apply_gradients`, by what is reduced over all processes; loss, that of this one, becomes that of all."""
     cdef Reduction *r = e.reduction
     cdef real *grads = <real *> e.grads
-    cdef double scale
+    cdef double scale, waited = thread.waited
     if thread.number == 0:
         begin_reduction(r, loss_weight(e.criterion, e.batch_targets, <const real *> e.batch_weights, net.batch),
                         loss[0], is_set(net.stop))
     only_gradients(work)
     thread_reduce(r, net, thread, work, grads)
+    thread.waited = waited  # for other processes: no contention
     if has_ended(r):
         return False
     scale = reduced_scale(r)
     loss[0] = NAN if r.header[2] > 0 else r.header[1] * scale
     if r.header[2] > 0:
         return False
-    if last or e.update.clip_value > 0:  # gradients that stay, or whose entries are bounded, are those of the mean
+    if e.update.clip_value > 0:  # bounds on the entries of the mean's gradient
         thread_scale(grads, scale, e.parameters, thread)
         barrier(thread)
         scale = 1
-    return clip_and_update(e, net, thread, work, True, scale, witness)
+    if not clip_and_update(e, net, thread, work, True, scale, witness):
+        return False
+    if last and scale != 1:  # the gradients that stay are those of the mean
+        barrier(thread)
+        thread_scale(grads, scale, e.parameters, thread)
+    return True
 
 
 cdef inline void prepare_step(Epoch *e, intp s) noexcept nogil:

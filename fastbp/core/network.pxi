@@ -46,11 +46,6 @@ cdef void thread_backward(Pass *p, Thread *thread, const real *witness) noexcept
         thread_gradients(net, thread, witness)
 
 
-cdef int raise_pending() except -1:
-    """Raise what `interrupted` found: the exception is set already, and -1 tells the caller so."""
-    return -1
-
-
 cdef class Network:
     """Runs a program over the flat buffers values and grads (n,) and stats (s,)."""
 
@@ -310,7 +305,7 @@ cdef class Network:
             if adapter is not None and adapter.error is not None:
                 raise adapter.error
             if stop:
-                raise_pending()
+                raise_interrupt()
             if e.reduction != NULL and reduction.failed:
                 raise RuntimeError("the reducer could not go on: a function of it returned an error")
             report.stopped = has_ended(e.reduction)
@@ -322,6 +317,7 @@ cdef class Network:
         """Divide the gradients into buckets of layers that follow each other."""
         cdef PythonReducer adapter
         cdef Bucket *b
+        cdef const Op *op
         cdef int i
         header = aligned(HEADER, "float64")
         adapter = PythonReducer(reducer, header, self.owned[4])
@@ -330,10 +326,11 @@ cdef class Network:
         r.buckets = b = <Bucket *> self.allocate("buckets", self.net.count * sizeof(Bucket))
         r.header[3] = 0
         for i in range(self.net.count):
-            b.end, b.size = i + 1, max(b.begin + b.size, self.net.layers[i].op.end) - b.begin
-            if b.size * self.size >= BUCKET_BYTES and i + 1 < self.net.count:
+            op = &self.net.layers[i].op
+            if op.begin < op.end and b.size * self.size >= BUCKET_BYTES:
                 b += 1
-                b.first, b.begin = i + 1, (b - 1).begin + (b - 1).size
+                b.first, b.begin = i, (b - 1).begin + (b - 1).size
+            b.end, b.size = i + 1, max(b.begin + b.size, op.end) - b.begin
         r.bucket_count = <int> (b - r.buckets) + 1
         return adapter
 

@@ -79,19 +79,16 @@ cdef void begin_reduction(Reduction *r, double total_weight, double loss, bint s
 
 
 cdef void thread_reduce(Reduction *r, Net *net, Thread *thread, WeightPass *work, real *grads) noexcept nogil:
-    """All gradients, bucket by bucket; they are reduced when this returns. The wait for others is no contention."""
+    """All gradients, bucket by bucket; they are reduced when this returns."""
     cdef Bucket *b
-    cdef double waited
     for b in r.buckets[:r.bucket_count]:
         thread_weights(net, thread, work, b.first, b.end, grads)
         barrier(thread)
         if thread.number == 0 and not r.failed:
             r.failed = r.reducer.reduce(r.reducer.context, grads + b.begin, b.size, sizeof(real))
-    waited = thread.waited
     if thread.number == 0 and not r.failed:
         r.failed = r.reducer.wait(r.reducer.context)
     barrier(thread)
-    thread.waited = waited
 
 
 cdef inline bint has_ended(const Reduction *r) noexcept nogil:

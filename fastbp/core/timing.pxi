@@ -1,7 +1,7 @@
 # Time and interrupts: thread 0 charges seconds to phases for a profile, and checks for signals now and then.
 
 cdef extern from "Python.h":
-    int check_signals "PyErr_CheckSignals" () noexcept  # leaves its exception for the caller of the epoch
+    int check_signals "PyErr_CheckSignals" () except -1  # runs handlers, in the main thread
 
 cdef enum Phase:  # of Net.times; the last three repeat for every layer
     IN_GATHER, IN_LOSS, IN_WAITING, IN_FORWARD, IN_DX, IN_DWEIGHT
@@ -19,10 +19,25 @@ cdef inline void charge_time(Net *net, const Thread *thread, int layer, int phas
         net.charged = time
 
 
-cdef inline bint interrupted() noexcept nogil:
-    """Whether a signal handler raised; the exception is set then."""
+cdef object interrupt = None  # what a signal handler raised; only the main thread runs handlers
+
+
+cdef bint interrupted() noexcept nogil:
+    """Whether a signal handler raised; `raise_interrupt` raises that again, when the step has been left."""
+    global interrupt
     with gil:
-        return check_signals() != 0
+        try:
+            check_signals()
+        except BaseException as error:
+            interrupt = error
+            return True
+        return False
+
+
+cdef int raise_interrupt() except -1:
+    global interrupt
+    error, interrupt = interrupt, None
+    raise error
 
 
 cdef void poll_signals(Net *net, const Thread *thread, double operations) noexcept nogil:

@@ -108,7 +108,7 @@ class Residual(Composite):
         return around
 
     def config(self) -> dict[str, Any]:
-        return {"type": "Residual", "layers": _configs(self.layers)}
+        return {"type": type(self).__name__, "layers": _configs(self.layers)}
 
     @classmethod
     def from_config(cls, make: Callable[[Any], list[Layer]], **settings: Any) -> Self:

@@ -89,14 +89,15 @@ def place_statistics(layers: Sequence[Layer]) -> tuple[dict[str, int], int]:
     return offsets, size
 
 
-def bytes_per_row(layers: Sequence[Layer], widths: Widths, itemsize: int) -> int:
-    """What a sample needs in a forward pass, at least: the input, and what each single layer gives."""
-    return (widths[""] + sum(widths[place.path] for place in leaves(layers))) * itemsize
+def bytes_per_row(widths: Widths, itemsize: int) -> int:
+    """What a sample needs in a forward pass, at least: the input, and what each layer gives."""
+    return sum(widths.values()) * itemsize
 
 
-def check_layers_memory(layers: Sequence[Layer], row_bytes: int, itemsize: int) -> None:
+def check_layers_memory(layers: Sequence[Layer], widths: Widths, itemsize: int) -> None:
     """Raise if there is no memory for a sample, or for the parameters and their gradients; names the layer."""
-    total = row_bytes
-    for _, access, layer in leaves(layers):
-        total += 2 * layer.parameter_count * itemsize
+    total = widths[""] * itemsize
+    for path, access, layer in walk(layers):
+        own = 0 if isinstance(layer, Composite) else layer.parameter_count
+        total += (widths[path] + 2 * own) * itemsize
         check_memory(access, total)

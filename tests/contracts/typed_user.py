@@ -7,7 +7,7 @@ Each assert_type says what a user is told. That the numbers are right is tested 
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -132,7 +132,7 @@ def layers_with_branches() -> None:
     split = fb.Concatenate([], (fb.Dense(4, 2),), policy=[fb.Dense(4, 3)])
     model = fb.Sequential([fb.Dense(3, 4), block, split], seed=0)
     assert_type(block.layers, tuple[Layer, ...])
-    assert_type(split.branches, dict[int | str, tuple[Layer, ...]])
+    assert_type(split.branches, Mapping[int | str, tuple[Layer, ...]])
     outputs = model.forward(np.ones((2, 3)), training=True)
     assert_type(model.backward(outputs, input_gradient=True, parameter_gradients=False), Array | None)
 

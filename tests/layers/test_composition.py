@@ -345,3 +345,78 @@ def test_the_registry_has_every_public_layer():
     assert LAYERS.keys() == set(fb.layers.__all__)
     assert all(getattr(fb, name) is layer for name, layer in LAYERS.items())
     assert not {"Layer", "Lookup", "LAYERS", "make_layers"} & set(fb.__all__)
+
+
+def dense(a, b):
+    return fb.Dense(a, b, "gelu")
+
+
+#: Parts that fill panels of every backend and dtype, so that they lie inside of what they are copied to.
+INSIDE = {
+    "added to": lambda: [fb.Residual([fb.Concatenate([dense(64, 32)], [dense(64, 32)])])],
+    "nested": lambda: [
+        fb.Residual([fb.Concatenate([fb.Concatenate([dense(64, 32)], [fb.Residual([dense(64, 64)]), dense(64, 32)])])]),
+        fb.Concatenate([fb.Concatenate([dense(64, 32)], [fb.Dense(64, 32, "relu")])], []),
+    ],
+    "residual in it": lambda: [
+        fb.Residual([fb.Concatenate(
+            [fb.Dense(64, 32), fb.Residual([dense(32, 32)])],
+            [dense(64, 32), fb.Activation("silu"), fb.Residual([fb.Dense(32, 32, "tanh")])],
+        )]),
+    ],
+    "activations": lambda: [
+        fb.Concatenate([dense(64, 32)], [dense(64, 32)]), fb.Activation("gelu"),
+        fb.Residual([fb.Concatenate([fb.Dense(64, 32), fb.Activation("silu")],
+                                    [fb.Dense(64, 32), fb.Activation("tanh"), fb.Activation("silu")])]),
+    ],
+    "dropout": lambda: [
+        fb.Residual([fb.Concatenate([dense(64, 32), fb.Dropout(0.3)],
+                                    [dense(64, 32), fb.Dropout(0.5), fb.Activation("gelu")])]),
+    ],
+    "norms": lambda: [
+        fb.Residual([fb.Concatenate([dense(64, 32), fb.BatchNorm(32)], [dense(64, 32), fb.LayerNorm(32)])]),
+    ],
+    "uneven": lambda: [fb.Concatenate([dense(64, 32)], [fb.Dense(64, 5, "relu")], [fb.Dense(64, 64)], [dense(64, 7)])],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [3, 50])
+@pytest.mark.parametrize("tree", INSIDE.values(), ids=INSIDE)
+@pytest.mark.parametrize("first", [True, False])
+def test_parts_inside_of_others_compute_what_the_reference_does(compiled, dtype, rng, tree, first, batch):
+    """Outputs, gradients of the input and of all parameters; the reference copies every part."""
+    layers = [*([] if first else [fb.Dense(64, 64)]), *tree()]
+    model = fb.Sequential(layers, dtype=dtype, seed=1)
+    twin = copy.deepcopy(model)
+    x = rng.standard_normal((batch, 64)).astype(dtype)
+    y = model.forward(x, training=True)
+    dy = rng.standard_normal(y.shape).astype(dtype)
+    dx = model.backward(dy, input_gradient=True)
+    with fb.use_backend("numpy"):
+        expected = twin.forward(x, training=True)
+        expected_dx = twin.backward(dy, input_gradient=True)
+        inferred = twin.predict(x)
+    # sums of at most 64 terms through at most six layers, each with the rounding of its own
+    tolerance = 200 * float(np.finfo(dtype).eps)
+    pairs = [(y, expected), (dx, expected_dx), (model.predict(x), inferred)]
+    pairs.append((model.parameters().grads, twin.parameters().grads))
+    for got, reference in pairs:
+        np.testing.assert_allclose(got, reference, rtol=0, atol=tolerance * (1 + np.abs(reference).max()))
+
+
+class Named(fb.Residual):
+    pass
+
+
+def test_a_class_of_the_users_own_is_not_taken_for_another(tmp_path):
+    model = fb.Sequential([fb.Dense(2, 2), Named([fb.Dense(2, 2)])])
+    model.save(tmp_path / "named.npz")
+    with pytest.raises(fb.FileFormatError, match="Named"):
+        fb.load(tmp_path / "named.npz")
+
+
+@pytest.mark.parametrize("doublings", [34, 62, 63, 200])
+def test_widths_that_grow_beyond_the_memory_are_refused(doublings):
+    layers = [fb.Concatenate([], []) for _ in range(doublings)]
+    with pytest.raises(ValueError, match=r"^layers\[\d+\]: expected what fits into the"):
+        fb.Sequential([fb.Dense(1, 1), *layers])

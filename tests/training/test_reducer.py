@@ -1,5 +1,6 @@
 """The reduction of a step over processes: what a reducer gets and when, and what becomes of what it gives back."""
 
+import signal
 import threading
 import time
 
@@ -46,15 +47,29 @@ class Twice(Alone):
 
 
 class Late(Twice):
-    """The sums arrive long after the last bucket, from another thread."""
+    """The sums arrive while other gradients are computed, and some long after the last bucket, from other threads."""
 
     def begin(self, header):
         super().begin(header)
-        self.thread = threading.Thread(target=lambda: (time.sleep(0.01), Twice.wait(self)))
+        self.threads = [self.sum(header, 0.01)]
+
+    def reduce(self, bucket):
+        super().reduce(bucket)
+        self.threads.append(self.sum(bucket, 0.001 * len(self.threads)))
+
+    def sum(self, array, seconds):
+        def double():
+            time.sleep(seconds)
+            array[:] *= 2
+
+        thread = threading.Thread(target=double)
+        thread.start()
+        return thread
 
     def wait(self):
-        self.thread.start()
-        self.thread.join()
+        Alone.wait(self)
+        for thread in self.threads:
+            thread.join()
 
 
 class Failing(Alone):
@@ -150,6 +165,45 @@ def test_gradients_are_clipped_as_those_of_the_mean(any_backend, make):
     for model, reducer in zip(models, [None, Twice()], strict=True):
         trainer(model, reducer=reducer, optimizer=make(model.parameters())).run_steps(samples, None, 0, 6, 40)
     np.testing.assert_allclose(models[1].parameters().values, models[0].parameters().values, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_how_steps_are_divided_into_calls_changes_no_bit(any_backend, make):
+    """The last step of a call keeps its gradients in memory, and contention may end a call at any step."""
+    samples, found = data(), []
+    for calls in ([6], [3, 3], [1] * 6):
+        model = branching("float64")
+        together, first = trainer(model, reducer=Twice(), optimizer=make(model.parameters())), 0
+        for steps in calls:
+            together.run_steps(samples, None, first, steps, 30)
+            first += 30 * steps
+        found.append((model.parameters().values.tobytes(), model.parameters().grads.tobytes()))
+    assert found[0] == found[1] == found[2]
+
+
+def test_there_is_no_bucket_without_gradients(any_backend):
+    layers = [fb.Dropout(0.1), fb.Dense(600, 600), fb.Dropout(0.1), fb.Activation("relu")]
+    model, reducer = fb.Sequential([*layers, fb.Dropout(0.1)]), Alone()
+    X = np.ones((4, 600), np.float32)
+    trainer(model, "mse", reducer).run_steps((X, X, None), None, 0, 1, 4)
+    assert [len(bucket) for bucket in reducer.buckets[0]] == [600 * 600 + 608]  # the bias ends on a cache line
+
+
+def test_an_interrupt_in_the_core_leaves_no_exception_behind(compiled):
+    """A handler runs while the core polls for signals, and the reducer is called after that."""
+    model = fb.Sequential([fb.Dense(512, 2500, "relu"), fb.Dense(2500, 512)])
+    X = np.ones((4096, 512), np.float32)
+    together = trainer(model, "mse", Alone(), fb.SGD(model.parameters(), lr=1e-4))
+
+    def train():
+        for _ in range(100):
+            together.run_steps((X, X, None), None, 0, 4, 1024)
+
+    threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert np.isfinite(model.parameters().values).all()
+    assert together.optimizer.steps == model.model.training_step
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
