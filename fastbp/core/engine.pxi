@@ -122,8 +122,7 @@ cdef void init_thread(Epoch *e, Net *net, Thread *thread, WeightPass *work, cons
     net.slots = e.slots + thread.number * net.slot_count
     memcpy(net.slots, e.net.slots, net.slot_count * sizeof(Slot))
     if thread.number > 0:
-        net.slots[0].own_value = <real *> e.inputs + (thread.number - 1) * e.inputs_size
-    set_batch(net, net.batch, witness)
+        net.slots[0].own_value = net.slots[0].value = <real *> e.inputs + (thread.number - 1) * e.inputs_size
     memset(work, 0, sizeof(WeightPass))
     work.update, work.state_in_blocks, work.sparse = e.update, e.state_in_blocks, e.reduction == NULL
     work.block = <real *> e.blocks + thread.number * e.block_size

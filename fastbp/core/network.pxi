@@ -11,6 +11,18 @@ cdef struct Pass:  # a forward or backward pass over arrays of the caller, row b
     void *dx
 
 
+cdef struct EpochMemory:  # as in Epoch
+    void *pred
+    void *dpred
+    void *targets
+    void *weights
+    void *rows
+    void *inputs
+    void *blocks
+    void *slots
+    intp block_size, input_size
+
+
 cdef void thread_forward(Pass *p, Thread *thread, const real *witness) noexcept nogil:
     cdef Net *net = &p.net
     cdef Range rows = thread_rows(net.batch, thread)
@@ -56,6 +68,7 @@ cdef class Network:
     cdef intp parameters
     cdef double work         # operations of a forward pass, per sample
     cdef double entries      # of an embedding's tables
+    cdef EpochMemory epoch
     cdef intp batch_capacity, gradient_capacity, epoch_capacity  # samples
     cdef bint has_input_gradient  # whether the memory of a backward pass has place for the gradient of the input
     cdef intp longest_row    # of a weight
@@ -212,31 +225,40 @@ cdef class Network:
             layer.by_columns = layer.kind.by_columns or (
                 threads > 1 and layer.panels != NULL and panels >= 2 * threads)
 
+    cdef void lay_out_epoch(self, Arena *arena) noexcept:
+        """For a batch as the loss reads it, and for every thread: rows, an input, slots, a block of gradients."""
+        cdef EpochMemory *m = &self.epoch
+        cdef intp batch = self.epoch_capacity, threads = self.thread_capacity, size = self.size
+        cdef intp outputs = dst_slot(&self.net, &self.net.layers[self.net.count - 1]).plan.width
+        m.pred, m.dpred = take(arena, batch * outputs * size), take(arena, batch * outputs * size)
+        m.targets, m.weights = take(arena, batch * max(8, outputs * size)), take(arena, batch * size)
+        m.block_size = VECTOR_BYTES // size * 2 * max(<intp> BLOCK_COLUMNS_BYTES // size, self.longest_row)
+        m.input_size = panel_bytes(batch, self.net.slots[0].plan.width, size) // size
+        m.blocks = take(arena, threads * m.block_size * size)
+        m.inputs = take(arena, (threads - 1) * m.input_size * size)
+        m.rows = take(arena, threads * 2 * batch * sizeof(int64_t))
+        m.slots = take(arena, threads * self.net.slot_count * sizeof(Slot))
+
     cdef reserve_epoch(self, Epoch *e, int threads):
-        """Reserve memory for a batch as the loss reads it, and for every thread's block of gradients."""
-        cdef intp inputs, size = self.size
-        cdef intp batch = self.net.batch, outputs = dst_slot(&self.net, &self.net.layers[self.net.count - 1]).plan.width
-        if batch > self.epoch_capacity:
-            self.allocate("pred", batch * outputs * size)
-            self.allocate("dpred", batch * outputs * size)
-            self.allocate("targets", batch * max(8, outputs * size))
-            self.allocate("weights", batch * size)
-            self.epoch_capacity = batch
-            self.thread_capacity = 0
-        e.block_size = VECTOR_BYTES // size * 2 * max(<intp> BLOCK_COLUMNS_BYTES // size, self.longest_row)
-        inputs = panel_bytes(self.epoch_capacity, self.net.slots[0].plan.width, size)
-        if threads > self.thread_capacity:
-            self.allocate("blocks", threads * e.block_size * size)
-            self.allocate("rows", threads * 2 * self.epoch_capacity * sizeof(int64_t))
-            self.allocate("inputs", (threads - 1) * inputs)
-            self.allocate("thread slots", threads * self.net.slot_count * sizeof(Slot))
-            self.thread_capacity = threads
-        e.inputs, e.inputs_size, e.rows_size = address(self.memory["inputs"]), inputs // size, 2 * self.epoch_capacity
+        """Reserve memory for the steps of an epoch."""
+        cdef Arena arena
+        cdef intp batch
+        if self.net.batch > self.epoch_capacity or threads > self.thread_capacity:
+            batch, threads = max(self.net.batch, self.epoch_capacity), max(threads, self.thread_capacity)
+            self.epoch_capacity, self.thread_capacity = batch, threads
+            arena.base, arena.size = NULL, 0
+            self.lay_out_epoch(&arena)
+            self.epoch_capacity = self.thread_capacity = 0  # until there is memory
+            self.memory.pop("epoch", None)
+            arena.base, arena.size = <char *> self.allocate("epoch", arena.size), 0
+            self.epoch_capacity, self.thread_capacity = batch, threads
+            self.lay_out_epoch(&arena)
+        e.pred, e.dpred, e.batch_targets = self.epoch.pred, self.epoch.dpred, <char *> self.epoch.targets
+        e.batch_weights = self.epoch.weights if e.sample_weight != NULL else NULL
+        e.rows, e.rows_size = <int64_t *> self.epoch.rows, 2 * self.epoch_capacity
+        e.inputs, e.inputs_size = self.epoch.inputs, self.epoch.input_size
+        e.blocks, e.block_size, e.slots = self.epoch.blocks, self.epoch.block_size, <Slot *> self.epoch.slots
         e.state_in_blocks = e.steps >= MIN_STEPS_TO_REORDER
-        e.pred, e.dpred = address(self.memory["pred"]), address(self.memory["dpred"])
-        e.batch_targets, e.rows = <char *> address(self.memory["targets"]), <int64_t *> address(self.memory["rows"])
-        e.batch_weights = address(self.memory["weights"]) if e.sample_weight != NULL else NULL
-        e.blocks, e.slots = address(self.memory["blocks"]), <Slot *> address(self.memory["thread slots"])
         e.grads, e.parameters = self.net.grads, self.parameters
 
     cdef void run_steps(self, Epoch *e, int threads, int *stop) noexcept:
