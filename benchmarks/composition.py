@@ -140,10 +140,10 @@ def measure(kind: str, n: int, batch: int, threads: int, rounds: int) -> list[st
 
 def main(arguments: list[str]) -> None:
     parser = options(__name__, __doc__)
-    parser.add_argument("--quick", action="store_true", help="ten rounds instead of fifty")
+    parser.add_argument("--quick", action="store_true", help="ten rounds instead of thirty")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/README.md")
     chosen = parser.parse_args(arguments)
-    rounds = 10 if chosen.quick else 50
+    rounds = 10 if chosen.quick else 30
     text = f"{machine('torch')} Microseconds a step with SGD, best of {rounds} rounds in turns, float32.\n\n"
     head = ["network", "units", "batch", "threads", "fastbp", "PyTorch", "of FMA peak", "chain's", "share / chain's"]
     rows = [
