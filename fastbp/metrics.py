@@ -57,7 +57,7 @@ def _decided(pred: ArrayLike, target: ArrayLike) -> tuple[Array, Array, str]:
         return target > 0.5, pred > 0, "macro"
     if pred.shape[1] == 1:
         return target > 0.5, pred[:, 0] > 0, "binary"
-    return target, pred.argmax(axis=1), "macro"
+    return target, pred.argmax(axis=1), "macro" if pred.shape[1] > 2 else "binary"
 
 
 def accuracy(pred: ArrayLike, target: ArrayLike) -> float:
@@ -69,8 +69,12 @@ def accuracy(pred: ArrayLike, target: ArrayLike) -> float:
 def top_k_accuracy(pred: ArrayLike, target: ArrayLike, k: int = 5) -> float:
     """The share of samples whose class is among the k greatest logits: 1 where there are no more than k classes."""
     pred, target = _arrays(pred, target)
-    k = check_int("k", k)
-    return float(_sklearn().top_k_accuracy_score(target, pred, k=k, labels=np.arange(pred.shape[1])))
+    k, classes = check_int("k", k), np.arange(pred.shape[1])
+    if target.ndim == 2 or len(classes) == 1:
+        raise ValueError("pred: expected logits of at least two classes, and labels")
+    if len(classes) == 2:  # scikit-learn wants one score for two classes
+        return accuracy(pred, target) if k == 1 else 1.0
+    return float(_sklearn().top_k_accuracy_score(target, pred, k=k, labels=classes))
 
 
 def f1(pred: ArrayLike, target: ArrayLike) -> float:
@@ -87,6 +91,8 @@ def auc(pred: ArrayLike, target: ArrayLike) -> float:
     pred, target = _arrays(pred, target)
     if target.ndim == 2 or pred.shape[1] == 1:
         return float(_sklearn().roc_auc_score(target > 0.5, pred))
+    if pred.shape[1] == 2:
+        return float(_sklearn().roc_auc_score(target, np.subtract(pred[:, 1], pred[:, 0], dtype=np.float64)))
     p = np.exp(pred - pred.max(axis=1, keepdims=True), dtype=np.float64)
     p /= p.sum(axis=1, keepdims=True)
     return float(_sklearn().roc_auc_score(target, p, multi_class="ovr", labels=np.arange(pred.shape[1])))
@@ -120,9 +126,16 @@ def measured(name: str, metric: Metric, pred: Array, target: Array) -> float:
         raise ValueError(f"metrics[{name!r}]: {error}") from error
 
 
-METRICS: dict[str, Metric] = {
-    function.__name__: function for function in (accuracy, top_k_accuracy, f1, auc, mae, rmse, r2)
-}
+METRICS: dict[str, Metric] = {}
+for _function in (accuracy, top_k_accuracy, f1, auc, mae, rmse, r2):
+    METRICS[_function.__name__] = _function
+    vars(_function)["greater_is_better"] = _function not in (mae, rmse)
+
+
+def directions(metrics: Mapping[str, Metric]) -> dict[str, bool]:
+    """Whether more is better, for those that say so by an attribute ``greater_is_better``."""
+    said = {name: getattr(metric, "greater_is_better", None) for name, metric in metrics.items()}
+    return {name: bool(greater) for name, greater in said.items() if greater is not None}
 
 
 def resolve(metrics: Metrics) -> Mapping[str, Metric]:

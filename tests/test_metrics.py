@@ -131,3 +131,16 @@ def test_predictions_that_are_not_finite_measure_nothing():
     assert np.isnan(result["r2"])
     with pytest.raises(ValueError, match=r"metrics\['r2'\]: "):
         fb.Sequential([fb.Dense(4, 4)]).evaluate(LOGITS, LABELS, "cross_entropy", metrics=["r2"])
+
+
+def test_two_logits_are_one():
+    """The difference of two logits is the logit of a binary loss."""
+    pytest.importorskip("sklearn")
+    pred, labels = np.array([[2.0, 0], [0, 1], [1, 0], [0, 3]]), np.array([0, 1, 1, 1])
+    one = (pred[:, 1] - pred[:, 0])[:, None]
+    assert fb.metrics.auc(pred, labels) == fb.metrics.auc(one, labels) == 1.0
+    assert fb.metrics.f1(pred, labels) == fb.metrics.f1(one, labels) == pytest.approx(0.8)
+    assert fb.metrics.top_k_accuracy(pred, labels, k=1) == 0.75
+    assert fb.metrics.top_k_accuracy(pred, labels, k=2) == 1.0
+    with pytest.raises(ValueError, match="two classes"):
+        fb.metrics.top_k_accuracy(one, labels, k=1)

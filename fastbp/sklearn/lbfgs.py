@@ -47,7 +47,7 @@ def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callbac
             raise StopIteration
 
     fitted.n_iter_ = 0
-    start_callbacks(callbacks, model, None, ["loss"])
+    start_callbacks(callbacks, model, None, ["loss"], {})
     result = scipy.optimize.minimize(
         loss_and_gradient,
         parameters.values.copy(),

@@ -93,7 +93,7 @@ class StochasticSolver:
         """Train until the epochs are over, there is no improvement, or a callback or the user ends it."""
         settings, model, rows = self.settings, self.task.model, self.task.rows
         log_names = ["loss", "lr", "samples_per_second", *([] if self.task.validation is None else ["val_loss"])]
-        start_callbacks(callbacks, model, self.optimizer, log_names)
+        start_callbacks(callbacks, model, self.optimizer, log_names, {})
         self.fitted.n_iter_ = 0
         try:
             for epoch in range(1 if self.incremental else settings.max_iter):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastbp.data.arrays import Array, check_int, check_number
+from fastbp.data.arrays import Array, check_choice, check_int, check_number
 from fastbp.formats import npz
 from fastbp.layers import Layer
 from fastbp.losses import LossLike
-from fastbp.metrics import Metrics
+from fastbp.metrics import Metric, Metrics, directions
 from fastbp.model import Model
 from fastbp.optim import Optimizer
 from fastbp.parameters import Parameters
@@ -40,7 +41,9 @@ class ModelInTraining(Protocol):
     @property
     def outputs(self) -> int: ...
     def forward(self, x: ArrayLike, training: bool = False) -> Array: ...
-    def backward(self, dy: ArrayLike, input_gradient: bool = False) -> Array | None: ...
+    def backward(
+        self, dy: ArrayLike, input_gradient: bool = False, parameter_gradients: bool = True
+    ) -> Array | None: ...
     def predict(self, x: ArrayLike) -> Array: ...
     def evaluate(
         self,
@@ -79,6 +82,8 @@ class Callback:
         The optimizer in use; None with scikit-learn's lbfgs.
     log_names : list of str
         The names of the values that every epoch will log.
+    greater_is_better : mapping from str to bool
+        For those of them whose direction is known.
     callbacks : list of Callback
         All of them.
     """
@@ -86,6 +91,7 @@ class Callback:
     model: ModelInTraining
     optimizer: Optimizer | None
     log_names: list[str]
+    greater_is_better: Mapping[str, bool] = MappingProxyType({"loss": False, "val_loss": False})
     callbacks: list[Callback]
     #: Whether it is called after the others.
     last = False
@@ -119,17 +125,20 @@ def check_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
 
 
 def start_callbacks(
-    callbacks: list[Callback], model: ModelInTraining, optimizer: Optimizer | None, log_names: list[str]
+    callbacks: list[Callback],
+    model: ModelInTraining,
+    optimizer: Optimizer | None,
+    log_names: list[str],
+    measures: Mapping[str, Metric],
 ) -> None:
-    """Tell the callbacks what is about to be trained."""
+    """Tell the callbacks what is about to be trained, and what is logged: measures are the metrics among it."""
     model.stop_training = False
+    known = {"loss": False, "accuracy": True} | directions(measures)
+    greater = {name: known[own] for name in log_names if (own := name.removeprefix("val_")) in known}
     for callback in callbacks:
         callback.model, callback.optimizer, callback.log_names = model, optimizer, log_names
-        callback.callbacks = callbacks
+        callback.greater_is_better, callback.callbacks = greater, callbacks
         callback.on_train_begin()
-
-
-MORE_IS_BETTER = "accuracy", "f1", "auc", "r2"  # what the name of such a value ends in
 
 
 class Monitor(Callback):
@@ -138,10 +147,12 @@ class Monitor(Callback):
     Parameters
     ----------
     monitor : str or None
-        The name of a logged value; None is ``val_loss``, or ``loss`` without validation data. More is better for
-        those that end in ``accuracy``, ``f1``, ``auc`` or ``r2``, less for all others.
+        The name of a logged value; None is ``val_loss``, or ``loss`` without validation data.
     min_delta : float
         What counts as an improvement.
+    mode : {"min", "max"} or None
+        Whether less or more is better. None is what the value says of itself: less of losses, more of the accuracy,
+        and for metrics their attribute ``greater_is_better``, which those of ``fb.metrics`` have.
 
     Attributes
     ----------
@@ -151,17 +162,22 @@ class Monitor(Callback):
     Raises
     ------
     ValueError
-        From ``fit``, before it trains, if no value of that name will be logged.
+        If the mode is another; from ``fit``, before it trains, if no value of that name will be logged, or if it does
+        not say what is better and there is no mode.
     """
 
-    def __init__(self, monitor: str | None = None, min_delta: float = 0.0) -> None:
+    def __init__(self, monitor: str | None = None, min_delta: float = 0.0, mode: str | None = None) -> None:
         self.monitor = monitor
+        self.mode: str | None = check_choice("mode", mode, [None, "min", "max"])
         self.min_delta = check_number("min_delta", min_delta, 0)
 
     def on_train_begin(self) -> None:
         self._name = self.monitor or ("val_loss" if "val_loss" in self.log_names else "loss")
         if self._name not in self.log_names:
             raise ValueError(f"monitor: expected one of {', '.join(self.log_names)}, got {self._name!r}")
+        if self.mode is None and self._name not in self.greater_is_better:
+            raise ValueError(f"mode: expected 'min' or 'max', as {self._name!r} does not say which is better, got None")
+        self._greater = self.mode == "max" if self.mode else self.greater_is_better[self._name]
         self.best, self.best_epoch = float("nan"), -1
 
     def state(self) -> dict[str, Any]:
@@ -173,7 +189,7 @@ class Monitor(Callback):
     def improves(self, epoch: int, logs: dict[str, float]) -> bool:
         """Whether this epoch is the best so far; NaN never is."""
         value = logs[self._name]
-        gain = value - self.best if self._name.endswith(MORE_IS_BETTER) else self.best - value
+        gain = value - self.best if self._greater else self.best - value
         if value == value and (self.best_epoch < 0 or gain > self.min_delta):
             self.best, self.best_epoch = value, epoch
             return True
@@ -211,7 +227,7 @@ class EarlyStopping(Monitor):
     ----------
     patience : int
         Epochs without improvement, at least 1.
-    monitor, min_delta
+    monitor, min_delta, mode
         See ``fb.callbacks.Monitor``.
 
     Attributes
@@ -220,8 +236,10 @@ class EarlyStopping(Monitor):
         The best value and its epoch, counted from 0.
     """
 
-    def __init__(self, patience: int = 5, monitor: str | None = None, min_delta: float = 0.0) -> None:
-        super().__init__(monitor, min_delta)
+    def __init__(
+        self, patience: int = 5, monitor: str | None = None, min_delta: float = 0.0, mode: str | None = None
+    ) -> None:
+        super().__init__(monitor, min_delta, mode)
         self.patience = check_int("patience", patience)
 
     def on_train_begin(self) -> None:
@@ -256,7 +274,7 @@ class ReduceLROnPlateau(Monitor):
         In (0, 1).
     patience : int
         Epochs without improvement, at least 1, counted anew after every reduction.
-    monitor, min_delta
+    monitor, min_delta, mode
         See ``fb.callbacks.Monitor``.
     min_lr : float
         The least learning rate.
@@ -274,8 +292,9 @@ class ReduceLROnPlateau(Monitor):
         monitor: str | None = None,
         min_delta: float = 0.0,
         min_lr: float = 0.0,
+        mode: str | None = None,
     ) -> None:
-        super().__init__(monitor, min_delta)
+        super().__init__(monitor, min_delta, mode)
         self.factor = check_number("factor", factor, 0, 1, open_low=True)
         self.patience = check_int("patience", patience)
         self.min_lr = check_number("min_lr", min_lr, 0)

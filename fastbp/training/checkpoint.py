@@ -24,7 +24,7 @@ class Checkpoint(Monitor):
         Write after so many epochs of ``fit``, and after its last one.
     best_only : bool
         Write only after epochs in which the monitored value improved.
-    monitor, min_delta
+    monitor, min_delta, mode
         See ``fb.callbacks.Monitor``; for ``best_only``.
 
     Raises
@@ -50,8 +50,9 @@ class Checkpoint(Monitor):
         monitor: str | None = None,
         min_delta: float = 0.0,
         every: int = 1,
+        mode: str | None = None,
     ) -> None:
-        super().__init__(monitor, min_delta)
+        super().__init__(monitor, min_delta, mode)
         self.path = path
         self.best_only = bool(best_only)
         self.every = check_int("every", every)

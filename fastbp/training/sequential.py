@@ -332,7 +332,7 @@ class Sequential:
 
         with self.model.exclusive():
             self.model.order_generator = rng
-            history = self._start(optimizer, callbacks, _log_names(criterion, measures, validation), resume)
+            history = self._start(optimizer, callbacks, _log_names(criterion, measures, validation), measures, resume)
             ending = callbacks
             try:
                 for epoch in range(len(history), epochs):
@@ -352,13 +352,18 @@ class Sequential:
             return history
 
     def _start(
-        self, optimizer: Optimizer, callbacks: list[Callback], log_names: list[str], resume: npz.Path | None
+        self,
+        optimizer: Optimizer,
+        callbacks: list[Callback],
+        log_names: list[str],
+        measures: Mapping[str, Metric],
+        resume: npz.Path | None,
     ) -> History:
         """Tell the callbacks, and take up the run in the file if there is one; the history, of the epochs done."""
         run = None
         if resume is not None:
             run = run_state.load_matching(resume, self, optimizer, callbacks, log_names)
-        start_callbacks(callbacks, self, optimizer, log_names)
+        start_callbacks(callbacks, self, optimizer, log_names, measures)
         self.history = History()
         if run is not None:
             run_state.restore(run, self, optimizer, callbacks)

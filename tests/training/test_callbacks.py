@@ -107,3 +107,68 @@ def test_the_model_of_a_callback_has_what_a_sequential_has():
 
     public = {name for name in dir(fb.Sequential) if not name.startswith("_")} - {"load"}
     assert public <= set(dir(ModelInTraining)) | set(ModelInTraining.__annotations__)
+
+
+VALUES = [0.1, 0.5, 0.9, 0.8, 0.7]
+
+
+def watched(make, values=VALUES, **attributes):
+    """A callback that watched a metric of the user's own, ``recall``, which took these values epoch by epoch."""
+    given = iter(values)
+
+    class Recall:
+        def __call__(self, pred, target):
+            return next(given)
+
+    for name, value in attributes.items():
+        setattr(Recall, name, value)
+    model = fb.Sequential([fb.Dense(2, 2)], seed=0)
+    X, y = np.zeros((4, 2)), [0, 1, 0, 1]
+    callback = make()
+    model.fit(
+        X, y, "cross_entropy", fb.SGD(model.parameters(), lr=0.1), epochs=len(values), validation_data=(X, y),
+        metrics={"recall": Recall()}, callbacks=[callback], verbose=0,
+    )  # fmt: skip
+    return callback
+
+
+@pytest.mark.parametrize("options", [{"mode": "max"}, {"mode": "min"}])
+def test_a_mode_says_what_is_better(options, tmp_path):
+    best = {"max": 2, "min": 0}[options["mode"]]
+    for make in (
+        lambda: fb.EarlyStopping(9, "val_recall", **options),
+        lambda: fb.ReduceLROnPlateau(0.5, 9, "val_recall", **options),
+        lambda: fb.Checkpoint(tmp_path / "best.npz", best_only=True, monitor="val_recall", **options),
+    ):
+        assert watched(make).best_epoch == best
+
+
+@pytest.mark.parametrize(("greater", "best"), [(True, 2), (False, 0)])
+def test_a_metric_may_know_its_own_direction(greater, best):
+    assert watched(lambda: fb.EarlyStopping(9, "val_recall"), greater_is_better=greater).best_epoch == best
+    # a mode is the last word
+    stopping = watched(lambda: fb.EarlyStopping(9, "val_recall", mode="max"), greater_is_better=greater)
+    assert stopping.best_epoch == 2
+
+
+def test_a_value_without_a_direction_asks_for_a_mode():
+    for name in ("val_recall", "lr", "samples_per_second"):
+        with pytest.raises(ValueError, match=f"^mode: expected 'min' or 'max', as '{name}' does not say"):
+            watched(lambda name=name: fb.EarlyStopping(monitor=name))
+    with pytest.raises(ValueError, match=r"^mode: unknown value 'maximum'"):
+        fb.EarlyStopping(mode="maximum")
+
+
+def test_fastbps_own_metrics_know_their_directions():
+    pytest.importorskip("sklearn")
+    greater = {name: metric.greater_is_better for name, metric in fb.metrics.METRICS.items()}
+    assert greater == {
+        "accuracy": True, "top_k_accuracy": True, "f1": True, "auc": True, "mae": False, "rmse": False, "r2": True
+    }  # fmt: skip
+    model = fb.Sequential([fb.Dense(2, 1)], seed=0)
+    X, y = np.eye(2), [[0.0], [1.0]]
+    for names, worse in ((["mae"], "val_mae"), (["r2"], "val_r2")):
+        stopping = fb.EarlyStopping(monitor=worse)
+        model.fit(X, y, "mse", fb.SGD(model.parameters(), lr=0.1), validation_data=(X, y), metrics=names,
+                  callbacks=[stopping], verbose=0)  # fmt: skip
+        assert stopping.greater_is_better[worse] is (worse == "val_r2")
