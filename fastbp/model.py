@@ -234,6 +234,13 @@ class Model:
         self.statistics[:], self.program["key"], self.training_step = statistics, keys, training_step
         self.generator = self.order_generator = generator
 
+    def set_keys(self, keys: Array) -> None:
+        """Use other random streams, one for each op; raises unless these are as many unsigned integers."""
+        own = self.program["key"]
+        if keys.shape != own.shape or keys.dtype.kind != "u":
+            raise ValueError(f"keys: expected {own.shape} unsigned integers, got {keys.dtype} of {keys.shape}")
+        own[:] = keys
+
     def copy_randomness(self, other: Model) -> None:
         """Go on with the random streams where another model of these layers is."""
         self.program["key"], self.training_step = other.program["key"], other.training_step

@@ -97,10 +97,7 @@ def load(path: npz.Path) -> Run:
 def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any]) -> Run:
     saved = header["checkpoint"]
     model = Model.from_tensors(header["layers"], header["dtype"], arrays)
-    keys, expected = state.pop("keys"), model.program["key"]
-    if keys.shape != expected.shape or keys.dtype.kind != "u":
-        raise ValueError(f"keys: expected {expected.shape} unsigned integers, got {keys.dtype} of {keys.shape}")
-    expected[:] = keys
+    model.set_keys(state.pop("keys"))
     model.training_step, epochs = (check_int(name, saved[name], low=0) for name in ("step", "epoch"))
     model.order_generator.bit_generator.state = saved["orders"]
     callbacks = []

@@ -421,13 +421,16 @@ class Sequential:
     def save(self, path: npz.Path) -> None:
         """Write architecture, dtype, parameters and running statistics to one ``.npz`` file; ``fb.load`` reads it.
 
+        The random streams of dropout are in it too: copies that are loaded and trained with one seed are alike.
+
         Raises
         ------
         OSError
             If the file cannot be written; one that was there before is unharmed.
         """
         with self.model.shared():
-            npz.write(path, {"dtype": self.dtype.name, "layers": self.model.config()}, self.model.tensors())
+            header = {"dtype": self.dtype.name, "layers": self.model.config()}
+            npz.write(path, header, self.model.tensors() | {"random.keys": self.model.program["key"]})
 
     @classmethod
     def load(cls, path: npz.Path) -> Self:
@@ -442,8 +445,12 @@ class Sequential:
         """
         header, arrays = npz.read(path)
         try:
+            keys = arrays.pop("random.keys", arrays.get("checkpoint.keys"))
             tensors = {name: array for name, array in arrays.items() if not name.startswith("checkpoint.")}
-            return cls._build(header["layers"], header["dtype"], tensors)
+            sequential = cls._build(header["layers"], header["dtype"], tensors)
+            if keys is not None:  # older files have none
+                sequential.model.set_keys(keys)
+            return sequential
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise npz.unreadable(path, error) from error
 
