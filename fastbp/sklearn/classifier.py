@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -176,8 +176,19 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
                 "class_weight 'balanced' is not supported for partial_fit, which sees a part of the samples; give the "
                 "weights that sklearn.utils.class_weight.compute_class_weight has for all of them"
             )
-        of_class: Array = compute_sample_weight(self.class_weight, y)
+        if isinstance(self.class_weight, Mapping) and y.ndim == 1:  # not of those classes alone that this y has
+            of_class = self._mapped_weights(self.class_weight)[np.searchsorted(self.classes_, y)]
+        else:
+            of_class = compute_sample_weight(self.class_weight, y)
         return of_class if weight is None else of_class * weight
+
+    def _mapped_weights(self, given: Mapping[Any, float]) -> Array:
+        """The weights of all classes; those that are left out weigh 1."""
+        classes = self.classes_.tolist()
+        left_out, unknown = [c for c in classes if c not in given], [c for c in given if c not in classes]
+        if left_out and unknown:  # as scikit-learn: a name is misspelt
+            raise ValueError(f"class_weight: expected classes among {classes}, got {unknown}")
+        return np.array([given.get(c, 1.0) for c in classes])
 
     def _objective(self, data: Data) -> Objective:
         if self.out_activation_ == "softmax":

@@ -89,9 +89,8 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
-        message = (
-            "Solver produced non-finite parameter weights. The input data may contain large values and need to be "
-        )
+        message = "Solver produced non-finite parameter weights. The input data may contain large values and need to be"
+        message += " preprocessed"
         try:
             with self._model.model.exclusive():
                 if self.solver == "lbfgs":
@@ -101,9 +100,9 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
                     solver = StochasticSolver(task, self, self, self._solver_state, incremental)
                     solver.run(callbacks)
         except DivergenceError as error:
-            raise ValueError(f"{message}be preprocessed: {error}") from error
+            raise ValueError(f"{message}: {error}") from error
         if not np.isfinite(self._model.parameters().values).all():
-            raise ValueError(f"{message}be preprocessed.")
+            raise ValueError(f"{message}.")
         return self
 
     # --- validation ---------------------------------------------------------------------------------------------------
@@ -199,7 +198,10 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
 
     def _prepare_network(self, X: Any, continues: bool) -> None:
         """Make the network, or take up the one there is, with what the user has put into ``coefs_``."""
-        hidden = np.atleast_1d(np.asarray(self.hidden_layer_sizes, dtype=int)).tolist()
+        sizes = np.atleast_1d(np.asarray(self.hidden_layer_sizes))
+        if sizes.ndim != 1 or (sizes.size and sizes.dtype.kind not in "iu"):
+            raise ValueError(f"hidden_layer_sizes: expected integers, got {self.hidden_layer_sizes!r}")
+        hidden = sizes.astype(int).tolist()
         if any(size < 1 for size in hidden):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
         widths = [X.shape[1], *hidden, self.n_outputs_]

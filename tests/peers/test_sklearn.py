@@ -233,6 +233,31 @@ def test_keywords_of_our_own(seen, unseen):
     ]  # fmt: skip
 
 
+def test_a_mapping_of_class_weights_does_not_depend_on_the_batch():
+    """Classes that a batch of ``partial_fit`` lacks are no error, and those that the mapping leaves out weigh 1."""
+    X, y = np.random.default_rng(0).standard_normal((12, 3)), np.array([0, 0, 0, 0, 1, 2, 1, 2, 0, 1, 2, 0])
+    models = [
+        MLPClassifier((4,), random_state=0, class_weight=weight) for weight in ({1: 5.0}, {0: 1, 1: 5, 2: 1}, None)
+    ]
+    for model in models:
+        weight = None if model.class_weight else np.where(y == 1, 5.0, 1.0)
+        for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
+            model.partial_fit(X[part], y[part], None if weight is None else weight[part], classes=[0, 1, 2])
+    for other in models[1:]:
+        for a, b in zip(models[0].coefs_, other.coefs_, strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match=r"^class_weight: expected classes among \[0, 1, 2\], got \[7\]"):
+        MLPClassifier((4,), class_weight={7: 5.0}).fit(X, y)
+
+
+@pytest.mark.parametrize("sizes", [(10.7,), ("10",), (True,), [[3, 4]], (2.0, 3)])
+def test_sizes_of_hidden_layers_are_integers(sizes):
+    X, y = np.eye(4), [0, 1, 0, 1]
+    for kind in (MLPClassifier, MLPRegressor):
+        with pytest.raises(ValueError, match=r"^hidden_layer_sizes: expected integers, got"):
+            kind(hidden_layer_sizes=sizes).fit(X, y)
+
+
 def test_class_weights_are_sample_weights():
     X, y = IRIS
     by_class = MLPClassifier(max_iter=5, random_state=0, class_weight={0: 2.0, 1: 0.5}).fit(X, y)
