@@ -95,9 +95,13 @@ def test_an_interrupt_counts_every_step_that_was_applied(compiled):
         for i in range(40):
             model = fb.Sequential([fb.Dense(2, 1)], dtype="float64", seed=0)
             optimizer = fb.SGD(model.parameters(), lr=1.0)
-            signal.setitimer(signal.ITIMER_REAL, 0.003 + 0.0001 * i)
-            with pytest.raises(KeyboardInterrupt):
+
+            def train(model=model, optimizer=optimizer, seconds=0.003 + 0.0001 * i):
+                signal.setitimer(signal.ITIMER_REAL, seconds)
                 model.fit(X, y, "mae", optimizer, epochs=10**6, batch_size=2, verbose=0)
+
+            with pytest.raises(KeyboardInterrupt):
+                train()
             assert model.layers[0].bias[0] == optimizer.steps == model.model.training_step
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
