@@ -136,12 +136,19 @@ class Model:
         """``x`` as the model's input."""
         return check_features(name, x, self.inputs, self.dtype, self._categories)
 
+    def training(self) -> AbstractContextManager[None]:
+        """Keep other threads out from the first epoch to the last; within, this one may read and change the model."""
+        return self.lock.training()
+
     def exclusive(self) -> AbstractContextManager[None]:
-        """Keep all other threads out."""
-        return self.params.exclusive()
+        """Keep all else that changes or reads the model out: for a step, or another change."""
+        return self.lock.exclusive()
 
     def shared(self, threads: int | None = None) -> AbstractContextManager[int]:
         """Keep out threads that train; gives how many threads of the core to use, see ``Parameters``."""
+        if self.lock.in_step():  # a signal handler reads what an epoch has done so far
+            for network in self._networks.values():
+                network.publish()
         return self.params.shared(threads)
 
     def forward(self, x: Array, threads: int) -> Array:
@@ -149,9 +156,11 @@ class Model:
         if x.shape[0] > SMALL_BATCH:
             check_memory("x", x.shape[0] * self.row_bytes)
         network, y = self.network(), np.empty((x.shape[0], self.outputs), self.dtype)
-        self.pending_forward = None
-        network.forward(y, x, self.training_step + 1, True, threads)
-        self.training_step += 1  # not before: a pass that fails for want of memory does not count
+        self.pending_forward, passes = None, network.passes
+        try:
+            network.forward(y, x, self.training_step + 1, True, threads)
+        finally:  # a pass that fails for want of memory does not count; one that an interrupt follows does
+            self.training_step += network.passes - passes
         self.pending_forward = PendingForward(network, y.shape, x)
         return y
 

@@ -94,6 +94,11 @@ class Optimizer:
     def lr(self) -> float:
         return check_number("lr", self.schedule(self.steps), 0)
 
+    @property
+    def last_lr(self) -> float:
+        """The learning rate of the last step; of the first one, if there was none."""
+        return float(self.schedule(max(0, self.steps - 1)))
+
     def state_vector(self, name: str) -> Array:
         """A state vector; the first step that needs it makes it, filled with zeros."""
         if name not in self.state_vectors:
@@ -114,21 +119,22 @@ class Optimizer:
             If the model is in use in another thread.
         """
         threads = get_num_threads() if threads is None else check_int("threads", threads, high=MAX_THREADS)
-        self.params.lock.acquire_write()  # not by ``exclusive``, for the sake of small networks
-        try:
-            self._step(threads)
-        finally:
-            self.params.lock.release()
+        with self.params.lock.exclusive():
+            self.apply(threads)
 
-    def _step(self, threads: int) -> None:
+    def apply(self, threads: int) -> None:
+        """``step`` for who has exclusive access to the model."""
         lr, scale = self.lr, 1.0
         if self.clip_norm is not None:
             norm = math.sqrt(backend().squared_norm(self.params.grads, threads))
             if not math.isfinite(norm):
                 raise DivergenceError("gradient", norm, in_gradient(self.params), self.steps + 1, lr)
             scale = min(1.0, self.clip_norm / (norm + 1e-6))
-        backend().update(self.params.values, self.params.grads, self.update_spec(lr), scale, threads)
-        self.steps += 1
+        spec = self.update_spec(lr)
+        try:
+            backend().update(self.params.values, self.params.grads, spec, scale, threads)
+        finally:  # an interrupt comes before the update or after it
+            self.steps += spec.applied
 
     def rates(self, steps: int) -> Array | float:
         """The learning rates of the next steps, or the one of all of them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -46,26 +46,16 @@ class Parameters:
         self.grads[:] = 0
         self.lock = ReadWriteLock()
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Keep all other threads out."""
-        self.lock.acquire_write()
-        try:
-            yield
-        finally:
-            self.lock.release()
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep all else that changes or reads the model out: for a step, or another change."""
+        return self.lock.exclusive()
 
-    @contextmanager
-    def shared(self, threads: int | None = None) -> Iterator[int]:
+    def shared(self, threads: int | None = None) -> AbstractContextManager[int]:
         """Keep out threads that train; gives how many threads of the core may be used, as those that read share them.
 
         They share this many, or ``get_num_threads()`` if threads is None.
         """
-        share = self.lock.acquire_read(threads or get_num_threads())
-        try:
-            yield share
-        finally:
-            self.lock.release()
+        return self.lock.shared(threads or get_num_threads())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is laid out anew, so that it starts on a cache line too."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,8 +21,14 @@ from fastbp.model import Model
 from fastbp.optim import Optimizer
 from fastbp.plotting import new_figure
 
-Result = tuple[float, int, int]  # the last is the number of samples
-Epoch = Callable[[Model, Optimizer], Result]  # trains any copy of the pair on the same batches
+
+class Trained(Protocol):
+    """What training for an epoch gives."""
+
+    samples: int
+
+
+R = TypeVar("R", bound=Trained)
 
 _ACTIVATIONS = {activation.code: name for name, activation in plan.ACTIVATIONS.items()}
 _PHASES = ("forward", "backward dx", "backward dw + update")
@@ -61,9 +67,9 @@ class Table:
         self.seconds = 0.0
         self.others: dict[str, Table] = {}
         self._times = np.zeros(3 + 3 * len(model.program))
-        self._epochs: list[Epoch] = []  # to do again
+        self._epochs: list[Callable[[Model, Optimizer], Trained]] = []  # to do again
 
-    def _train(self, epoch: Epoch) -> Result:
+    def _train(self, epoch: Callable[[Model, Optimizer], R]) -> R:
         """Run an epoch and add its times; one that is interrupted does not count."""
         network, times = self.model.network(), np.zeros_like(self._times)
         start = time.perf_counter()
@@ -74,8 +80,8 @@ class Table:
             network.record_times(None)
         self.seconds += time.perf_counter() - start
         self.threads = max(self.threads, network.threads)
-        self.steps += -(-result[2] // self.batch_size)
-        self.samples += result[2]
+        self.steps += -(-result.samples // self.batch_size)
+        self.samples += result.samples
         self._times += times
         self._epochs.append(epoch)
         self.others.clear()  # they have not done this one
@@ -161,8 +167,10 @@ class Profile:
     def tables(self) -> list[Table]:
         return list(self._tables.values())
 
-    def train(self, epoch: Epoch, model: Model, optimizer: Optimizer, batch_size: int, threads: int) -> Result:
-        """Run an epoch of ``fit`` and keep its times, the model, the optimizer and the data."""
+    def train(
+        self, epoch: Callable[[Model, Optimizer], R], model: Model, optimizer: Optimizer, batch_size: int, threads: int
+    ) -> R:
+        """Run an epoch of ``fit``, of any copy of the pair, and keep its times, the model, the optimizer, the data."""
         key = id(model), id(optimizer), batch_size, backend_name(), threads
         table = self._tables.get(key) or Table(model, optimizer, batch_size)
         result = table._train(epoch)

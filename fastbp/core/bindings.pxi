@@ -389,6 +389,7 @@ def update(param, grad, spec, double grad_scale, int threads):
     threads = elementwise_team(call.param.rows * call.param.columns, threads)
     with nogil:
         run_team(<Task> thread_update[float] if size == 4 else <Task> thread_update[double], &call, threads)
+    spec.applied = True
 
 
 cdef void thread_norm(NormCall *call, Thread *thread, const real *witness) noexcept nogil:

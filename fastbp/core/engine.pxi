@@ -20,6 +20,8 @@ cdef void loss_of_rows(Epoch *e, Net *net, Thread *thread, intp begin, intp end,
         if e.criterion.weight != NULL or e.sample_weight != NULL:
             barrier(thread)  # the total weight is that of all threads' samples
         total_weight = loss_weight(e.criterion, e.batch_targets, <const real *> e.batch_weights, net.batch)
+        if thread.number == 0:
+            e.weight = total_weight
     if outputs % panel_width(witness) == 0 and last.grad != NULL:
         strips, pred, dpred = panel_strips(last.layout, outputs), <const real *> last.value, <real *> last.grad
     else:  # a loss reads rows, or panels without padding
@@ -84,6 +86,8 @@ cdef bint reduce_and_apply(Epoch *e, Net *net, Thread *thread, WeightPass *work,
     if has_ended(r):
         return False
     scale = reduced_scale(r)
+    if thread.number == 0:
+        e.weight = r.header[0]
     loss[0] = NAN if r.header[2] > 0 else r.header[1] * scale
     if r.header[2] > 0:
         return False
@@ -110,6 +114,8 @@ cdef inline void count_step(Epoch *e, double loss, intp batch, intp team_size) n
     """Thread 0 adds a step that was applied to what the epoch reports."""
     cdef intp i
     e.loss += loss * batch
+    e.weighted_loss += loss * e.weight
+    e.total_weight += e.weight
     for i in range(team_size):
         e.total_correct += e.correct[i]
     e.update.step += 1
@@ -153,6 +159,9 @@ cdef void thread_epoch(Epoch *e, Thread *thread, const real *witness) noexcept n
         begin, end, net.step = g.next.begin, g.next.end, e.net.step + s
         next_batch(&g, e, e.first + (s + 1) * e.batch_size if s + 1 < e.steps else e.order.samples, thread)
         gather_rows(&g, e, &net, begin, end, witness)
+        if g.invalid >= 0:
+            e.invalid_row = g.invalid
+            set_flag(&e.invalid)
         charge_time(&net, thread, 0, IN_GATHER)
         forward_rows(&net, thread, begin, end, True, witness)
         loss_of_rows(e, &net, thread, begin, end, witness)
@@ -162,9 +171,9 @@ cdef void thread_epoch(Epoch *e, Thread *thread, const real *witness) noexcept n
             prepare_step(e, s)
         barrier(thread)
         charge_time(&net, thread, 0, IN_WAITING)
-        loss = total(e.losses, ceil_div(net.batch, chunk_rows(net.batch)))
-        # Thread 0 set the flags before the barrier, and the loss is the same for all threads, so all leave together.
+        # The flags were set before the barrier, and the loss is the same for all threads, so all leave together.
         # Nothing has changed in this step yet.
+        loss = NAN if is_set(&e.invalid) else total(e.losses, ceil_div(net.batch, chunk_rows(net.batch)))
         leaves = is_set(&e.check.disband)
         if e.reduction != NULL:  # the other processes count on this step: it is done first
             applied = reduce_and_apply(e, &net, thread, &work, &loss, s + 1 == e.steps or leaves, witness)

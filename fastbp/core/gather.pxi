@@ -5,6 +5,7 @@
 
 cdef struct Gather:      # a thread's part of the batches
     int64_t *rows        # of the whole batch
+    intp invalid         # a row of the data that the kernels cannot use, or -1
     NextBatch next
 
 cdef struct Epoch:
@@ -43,10 +44,14 @@ cdef struct Epoch:
     double losses[CHUNKS]
     double norms[CHUNKS]
     intp correct[CHUNKS]
+    double weight          # of the batch
+    int invalid            # a flag: what the batch has gathered has changed, and cannot be used
     # what is reported
     double loss            # summed over samples
+    double weighted_loss, total_weight  # the sum of the losses, each with its sample's weight; of these weights
     intp total_correct, done
     bint diverged
+    intp invalid_row       # of the data, at which the steps ended, or -1
 
 
 cdef Gather init_gather(Epoch *e, Net *net, const Thread *thread, const real *witness) noexcept nogil:
@@ -55,6 +60,7 @@ cdef Gather init_gather(Epoch *e, Net *net, const Thread *thread, const real *wi
     cdef Layer *layer
     cdef Range columns
     memset(&g, 0, sizeof(Gather))
+    g.invalid = -1
     g.next.features = <const char *> e.features
     g.next.rows = e.rows + thread.number * e.rows_size
     g.rows = g.next.rows + e.rows_size // 2
@@ -78,6 +84,17 @@ cdef void next_batch(Gather *g, Epoch *e, intp first, const Thread *thread) noex
     shuffled(&e.order, g.next.rows, first, g.next.count)
 
 
+cdef void gather_labels(Gather *g, Epoch *e, intp classes, intp begin, intp end) noexcept nogil:
+    """Labels begin..end of the batch; one that is no class any more becomes 0."""
+    cdef int64_t label
+    cdef intp i
+    for i in range(begin, end):
+        label = (<const int64_t *> e.targets)[g.rows[i]]
+        if not 0 <= label < classes:
+            label, g.invalid = 0, g.rows[i]
+        (<int64_t *> e.batch_targets)[i] = label
+
+
 cdef void gather_rows(Gather *g, Epoch *e, Net *net, intp begin, intp end, const real *witness) noexcept nogil:
     """Rows begin..end of the batch: features into panels, targets and weights; of others, columns left..right.
 
@@ -94,7 +111,12 @@ cdef void gather_rows(Gather *g, Epoch *e, Net *net, intp begin, intp end, const
         if left < right:
             copy_row(<real *> x.value + left // panel_width(witness) * x.layout.panel + i * x.layout.row, x.layout,
                      features + g.rows[i] * inputs + left, rows, right - left)
-    if e.target_bytes == 8:
+    i = check_input(net, 0, net.batch, witness)
+    if i >= 0:
+        g.invalid = g.rows[i]
+    if e.criterion.code == CROSS_ENTROPY:
+        gather_labels(g, e, dst_slot(net, &net.layers[net.count - 1]).plan.width, begin, end)
+    elif e.target_bytes == 8:
         for i in range(begin, end):
             (<int64_t *> e.batch_targets)[i] = (<const int64_t *> e.targets)[g.rows[i]]
     elif e.target_bytes == 4:

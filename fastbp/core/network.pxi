@@ -32,6 +32,7 @@ cdef void thread_forward(Pass *p, Thread *thread, const real *witness) noexcept 
     pack_weights(net, thread, NULL, True, False, witness)
     copy_rows(<real *> first.value, first.layout, <const real *> p.x, in_rows(inputs, witness), rows.begin, rows.end,
               inputs)
+    check_input(net, rows.begin, rows.end, witness)
     forward_rows(net, thread, rows.begin, rows.end, False, witness)
     copy_rows(<real *> p.y, in_rows(outputs, witness), <const real *> last.value, last.layout, rows.begin, rows.end,
               outputs)
@@ -77,6 +78,8 @@ cdef class Network:
     cdef ContentionPolicy policy
     cdef int lock            # of the workspace, for predictions
     cdef bint pending        # whether it holds a forward pass that waits for its backward pass
+    cdef Epoch *at_work      # the steps that are done now, or NULL
+    cdef readonly long long passes  # forward passes in training
     cdef list spares         # networks whose workspaces serve predictions meanwhile
 
     def __init__(self, ops, slots, tables, values, grads, stats):
@@ -170,8 +173,10 @@ cdef class Network:
             self.pending = False
             self.run_forward(y, x, step, True, threads)
             self.pending = True
+            self.passes += 1
             return
-        if not self.pending and try_lock(&self.lock):
+        self.publish()
+        if not self.pending and self.at_work == NULL and try_lock(&self.lock):
             try:
                 self.run_forward(y, x, step, False, threads)
             finally:
@@ -204,6 +209,23 @@ cdef class Network:
             run_team(<Task> thread_backward[float] if self.size == 4 else <Task> thread_backward[double], &work,
                      threads)
         self.pending = False
+
+    def publish(self):
+        """In the middle of an epoch, for a signal handler that reads the weights: those of the steps done so far.
+
+        Thread 0 of the team is here, so that the others read panels, and no step ends.
+        """
+        cdef WeightPass work
+        cdef Thread alone
+        if self.at_work == NULL:
+            return
+        memset(&work, 0, sizeof(WeightPass))
+        memset(&alone, 0, sizeof(Thread))
+        alone.team_size = 1
+        if self.size == 4:
+            unpack_weights(&self.at_work.net, &alone, &work, <float *> NULL)
+        else:
+            unpack_weights(&self.at_work.net, &alone, &work, <double *> NULL)
 
     def record_times(self, times):
         """Add up where the time goes: seconds in gather, loss and waiting, then forward, dx and dweight of each layer.
@@ -312,8 +334,9 @@ cdef class Network:
         e.criterion, e.update, e.clip_norm = &criterion, &u, update_spec.clip_norm
         read_rates(&e.lr, &e.lrs, update_spec.lr, e.steps)
         read_rates(&u.weight_decay, &e.decays, update_spec.weight_decay, e.steps)
-        e.loss = e.total_correct = e.done = 0
+        e.loss = e.weighted_loss = e.total_weight = e.total_correct = e.done = e.invalid = 0
         e.diverged = self.pending = False
+        e.invalid_row = -1
         e.reduction = NULL
         if reducer is not None:
             e.reduction = &reduction
@@ -322,6 +345,7 @@ cdef class Network:
         self.prepare(min(e.batch_size, e.order.samples - e.first), True, True, False)
         self.threads = threads = self.epoch_threads(&u, threads)
         self.reserve_epoch(&e, threads)
+        self.at_work = &e
         try:
             self.run_steps(&e, threads, &stop)
             if adapter is not None and adapter.error is not None:
@@ -332,8 +356,10 @@ cdef class Network:
                 raise RuntimeError("the reducer could not go on: a function of it returned an error")
             report.stopped = has_ended(e.reduction)
         finally:
+            self.at_work = NULL
             self.choose_partition(1)
             report.loss, report.correct, report.steps = e.loss, e.total_correct, e.done
+            report.weighted_loss, report.weight, report.invalid_row = e.weighted_loss, e.total_weight, e.invalid_row
 
     cdef PythonReducer start_reduction(self, Reduction *r, reducer):
         """Divide the gradients into buckets of layers that follow each other."""

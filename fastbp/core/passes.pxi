@@ -70,6 +70,19 @@ cdef void backward_rows(Net *net, Thread *thread, intp begin, intp end, const re
         charge_time(net, thread, i, IN_DX)
 
 
+cdef intp check_input(Net *net, intp begin, intp end, const real *witness) noexcept nogil:
+    """Of rows begin..end of the model's input one whose ids no table has, or -1; the kernels find ids that it has.
+
+    All ids were checked before; but the array is the user's, who may have written into it since then.
+    """
+    cdef Layer *layer
+    cdef intp found = -1
+    for layer in net.layers[:net.count]:
+        if layer.op.src == 0 and layer.kind.check != NULL:
+            found = max(found, layer.kind.check(net, layer, begin, end, witness))
+    return found
+
+
 cdef void commit_statistics(Net *net, const Thread *thread, const real *witness) noexcept nogil:
     """Update running statistics, once it is sure that the step is applied."""
     cdef Layer *layer

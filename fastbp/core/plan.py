@@ -116,8 +116,8 @@ class UpdateSpec:
     """
 
     __slots__ = (
-        "alpha", "beta1", "beta2", "clip_norm", "clip_value", "decoupled", "eps", "eps_hat", "idle", "lr", "momentum",
-        "nesterov", "rule", "state", "step", "undecayed", "weight_decay",
+        "alpha", "applied", "beta1", "beta2", "clip_norm", "clip_value", "decoupled", "eps", "eps_hat", "idle", "lr",
+        "momentum", "nesterov", "rule", "state", "step", "undecayed", "weight_decay",
     )  # fmt: skip
 
     def __init__(
@@ -149,6 +149,7 @@ class UpdateSpec:
         self.clip_norm, self.clip_value = clip_norm, clip_value  # 0 for none
         self.undecayed = undecayed  # (k, 2) int64: from where to where in the flat buffers weight decay does not act
         self.idle = idle  # whether a gradient of zero changes nothing
+        self.applied = False  # set by ``update``: what an interrupt finds done is done as a whole
 
 
 class BatchPlan:
@@ -165,11 +166,13 @@ class BatchPlan:
 class Report:
     """What the core has done of a BatchPlan. The caller makes it, so that it is there after an interrupt too."""
 
-    __slots__ = "correct", "loss", "steps", "stopped"
+    __slots__ = "correct", "invalid_row", "loss", "steps", "stopped", "weight", "weighted_loss"
 
     def __init__(self) -> None:
         self.loss = 0.0  # summed over the samples; of a step that was not applied, its loss, which is not finite
+        self.weighted_loss = self.weight = 0.0  # the sum with the samples' weights; with a reducer, of all processes
         self.correct = self.steps = 0
+        self.invalid_row = -1  # of the data, which ended the steps: its label or its ids have become others
         self.stopped = False  # whether a step was not applied because a process that shares the work has to stop
 
 

@@ -45,6 +45,7 @@ ctypedef void (*Weights)(Net *net, Layer *layer, const Thread *thread, WeightPas
 ctypedef void (*Commit)(Net *net, Layer *layer, const Thread *thread, const void *witness) noexcept nogil
 ctypedef void (*Unpack)(Net *net, Layer *layer, const Thread *thread, const WeightPass *work,
                         const void *witness) noexcept nogil
+ctypedef intp (*Check)(Net *net, Layer *layer, intp begin, intp end, const void *witness) noexcept nogil
 ctypedef Range (*Columns)(const Layer *layer, const Thread *thread, const void *witness) noexcept nogil
 ctypedef double (*Operations)(const Op *op) noexcept nogil
 
@@ -56,7 +57,8 @@ cdef struct LayerKind:     # functions are NULL where there is nothing to do; be
     Weights weights        # a thread's part of the weights: gradients, update, or both block by block
     Commit commit          # statistics, once it is sure that the step is applied
     Unpack unpack          # after an epoch's steps: copies of the weight -> weight
-    Columns input_columns  # of src, if that is the model's input: what a thread reads of all samples; NULL for all
+    Check check            # of src, if that is the model's input: ids that no table has become 0; the last such row
+    Columns input_columns  # likewise: what a thread reads of all samples; NULL for all
     Operations operations  # of a forward pass, for one sample
     bint by_columns        # a thread computes its columns for all samples: it waits for the others before and after
     bint adds_gradient     # its backward can add to a gradient (Op.accumulates); for others the engine adds

@@ -92,7 +92,7 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         message = "Solver produced non-finite parameter weights. The input data may contain large values and need to be"
         message += " preprocessed"
         try:
-            with self._model.model.exclusive():
+            with self._model.model.training():
                 if self.solver == "lbfgs":
                     fit_lbfgs(task, settings=self, fitted=self, callbacks=callbacks)
                 else:

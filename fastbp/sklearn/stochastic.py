@@ -190,7 +190,7 @@ class StochasticSolver:
                 weight = weight[order]
             penalties = batch_penalties(alpha, count, weight, self.batch_size)
             decays = penalties / objective.gradient_scale if alpha else None
-            loss, _ = self.trainer.run_steps(samples, order, 0, len(penalties), self.batch_size, decays)
+            loss = self.trainer.run_steps(samples, order, 0, len(penalties), self.batch_size, decays).loss
             before, squares = squares, self._squared_weights()
             # the squared weights change little within a block: the mean of its two ends stands for every step
             penalty = float(batch_sizes(count, self.batch_size) @ penalties) * (before + squares) / 4

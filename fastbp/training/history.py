@@ -16,8 +16,9 @@ class History:
     Attributes
     ----------
     history : dict of str to list of float
-        For every epoch: ``loss`` and, for classification, ``accuracy``, averaged over the epoch's batches as they were
-        trained; ``val_loss``, ``val_accuracy`` and metrics after it; ``lr`` at its end; ``samples_per_second``.
+        For every epoch: ``loss`` and, for classification, ``accuracy``, the means over its samples, the loss with their
+        weights, as they were when their batch was trained; ``val_loss``, ``val_accuracy`` and metrics after it; ``lr``
+        of its last step; ``samples_per_second``.
     """
 
     def __init__(self) -> None:
@@ -94,13 +95,11 @@ class Bars:
 
     def begin(self, epoch: int) -> None:
         """Show the bar of an epoch."""
-        self._loss = 0.0
         self._bar = self._new(desc=_title(epoch, self._epochs), total=self._samples, unit=" samples", unit_scale=True)
 
     def advance(self, samples: int, loss: float) -> None:
-        """So many samples more were trained, with this loss summed over them."""
-        self._loss += loss
-        self._bar.set_postfix(loss=f"{self._loss / (self._bar.n + samples):.4f}", refresh=False)
+        """So many samples more were trained; loss is the mean of the epoch so far."""
+        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._bar.update(samples)
 
     def end(self, logs: dict[str, float]) -> None:

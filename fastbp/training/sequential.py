@@ -166,12 +166,8 @@ class Sequential:
         return self._predict(self.model.check_features("x", x))
 
     def _predict(self, x: Array) -> Array:
-        model = self.model
-        threads = model.lock.acquire_read(get_num_threads())  # not by ``shared``: a prediction takes as long as that
-        try:
-            return model.predict(x, threads)
-        finally:
-            model.lock.release()
+        with self.model.lock.shared(get_num_threads()) as threads:
+            return self.model.predict(x, threads)
 
     def evaluate(
         self,
@@ -221,14 +217,10 @@ class Sequential:
         model, criterion = self.model, losses.resolve(loss)
         trainer = Trainer(model, optimizer, criterion)
         batch = check_batch(model, criterion, xb, yb, sample_weight, ("xb", "yb", "sample_weight"))
-        model.lock.acquire_write()  # not by ``exclusive``: a step of a small network takes less time than a few calls
-        try:
-            if trainer.loss_spec is None:
-                return trainer.step(batch)
-            samples = len(batch[0])
-            return trainer.run_steps(batch, None, 0, 1, samples)[0] / samples
-        finally:
-            model.lock.release()
+        if trainer.loss_spec is None:
+            return trainer.step(batch)
+        samples = len(batch[0])
+        return trainer.run_steps(batch, None, 0, 1, samples).loss / samples
 
     def fit(
         self,
@@ -328,9 +320,9 @@ class Sequential:
             if validation is not None:
                 validated = evaluate(self.model, validation, criterion, measures)
                 logs |= {f"val_{name}": value for name, value in validated.items()}
-            return logs | {"lr": optimizer.lr}
+            return logs
 
-        with self.model.exclusive():
+        with self.model.training():
             self.model.order_generator = rng
             history = self._start(optimizer, callbacks, _log_names(criterion, measures, validation), measures, resume)
             ending = callbacks

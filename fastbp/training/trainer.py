@@ -1,8 +1,7 @@
 """Trainer: a model, an optimizer and a loss; their steps, epochs and evaluation.
 
 Forward, loss, backward, update: ``step`` is those four lines, for a loss that is a Python callable; with all others the
-core takes the same steps. Everything else here deals out batches and counts. Who calls it has exclusive access to the
-model.
+core takes the same steps. Everything else here deals out batches and counts.
 """
 
 from __future__ import annotations
@@ -18,14 +17,37 @@ from fastbp import profiling
 from fastbp.core import backend, get_num_threads
 from fastbp.core.plan import BatchPlan, LossSpec, Reducer, Report
 from fastbp.data.arrays import Array, Samples, check_memory, take_rows
-from fastbp.data.sampling import Part, epoch_rows, parts
+from fastbp.data.sampling import NAMES, Part, epoch_rows, parts
 from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
 from fastbp.losses import Loss
 from fastbp.metrics import Metric, measured
 from fastbp.model import SMALL_BATCH, Model
 from fastbp.optim import Optimizer
 from fastbp.training.history import Bars
-from fastbp.training.inputs import Data
+from fastbp.training.inputs import Data, check_batch
+
+
+class Totals:
+    """Sums over samples: of their losses, each with its weight, of these weights, of right predictions."""
+
+    def __init__(self) -> None:
+        self.loss, self.weight, self.correct, self.samples = 0.0, 0.0, 0, 0
+
+    def add(self, loss: float, weight: float, correct: int, samples: int) -> None:
+        """Add the sums over some samples."""
+        self.loss, self.weight = self.loss + loss, self.weight + weight
+        self.correct, self.samples = self.correct + correct, self.samples + samples
+
+    @property
+    def mean_loss(self) -> float:
+        """The weighted mean; 0 while there is no weight."""
+        return self.loss / self.weight if self.weight else 0.0
+
+    def logs(self, criterion: Loss) -> dict[str, float]:
+        """The loss and, for classification, the accuracy, which counts every sample alike."""
+        accuracy = {"accuracy": self.correct / self.samples} if criterion.classifies else {}
+        return {"loss": self.mean_loss} | accuracy
+
 
 MAX_STEPS_PER_CALL = 4096  # of the core: an epoch's learning rates need not all be in memory
 BAR_SECONDS = 0.1  # between two movements of a bar
@@ -76,20 +98,20 @@ class Trainer:
         if self.reducer is not None:
             raise ValueError(f"loss: expected a built-in one with a reducer, got {self.criterion!r}")
         model, (xb, yb, weight), threads = self.model, batch, self.threads or get_num_threads()
-        before = model.statistics.copy(), model.training_step
-        pred = model.forward(xb, threads)
-        pending = model.pending_forward
-        try:
-            loss, dpred = self.criterion.compute_with(pred, yb, weight, threads)
-            if model.pending_forward is not pending:  # the callable has trained the model
-                raise RuntimeError("backward: another pass has run since the forward pass of this step")
-            if not math.isfinite(loss):
-                raise self._divergence(loss, xb, model.training_step, self.optimizer.lr)
-            model.backward(dpred, threads)
-            self.optimizer.step(threads)
-        except BaseException:  # the user's, or divergence, or there is no memory
-            model.statistics[:], model.training_step = before
-            raise
+        optimizer = self.optimizer
+        with model.lock.exclusive():
+            statistics, training_step, steps = model.statistics.copy(), model.training_step, optimizer.steps
+            try:
+                pred = model.forward(xb, threads)
+                loss, dpred = self.criterion.compute_with(pred, yb, weight, threads)
+                if not math.isfinite(loss):
+                    raise self._divergence(loss, xb, model.training_step, optimizer.lr)
+                model.backward(dpred, threads)
+                optimizer.apply(threads)
+            except BaseException:  # the user's, an interrupt, or divergence, or there is no memory
+                if optimizer.steps == steps:  # no call may stand here, which an interrupt could end
+                    model.statistics[:], model.training_step = statistics, training_step
+                raise
         return loss
 
     def run_steps(
@@ -100,32 +122,42 @@ class Trainer:
         steps: int,
         batch_size: int,
         decays: Array | None = None,
-    ) -> tuple[float, int]:
+    ) -> Report:
         """Steps in the core from position first of an epoch's order, a key, row numbers, or None for no shuffling.
 
-        decays (steps,) are weight decays in place of the optimizer's one. Returns the loss summed over the samples, and
-        how many were right.
+        decays (steps,) are weight decays in place of the optimizer's one.
         """
         model, optimizer = self.model, self.optimizer
         if batch_size > SMALL_BATCH:
             check_memory("batch_size", min(batch_size, len(data[0])) * model.row_bytes)
-        network, model.pending_forward = model.network(), None
-        rates, report = optimizer.rates(steps), Report()
-        update = optimizer.update_spec(rates, decays)
-        batches = BatchPlan(order, first, steps, batch_size, model.training_step + 1)
-        try:
-            threads = self.threads or get_num_threads()
-            network.train(report, data, batches, [self.loss_spec], update, self.reducer, threads)
-        finally:  # an interrupt ends the epoch after a whole step
-            model.training_step += report.steps
-            optimizer.steps += report.steps
+        with model.lock.exclusive():
+            network, model.pending_forward = model.network(), None
+            rates, report = optimizer.rates(steps), Report()
+            update = optimizer.update_spec(rates, decays)
+            batches = BatchPlan(order, first, steps, batch_size, model.training_step + 1)
+            try:
+                threads = self.threads or get_num_threads()
+                network.train(report, data, batches, [self.loss_spec], update, self.reducer, threads)
+            finally:  # an interrupt ends the epoch after a whole step; no call may stand here, which one could end
+                model.training_step += report.steps
+                optimizer.steps += report.steps
         if report.stopped:
             raise KeyboardInterrupt("a process that shares the work has to stop")
+        if report.invalid_row >= 0:
+            raise self._changed(data, report.invalid_row)
         if report.steps < steps:
             rows = epoch_rows(first + report.steps * batch_size, batch_size, len(data[0]), order)
             lr = rates if isinstance(rates, float) else float(rates[report.steps])
             raise self._divergence(report.loss, data[0][rows], model.training_step + 1, lr)
-        return report.loss, report.correct
+        return report
+
+    def _changed(self, data: Samples, row: int) -> ValueError:
+        """The error for a row whose label, or whose ids, have become others since they were checked."""
+        try:
+            check_batch(self.model, self.criterion, data[0][row : row + 1], data[1][row : row + 1], None, NAMES)
+        except ValueError as error:
+            return ValueError(f"{error}, in row {row}, which was written to while the model was trained on it")
+        return ValueError(f"X, y: row {row} was written to while the model was trained on it")  # and once more
 
     def _divergence(self, loss: float, x: Array, step: int, lr: float) -> DivergenceError:
         """The error for a training step on the rows of x that was not applied, for its loss or its gradient."""
@@ -135,110 +167,85 @@ class Trainer:
             return DivergenceError("gradient", norm, in_gradient(params), number, lr)
         return DivergenceError("loss", loss, in_model(self.model, x, step), number, lr)
 
-    def _part_in_core(self, part: Part, batch_size: int, bars: Bars | None) -> tuple[float, int]:
-        """A part of an epoch in the core: the loss summed over the samples, and how many were right."""
-        total, correct, first, most = 0.0, 0, 0, MAX_STEPS_PER_CALL if bars is None else 1
+    def _part_in_core(self, totals: Totals, part: Part, batch_size: int, bars: Bars | None) -> None:
+        """A part of an epoch in the core."""
+        first, most = 0, MAX_STEPS_PER_CALL if bars is None else 1
         while first < part.size:
             steps, start = min(most, -(-(part.size - first) // batch_size)), time.perf_counter()
-            loss, right = self.run_steps(part.data, part.key, first, steps, batch_size)
-            total, correct = total + loss, correct + right
+            report = self.run_steps(part.data, part.key, first, steps, batch_size)
+            samples = min(steps * batch_size, part.size - first)
+            totals.add(report.weighted_loss, report.weight, report.correct, samples)
             if bars is not None:
-                bars.advance(min(steps * batch_size, part.size - first), loss)
+                bars.advance(samples, totals.mean_loss)
                 in_time = int(BAR_SECONDS * steps / (time.perf_counter() - start))
                 most = max(1, min(MAX_STEPS_PER_CALL, 2 * most, in_time))
             first += steps * batch_size
-        return total, correct
 
-    def _part_in_python(self, part: Part, batch_size: int, bars: Bars | None) -> tuple[float, int]:
-        """A part of an epoch for a loss that is a Python callable, likewise."""
-        total = 0.0
+    def _part_in_python(self, totals: Totals, part: Part, batch_size: int, bars: Bars | None) -> None:
+        """A part of an epoch for a loss that is a Python callable."""
         for rows in part.batches(batch_size):
-            loss = self.step(take_rows(part.data, rows)) * len(rows)
-            total += loss
+            batch = take_rows(part.data, rows)
+            weight = len(rows) if batch[2] is None else float(batch[2].sum(dtype=np.float64))
+            totals.add(self.step(batch) * weight, weight, 0, len(rows))
             if bars is not None:
-                bars.advance(len(rows), loss)
-        return total, 0
+                bars.advance(len(rows), totals.mean_loss)
 
-    def run_epoch(self, data: Data, key: int | None, batch_size: int, bars: Bars | None) -> tuple[float, int, int]:
-        """An epoch's steps: the loss summed over the samples, how many were right, and how many there were."""
-        total, correct, samples = 0.0, 0, 0
+    def run_epoch(self, data: Data, key: int | None, batch_size: int, bars: Bars | None) -> Totals:
+        """An epoch's steps."""
+        totals = Totals()
         run_part = self._part_in_python if self.loss_spec is None else self._part_in_core
         with closing(parts(data, key, batch_size)) as whole:
             for part in whole:
-                loss, right = run_part(part, batch_size, bars)
-                total, correct, samples = total + loss, correct + right, samples + part.size
-        return total, correct, samples
+                run_part(totals, part, batch_size, bars)
+        return totals
 
     def _profiled_epoch(
         self, profile: profiling.Profile, data: Data, key: int | None, batch_size: int, bars: Bars | None
-    ) -> tuple[float, int, int]:
+    ) -> Totals:
         """``run_epoch`` with its times in the profile, which may do it again with copies of model and optimizer."""
 
-        def epoch(model: Model, optimizer: Optimizer) -> tuple[float, int, int]:
+        def epoch(model: Model, optimizer: Optimizer) -> Totals:
             reducer = self.reducer if model is self.model else None  # copies are on their own
             trainer = Trainer(model, optimizer, self.criterion, self.threads, reducer=reducer)
             return trainer.run_epoch(data, key, batch_size, None)
 
-        total, correct, samples = profile.train(
-            epoch, self.model, self.optimizer, batch_size, self.threads or get_num_threads()
-        )
+        totals = profile.train(epoch, self.model, self.optimizer, batch_size, self.threads or get_num_threads())
         if bars is not None:  # at once: what is timed here, and again by compare, is the core alone
-            bars.advance(samples, total)
-        return total, correct, samples
+            bars.advance(totals.samples, totals.mean_loss)
+        return totals
 
     def train_epoch(self, data: Data, key: int | None, batch_size: int, bars: Bars | None) -> dict[str, float]:
         """One pass over the data in the order of key, batch after batch; its loss, accuracy and speed."""
         start = time.perf_counter()
         profile = profiling.active()
         if profile and self.loss_spec is not None:
-            total, correct, samples = self._profiled_epoch(profile, data, key, batch_size, bars)
+            totals = self._profiled_epoch(profile, data, key, batch_size, bars)
         else:
-            total, correct, samples = self.run_epoch(data, key, batch_size, bars)
+            totals = self.run_epoch(data, key, batch_size, bars)
         if not backend().all_finite(self.model.params.values):  # since the last step, which no loss has seen
             value, where = in_parameters(self.model.params)
             step = self.optimizer.steps
             raise DivergenceError("parameters", value, where, step, self.optimizer.schedule(step - 1))
-        logs = {"loss": total / samples}
-        if self.criterion.classifies:
-            logs["accuracy"] = correct / samples
-        return logs | {"samples_per_second": samples / (time.perf_counter() - start)}
-
-
-class _Evaluation:
-    """The weighted mean of the loss, and the accuracy, over parts of a data set."""
-
-    def __init__(self, criterion: Loss) -> None:
-        self.criterion = criterion
-        self.loss, self.total_weight, self.right, self.samples = 0.0, 0.0, 0, 0
-
-    def add(self, pred: Array, y: Array, weight: Array | None, threads: int) -> None:
-        part_weight = self.criterion.total_weight(pred, y, weight)
-        self.total_weight += part_weight
-        self.samples += len(pred)
-        share = part_weight / self.total_weight if self.total_weight else 0.0
-        loss, _ = self.criterion.compute_with(pred, y, weight, threads)
-        self.loss += (float(loss) - self.loss) * share
-        self.right += self.criterion.correct(pred, y) if self.criterion.classifies else 0
-
-    def logs(self) -> dict[str, float]:
-        if self.total_weight == 0:
-            raise ValueError("sample_weight: expected a positive weight among them, got zeros only")
-        accuracy = {"accuracy": self.right / self.samples} if self.criterion.classifies else {}
-        return {"loss": self.loss} | accuracy
+        speed = totals.samples / (time.perf_counter() - start)
+        return totals.logs(self.criterion) | {"lr": self.optimizer.last_lr, "samples_per_second": speed}
 
 
 def evaluate(model: Model, data: Data, criterion: Loss, measures: Mapping[str, Metric]) -> dict[str, float]:
     """The loss, for classification the accuracy, and the metrics."""
-    evaluation = _Evaluation(criterion)
+    totals = Totals()
     outputs: list[tuple[Array, Array]] = []
     with closing(parts(data, None, 1)) as whole:
         for (X, y, weight), _, _ in whole:
             with model.shared() as threads:
                 pred = model.predict(X, threads)
-                evaluation.add(pred, y, weight, threads)
+                part_weight = criterion.total_weight(pred, y, weight)
+                loss = float(criterion.compute_with(pred, y, weight, threads)[0]) * part_weight
+            totals.add(loss, part_weight, criterion.correct(pred, y) if criterion.classifies else 0, len(pred))
             if measures:
                 outputs.append((pred, y))
-    logs = evaluation.logs()
+    if totals.weight == 0:
+        raise ValueError("sample_weight: expected a positive weight among them, got zeros only")
+    logs = totals.logs(criterion)
     if measures:
         pred, y = (np.concatenate(columns) for columns in zip(*outputs, strict=True))
         logs |= {name: measured(name, measure, pred, y) for name, measure in measures.items()}

@@ -158,7 +158,7 @@ def test_a_trainer_may_have_threads_of_its_own(any_backend, used, monkeypatch):
     fb.set_num_threads(2)
     sequential, seen = network(), []
     model, optimizer = sequential.model, fb.SGD(sequential.parameters(), lr=0.1, clip_norm=1.0)
-    monkeypatch.setattr(optimizer, "step", seen.append)
+    monkeypatch.setattr(optimizer, "apply", seen.append)
     for threads, expected in ((3, 3), (None, 2)):
         for criterion in (CrossEntropy(), resolve(half_squares)):
             trainer = Trainer(model, optimizer, criterion, threads)
@@ -321,7 +321,8 @@ def test_whoever_comes_in_while_another_trains_is_told(tmp_path, task):
     class Between(fb.Callback):
         def on_epoch_end(self, epoch, logs):
             told.append(elsewhere(lambda: task(case)))
-            task(case)
+            if task is not WRITES["fit"]:
+                task(case)
 
     case.model.fit(
         X, Y, loss, case.optimizer, batch_size=150, verbose=0, callbacks=[Between(), case.checkpoint], epochs=2

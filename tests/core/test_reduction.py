@@ -53,7 +53,7 @@ def trained(dtype, steps, reducer):
     X, y = blobs(dtype=dtype)
     optimizer = fb.SGD(model.parameters(), lr=0.05)
     trainer = Trainer(model.model, optimizer, losses.resolve("cross_entropy"), reducer=reducer)
-    loss, _ = trainer.run_steps((X, y, None), None, 0, steps, 40)
+    loss = trainer.run_steps((X, y, None), None, 0, steps, 40).loss
     return model, loss
 
 

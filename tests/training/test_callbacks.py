@@ -87,18 +87,21 @@ def test_reduce_lr_on_plateau_in_fit():
             fb.ReduceLROnPlateau(**bad)
 
 
-def test_a_fit_in_a_callback_leaves_the_history_of_the_outer_one():
+def test_a_fit_in_a_callback_is_refused():
+    """It would end with the outer one's optimizer, history and stop flag in its hands; a step is a step."""
     X, y = blobs()
 
     class Inner(fb.Callback):
         def on_epoch_end(self, epoch, logs):
-            if epoch == 0:
+            self.model.train_on_batch(X, y, "cross_entropy", self.optimizer)
+            with pytest.raises(RuntimeError, match=r"in training already.*train_on_batch may be called here"):
                 self.model.fit(X, y, "cross_entropy", self.optimizer, verbose=0)
 
     model = everything()
     optimizer = fb.SGD(model.parameters(), lr=0.1)
     history = model.fit(X, y, "cross_entropy", optimizer, epochs=3, callbacks=[Inner()], verbose=0)
     assert len(history) == 3
+    assert optimizer.steps == model.model.training_step == 3 * (1 + -(-len(X) // 32))
 
 
 def test_the_model_of_a_callback_has_what_a_sequential_has():

@@ -61,9 +61,9 @@ def test_a_bar_shows_the_loss_of_what_was_trained():
     bars = Bars(1, 30)
     bars._new = lambda **settings: Bar()
     bars.begin(0)
-    bars.advance(10, 20.0)
+    bars.advance(10, 2.0)
     assert (bars._bar.n, bars._bar.loss) == (10, "2.0000")
-    bars.advance(20, 10.0)
+    bars.advance(20, 1.0)
     assert (bars._bar.n, bars._bar.loss) == (30, "1.0000")
 
 

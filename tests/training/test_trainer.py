@@ -49,6 +49,68 @@ def test_a_callable_is_a_loss_anywhere(any_backend):
     )
 
 
+WEIGHT = np.array([0.0, 0, 0, 1])
+TARGETS = np.array([[1.0], [1], [1], [3]])
+
+
+def squares(pred, target, weight=None):
+    return fb.MSE()(pred, target, weight)
+
+
+def rows_of(X, y, weight):
+    """A stream of single rows."""
+    return lambda: ((X[i : i + 1], y[i : i + 1], weight[i : i + 1]) for i in range(len(X)))
+
+
+@pytest.mark.parametrize("loss", ["mse", squares])
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_loss_of_an_epoch_is_the_weighted_mean_over_its_samples(any_backend, dtype, loss, batch_size, stream):
+    """Whatever the batches: predictions are 0, so that the loss of a sample is the square of its target."""
+    for weight, expected in ((WEIGHT, 9.0), (np.array([1.0, 2, 3, 4]), 4.2), (np.ones(4), 3.0)):
+        model = fb.Sequential([fb.Dense(2, 1)], dtype=dtype.name)
+        model.layers[0].weight = np.zeros((2, 1))
+        X, optimizer = np.ones((4, 2)), fb.SGD(model.parameters(), lr=0.0)
+        data = (rows_of(X, TARGETS, weight), None) if stream else (X, TARGETS)
+        history = model.fit(
+            *data, loss, optimizer, batch_size=batch_size, verbose=0, shuffle=False, epochs=2,
+            sample_weight=None if stream else weight, validation_data=(X, TARGETS, weight),
+        ).history  # fmt: skip
+        assert history["loss"] == history["val_loss"] == [pytest.approx(expected, rel=1e-6)] * 2
+
+
+@pytest.mark.parametrize("class_weight", [{1: 99}, [1, 99, 5]])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_weights_of_classes_weigh_the_epochs_loss_too(any_backend, dtype, class_weight, weighted):
+    """One rare sample in 100, in batches of 10: PyTorch's mean over all samples at once is the oracle."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((100, 4)), np.zeros(100, int)
+    y[17], y[30:34] = 1, 2
+    weight = rng.random(100) if weighted else np.ones(100)
+    model = fb.Sequential([fb.Dense(4, 3)], dtype=dtype.name, seed=0)
+    history = model.fit(
+        X, y, fb.CrossEntropy(class_weight=class_weight), fb.SGD(model.parameters(), lr=0.0), batch_size=10, verbose=0,
+        sample_weight=weight, validation_data=(X, y, weight),
+    ).history  # fmt: skip
+    of_class = torch.tensor([1.0, 99, 1 if isinstance(class_weight, dict) else 5], dtype=torch.float64)
+    logits = torch.tensor(model.predict(X).astype("f8"))
+    each = torch.nn.functional.cross_entropy(logits, torch.tensor(y), reduction="none")
+    both = of_class[y] * torch.tensor(weight)
+    expected = float((each * both).sum() / both.sum())
+    assert history["loss"][0] == pytest.approx(expected, rel=1e-5 if dtype == np.float32 else 1e-12)
+    assert history["val_loss"][0] == pytest.approx(expected, rel=1e-5 if dtype == np.float32 else 1e-12)
+
+
+def test_the_logged_rate_is_that_of_the_last_step(any_backend):
+    X, y = blobs(100)
+    for loss in ("cross_entropy", lambda *given: fb.CrossEntropy()(*given)):
+        model, schedule = everything(), fb.schedules.Exponential(0.1, 0.5)
+        optimizer = fb.SGD(model.parameters(), lr=schedule)
+        history = model.fit(X, y, loss, optimizer, batch_size=25, epochs=3, verbose=0).history
+        assert history["lr"] == [0.1 * 0.5**3, 0.1 * 0.5**7, 0.1 * 0.5**11]
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
 def test_an_interrupt_leaves_whole_steps(any_backend):
     """Ctrl-C in the middle of an epoch: what was trained is the state after some number of whole steps."""
@@ -71,13 +133,12 @@ def test_an_interrupt_leaves_whole_steps(any_backend):
     steps = optimizer.steps
     assert 0 < steps == model.model.training_step
     assert (steps - 1) // 10_000 <= len(model.history) == model.epochs <= steps // 10_000  # of 10,000 steps
-    if any_backend != "numpy":  # NumPy may be stopped between the lines of a step
-        replica = fb.Sequential([fb.Dense(20, 64, activation="relu"), fb.Dropout(0.2), fb.Dense(64, 4)], seed=0)
-        its_optimizer = fb.Adam(replica.parameters())
-        for step in range(steps):
-            rows = slice(step % 10_000 * 50, step % 10_000 * 50 + 50)
-            replica.train_on_batch(X[rows], y[rows], "cross_entropy", its_optimizer)
-        assert bits(replica) == bits(model)
+    replica = fb.Sequential([fb.Dense(20, 64, activation="relu"), fb.Dropout(0.2), fb.Dense(64, 4)], seed=0)
+    its_optimizer = fb.Adam(replica.parameters())
+    for step in range(steps):
+        rows = slice(step % 10_000 * 50, step % 10_000 * 50 + 50)
+        replica.train_on_batch(X[rows], y[rows], "cross_entropy", its_optimizer)
+    assert bits(replica) == bits(model)
     model.fit(X[:100], y[:100], "cross_entropy", optimizer, verbose=0)
     assert optimizer.steps == steps + 4
 

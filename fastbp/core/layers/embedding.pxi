@@ -27,6 +27,11 @@ cdef inline intp id_at(const IdColumn *c, intp i, const real *witness) noexcept 
     return <intp> (<const real *> c.ids)[i * c.id_row]
 
 
+cdef inline bint is_id(real number, intp rows) noexcept nogil:
+    """Whether a number is whole and that of a row."""
+    return 0 <= number < rows and <real> <intp> number == number
+
+
 cdef void lookup_rows(const IdColumn *c, const real *table, intp dim, intp begin, intp end) noexcept nogil:
     """Rows begin..end of y = table[ids], panel by panel."""
     cdef intp at = 0, first = c.first, run, i
@@ -192,6 +197,22 @@ cdef void embedding_pack(Net *net, Layer *layer, const Thread *thread, const Wei
                (rows.end - rows.begin) * t.dim * sizeof(real))
 
 
+cdef intp embedding_check_rows(Net *net, Layer *layer, intp begin, intp end, const real *witness) noexcept nogil:
+    """Ids that are no rows of their tables become 0; the last sample that has one, or -1."""
+    cdef Layout layout = src_slot(net, layer).layout
+    cdef real *ids
+    cdef const Table *t
+    cdef intp column = layer.op.numeric, found = -1, k, i
+    for t in net.tables[:net.table_count]:
+        for k in range(t.columns):
+            ids = <real *> src_slot(net, layer).value + panel_offset(layout, column, witness)
+            for i in range(begin, end):
+                if not is_id(ids[i * layout.row], t.rows):
+                    ids[i * layout.row], found = 0, max(found, i)
+            column += 1
+    return found
+
+
 cdef Range embedding_input_columns(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
     """The ids."""
     cdef Range columns
@@ -207,7 +228,8 @@ cdef double embedding_operations(const Op *op) noexcept nogil:
 cdef void embedding_kind(LayerKind *kind, const real *witness) noexcept:
     kind.forward, kind.backward = <Forward> embedding_forward_rows[real], <Backward> embedding_backward_rows[real]
     kind.weights, kind.pack = <Weights> embedding_weights[real], <Pack> embedding_pack[real]
-    kind.input_columns, kind.operations = <Columns> embedding_input_columns[real], embedding_operations
+    kind.check, kind.input_columns = <Check> embedding_check_rows[real], <Columns> embedding_input_columns[real]
+    kind.operations = embedding_operations
 
 
 register_kind("embedding", <FillKind> embedding_kind[float], <FillKind> embedding_kind[double])
@@ -216,10 +238,8 @@ register_kind("embedding", <FillKind> embedding_kind[float], <FillKind> embeddin
 cdef intp first_unknown(const real *x, intp row, const int64_t *counts, intp batch, intp columns) noexcept nogil:
     """The first entry of x (batch, columns) that is no whole number from 0 to counts[j] - 1, or -1."""
     cdef intp i, j
-    cdef real id_
     for i in range(batch):
         for j in range(columns):
-            id_ = x[i * row + j]
-            if not (0 <= id_ < counts[j] and <real> <intp> id_ == id_):
+            if not is_id(x[i * row + j], counts[j]):
                 return i * columns + j
     return -1

@@ -13,20 +13,21 @@ from fastbp.core.reference.order import batch_order
 Batch = tuple[Array, Array, Array | None]
 
 
-def gather(data: Batch, batches: BatchPlan, step: int) -> Batch:
-    """The rows of a step: X (B, I), y, sample_weight (B,) or None."""
+def gather(data: Batch, batches: BatchPlan, step: int) -> tuple[Array, Batch]:
+    """The rows of a step (B,), and what they hold: X (B, I), y, sample_weight (B,) or None."""
     X, y, sample_weight = data
     samples = len(batches.order) if isinstance(batches.order, np.ndarray) else len(X)
     first = batches.first + step * batches.batch_size
     rows = np.empty(min(batches.batch_size, samples - first), np.int64)
     batch_order(rows, first, samples, batches.order)
-    return X[rows], y[rows], None if sample_weight is None else sample_weight[rows]
+    return rows, (X[rows], y[rows], None if sample_weight is None else sample_weight[rows])
 
 
 def settings_of_step(spec: UpdateSpec, step: int) -> UpdateSpec:
     """The update of one step of an epoch: its own rates, and its number."""
     spec = copy.copy(spec)
     spec.step += step
+    spec.applied = False
     spec.lr, spec.weight_decay = (
         rate if isinstance(rate, float) else float(rate[step]) for rate in (spec.lr, spec.weight_decay)
     )

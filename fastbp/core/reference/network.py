@@ -30,6 +30,7 @@ class Network:
         self.ops, self.slots = ops, slots
         self.values, self.grads, self.stats = values, grads, stats
         self.threads = 1  # that the last epoch was given
+        self.passes = 0  # forward passes in training
         self._buffers = Buffers(values, grads, stats, tables)
         names = [op["kind"].decode() for op in ops]
         for name in names:
@@ -60,6 +61,20 @@ class Network:
 
     def forward(self, y: Array, x: Array, step: int, training: bool, threads: int) -> None:
         """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks."""
+        stats = self.stats.copy()
+        try:
+            slots, calls = self._forward(x, step, training, threads)
+            y[:] = slots[self.ops[-1]["dst"]]
+        except BaseException:  # an interrupt: the pass has not been
+            if training:
+                self.stats[:] = stats
+            raise
+        if training:  # else a backward pass may wait for what is kept, and other threads are here
+            self._calls, self._slot_values = calls, slots
+            self.passes += 1
+
+    def _forward(self, x: Array, step: int, training: bool, threads: int) -> tuple[list[Array], list[Call]]:
+        """The values of all slots, and what every op was called with."""
         slots = [x, *(np.empty((len(x), width), x.dtype) for width in self.slots["width"][1:].tolist())]
         calls = []
         for i, (op, kind) in enumerate(zip(self.ops, self._kinds, strict=True)):
@@ -68,9 +83,10 @@ class Network:
             kind.forward(call)
             self._charge_time(_IN_FORWARD + 3 * i)
             calls.append(call)
-        y[:] = slots[self.ops[-1]["dst"]]
-        if training:  # else a backward pass may wait for what is kept, and other threads are here
-            self._calls, self._slot_values = calls, slots
+        return slots, calls
+
+    def publish(self) -> None:
+        """Bring the parameters up to date in the middle of an epoch: here they are."""
 
     def layer_outputs(self) -> list[Array]:
         """The outputs of every op, of the last forward pass in training."""
@@ -124,67 +140,88 @@ class Network:
         data is ``(X (n, I), y, sample_weight (n,) or None)``. A step whose loss, or whose gradient where it is clipped
         by its norm, is not finite is not applied, nor any after it. With a reducer it is one step of all processes, and
         the gradients that stay are those of the mean over all of their samples; an exception of the reducer's is
-        raised, and its step is not applied.
+        raised, and its step is not applied; nor is one that an interrupt ends.
         """
         (loss_spec,) = loss_specs
         self.threads, self._last = threads, time.perf_counter()
         for t in range(batches.steps):
-            batch = gather(data, batches, t)
+            rows, batch = gather(data, batches, t)
             self._charge_time(_IN_GATHER)
+            samples, at = len(rows), self._invalid_sample(batch, loss_spec)
             stats, spec = self.stats.copy(), settings_of_step(update_spec, t)
-            applied = False
+            value, right, weight = math.nan, 0, 0.0
             try:
-                value, right = self._gradients(report, batch, batches.dropout_step + t, loss_spec, reducer, threads)
-                applied = not report.stopped and math.isfinite(value) and self._apply_gradients(spec, threads)
-            finally:
-                if not applied:
+                if at < 0:
+                    step = batches.dropout_step + t
+                    value, right, weight = self._gradients(batch, step, loss_spec, reducer is None, threads)
+                if reducer is not None:  # also of a loss that is not finite: the other processes wait for it
+                    value, weight = self._reduce(report, reducer, value, weight)
+                if not report.stopped and math.isfinite(value):
+                    self._apply_gradients(spec, threads)
+            finally:  # without a call, which an interrupt could end: a step is done and counted, or neither
+                if spec.applied:
+                    report.loss += value * samples
+                    report.weighted_loss += value * weight
+                    report.weight += weight
+                    report.correct += right
+                    report.steps += 1
+                else:
                     self.stats[:] = stats
-            if not applied:
+            if not spec.applied:
+                report.invalid_row = int(rows[at]) if at >= 0 else -1
                 report.loss += 0.0 if report.stopped else value
                 return
-            report.loss += value * len(batch[0])
-            report.correct += right
-            report.steps += 1
+
+    def _invalid_sample(self, batch: Batch, loss_spec: LossSpec) -> int:
+        """A sample whose label or ids have become others than those that were checked, or -1."""
+        xb, yb, _ = batch
+        checks = [kind.check for op, kind in zip(self.ops, self._kinds, strict=True) if op["src"] == 0]
+        found = [check(xb, self._buffers) for check in checks if check is not None]
+        if loss_spec.name == "cross_entropy":
+            wrong = (yb < 0) | (yb >= self.slots[self.ops[-1]["dst"]]["width"])
+            found.append(int(wrong.argmax()) if wrong.any() else -1)
+        return max(found, default=-1)
 
     def _gradients(
-        self,
-        report: Report,
-        batch: Batch,
-        dropout_step: int,
-        loss_spec: LossSpec,
-        reducer: Reducer | None,
-        threads: int,
-    ) -> tuple[float, int]:
-        """Forward, loss, backward: the loss and how many were right; grads are filled if the loss is finite."""
+        self, batch: Batch, dropout_step: int, loss_spec: LossSpec, mean: bool, threads: int
+    ) -> tuple[float, int, float]:
+        """Forward, loss, backward: the loss, a mean or a sum, how many were right, and the total weight.
+
+        grads are filled if the loss is finite.
+        """
         xb, yb, weight = batch
         pred = np.empty((len(xb), int(self.slots[self.ops[-1]["dst"]]["width"])), xb.dtype)
         dpred, total = np.empty_like(pred), total_weight(yb, weight, loss_spec)
         self.forward(pred, xb, dropout_step, True, threads)
-        value = summed_loss(dpred, pred, yb, weight, loss_spec, total if reducer is None else 1.0)
+        value = summed_loss(dpred, pred, yb, weight, loss_spec, total if mean else 1.0)
         right = correct(pred, yb, loss_spec)
         self._charge_time(_IN_LOSS)
         if math.isfinite(value):
             self.backward(None, dpred, True, threads)
-        if reducer is not None:  # also of a loss that is not finite: the other processes wait for it
-            header = np.array([total, value, not math.isfinite(value), False], np.float64)
-            reduce_gradients(reducer, header, self.ops, self.grads)
-            self._charge_time(_IN_WAITING)
-            total, value, diverged, report.stopped = header[0], header[1], header[2] > 0, bool(header[3] > 0)
-            value = math.nan if diverged else float(value / total) if total else 0.0
-        return value, right
+        return value, right, total
 
-    def _apply_gradients(self, spec: UpdateSpec, threads: int) -> bool:
-        """Clip and update; False, and nothing has changed, if the norm of the gradient is not finite."""
+    def _reduce(self, report: Report, reducer: Reducer, value: float, total: float) -> tuple[float, float]:
+        """Sum loss, weight and gradients over the processes: the mean of the loss, and the total weight."""
+        header = np.array([total, value, not math.isfinite(value), False], np.float64)
+        reduce_gradients(reducer, header, self.ops, self.grads)
+        self._charge_time(_IN_WAITING)
+        total, value, diverged, stops = header.tolist()
+        report.stopped = stops > 0
+        if diverged > 0:
+            return math.nan, total
+        return value / total if total else 0.0, total
+
+    def _apply_gradients(self, spec: UpdateSpec, threads: int) -> None:
+        """Clip and update; nothing changes if the norm of the gradient is not finite."""
         scale = 1.0
         if spec.clip_norm > 0:
             norm = math.sqrt(squared_norm(self.grads, threads))
             if not math.isfinite(norm):
-                return False
+                return
             scale = min(1.0, spec.clip_norm / (norm + 1e-6))
         update(self.values, self.grads, spec, scale, threads)
         # the update is one pass over all parameters: each op is charged for as many as are its own
         self._charge_time(slice(_IN_DWEIGHT, None, 3), self._shares)
-        return True
 
 
 def _written(slots: Sequence[Array] | dict[int, Array], op: np.void) -> Array:

@@ -80,10 +80,17 @@ def update(param: Array, grad: Array, spec: UpdateSpec, grad_scale: float, threa
         raise ValueError(f"rule: expected one of {', '.join(RULES)}, got {spec.rule!r}")
     if spec.clip_value > 0:
         np.clip(grad, -spec.clip_value, spec.clip_value, out=grad)
-    begin = 0
+    changed = [param, *(vector for vector in spec.state if vector is not None)]
+    before, begin = [vector.copy() for vector in changed], 0
     undecayed = () if spec.undecayed is None else spec.undecayed
-    for low, high in [*undecayed, (param.size, param.size)]:
-        for part, weight_decay in ((slice(begin, low), float(spec.weight_decay)), (slice(low, high), 0.0)):
-            state = (None if vector is None else vector[part] for vector in spec.state)
-            RULES[spec.rule](param[part], *state, grad[part] * grad_scale, spec, float(spec.lr), weight_decay)
-        begin = high
+    try:
+        for low, high in [*undecayed, (param.size, param.size)]:
+            for part, weight_decay in ((slice(begin, low), float(spec.weight_decay)), (slice(low, high), 0.0)):
+                state = (None if vector is None else vector[part] for vector in spec.state)
+                RULES[spec.rule](param[part], *state, grad[part] * grad_scale, spec, float(spec.lr), weight_decay)
+            begin = high
+    except BaseException:  # an interrupt: the step has not been
+        for vector, old in zip(changed, before, strict=True):
+            vector[:] = old
+        raise
+    spec.applied = True

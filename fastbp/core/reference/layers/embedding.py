@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastbp.core.plan import Array
-from fastbp.core.reference.layers.record import KINDS, Call, Kind
+from fastbp.core.reference.layers.record import KINDS, Buffers, Call, Kind
 
 
 def _numeric(x: Array, tables: Array) -> int:
@@ -73,4 +73,10 @@ def _backward(call: Call, dx: Array | None, dy: Array) -> None:
         embedding_dx(dx, dy, call.buffers.tables)
 
 
-KINDS["embedding"] = Kind(_forward, _backward, _gradients)
+def _check(x: Array, buffers: Buffers) -> int:
+    rows, columns = buffers.tables["rows"], buffers.tables["columns"]
+    entry = unknown_category(x, np.repeat(rows, columns))
+    return entry // int(columns.sum()) if entry >= 0 else -1
+
+
+KINDS["embedding"] = Kind(_forward, _backward, _gradients, _check)

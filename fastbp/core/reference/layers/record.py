@@ -75,6 +75,8 @@ class Kind(NamedTuple):
     backward: Callable[[Call, Array | None, Array], None]
     #: The gradients of all other parameters, from dy, where there are any.
     gradients: Callable[[Call, Array], None] | None = None
+    #: Of the model's input (B, I): a row whose ids no table has, or -1.
+    check: Callable[[Array, Buffers], int] | None = None
 
 
 #: The kinds by name; each module of this folder adds its own.
