@@ -29,6 +29,7 @@ from fastbp.data.arrays import (
     check_number,
     check_targets,
     check_weights,
+    scaled_weights,
 )
 
 if TYPE_CHECKING:
@@ -153,15 +154,15 @@ class CrossEntropy(Compiled):
             return None
         if isinstance(self.class_weight, Mapping):
             given = check_labels("class_weight", list(self.class_weight), len(self.class_weight), classes)
-            weight = np.ones(classes, dtype)
-            weight[given] = cast("class_weight", list(self.class_weight.values()), dtype)
+            weight = np.ones(classes)
+            weight[given] = cast("class_weight", list(self.class_weight.values()), weight.dtype)
         else:
-            weight = cast("class_weight", self.class_weight, dtype).copy()
+            weight = cast("class_weight", self.class_weight, np.dtype(np.float64))
         if weight.shape != (classes,):
             raise ValueError(f"class_weight: expected {classes} weights, one per class, got shape {weight.shape}")
         if check_finite("class_weight", weight).min() < 0 or weight.max() == 0:
             raise ValueError("class_weight: expected non-negative weights that are not all zero")
-        return weight
+        return np.array(scaled_weights(weight), dtype)  # a copy
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         if outputs < 2:
@@ -176,7 +177,8 @@ class CrossEntropy(Compiled):
         weight = self._weight(pred.shape[1], pred.dtype)
         if weight is None:
             return super().total_weight(pred, target, sample_weight)
-        return super().total_weight(pred, target, weight[target] * (1 if sample_weight is None else sample_weight))
+        of_labels = weight.astype(np.float64)[target]
+        return float(of_labels.sum() if sample_weight is None else of_labels @ sample_weight)
 
     def correct(self, pred: Array, target: Array) -> int:
         return int(np.count_nonzero(pred.argmax(axis=1) == target))

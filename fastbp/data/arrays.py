@@ -37,6 +37,7 @@ def check_choice(name: str, value: object, valid: Iterable[str | int | None]) ->
     raise ValueError(f"{name}: unknown value {value!r}; {hint}")
 
 
+LARGEST_WEIGHT = 2.0**100  # of samples and classes: products and sums of these fit float64
 LARGEST = 2**62  # of all sizes and counts: sums of a few of them fit the core's 64 bits
 
 
@@ -211,14 +212,31 @@ def check_targets(name: str, value: ArrayLike, samples: int, outputs: int, dtype
     return check_finite(name, array)
 
 
-def check_weights(name: str, value: ArrayLike | None, samples: int, dtype: np.dtype[Any]) -> Array | None:
-    """``value`` as (samples,) non-negative weights; all may be zero, as they can be in a batch. None stays None."""
+def check_weights(
+    name: str, value: ArrayLike | None, samples: int, dtype: np.dtype[Any], part: bool = False
+) -> Array | None:
+    """``value`` as (samples,) non-negative weights; all may be zero, as they can be in a batch. None stays None.
+
+    Those of a part of the samples are not scaled.
+    """
     if value is None:
         return None
-    array = check_array(name, value, (samples,), dtype)
+    array = as_array(name, value)
+    array = check_array(name, array, (samples,), dtype if array.dtype == dtype else np.dtype(np.float64))
     if array.min() < 0:
         raise ValueError(f"{name}: expected non-negative weights, got {array.min()} at index {array.argmin()}")
-    return array
+    scaled = scaled_weights(array)
+    if part and scaled is not array:
+        raise ValueError(f"{name}: expected a greatest weight between 1e-30 and 1e30 in a chunk, got {array.max()}")
+    return cast(name, scaled, dtype)
+
+
+def scaled_weights(array: Array) -> Array:
+    """Weights, of which only the ratios count, by a power of two near 1: their sum neither overflows nor underflows."""
+    high = array.max()
+    if high == 0 or 1 / LARGEST_WEIGHT < high < LARGEST_WEIGHT:
+        return array
+    return np.asarray(np.ldexp(array, -int(np.frexp(high)[1])))
 
 
 def check_length(name: str, array: Array, samples: int) -> None:

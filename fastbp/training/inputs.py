@@ -18,13 +18,15 @@ Data = Samples | Stream
 EVALUATION_BUFFER = 16384  # samples of data that is read are evaluated at a time
 
 
-def check_batch(model: Model, criterion: Loss, X: Any, y: Any, sample_weight: Any, names: Names) -> Samples:
-    """X, y and the weights as arrays for the model and the loss."""
+def check_batch(
+    model: Model, criterion: Loss, X: Any, y: Any, sample_weight: Any, names: Names, part: bool = False
+) -> Samples:
+    """X, y and the weights as arrays for the model and the loss; part: whether they are a part of the samples."""
     X = model.check_features(names[0], X)
     target = criterion.check(names[1], y, X.shape[0], model.outputs, model.dtype)
     if sample_weight is None:  # the usual case: no further call
         return X, target, None
-    return X, target, check_weights(names[2], sample_weight, X.shape[0], model.dtype)
+    return X, target, check_weights(names[2], sample_weight, X.shape[0], model.dtype, part)
 
 
 def open_samples(
@@ -32,8 +34,8 @@ def open_samples(
 ) -> Data:
     """X, y and weights to train or to evaluate with, checked; what does not fit into memory is when it is read."""
 
-    def check(chunk: tuple[Any, Any, Any], names: Names) -> Samples:
-        return check_batch(model, criterion, *chunk, names)
+    def check(chunk: tuple[Any, Any, Any], own_names: Names) -> Samples:
+        return check_batch(model, criterion, *chunk, own_names, part=own_names is not names)
 
     checked = open_data(data, check, buffer_size, names)
     if not isinstance(checked, Stream) and checked[2] is not None and not checked[2].any():  # as a batch may do

@@ -79,6 +79,44 @@ def test_the_loss_of_an_epoch_is_the_weighted_mean_over_its_samples(any_backend,
         assert history["loss"] == history["val_loss"] == [pytest.approx(expected, rel=1e-6)] * 2
 
 
+EXTREMES = {"float32": [1e-40, 1e-30, 1e37, 3e38, 1e300], "float64": [1e-320, 1e-300, 1e300, 1.7e308]}
+
+
+@pytest.mark.parametrize("loss", ["mse", "mae", "cross_entropy", "binary_cross_entropy", "poisson"])
+def test_only_the_ratios_of_weights_count(any_backend, dtype, loss):
+    """Of samples and of classes, however small or large they are; in an epoch, in a step, in a call of the loss."""
+    X, labels = blobs(30, dtype=dtype)
+    y = labels if loss == "cross_entropy" else np.eye(4)[labels]
+    ratios = np.random.default_rng(0).integers(0, 4, 30) / 4
+    for unit in EXTREMES[dtype.name]:
+        with np.errstate(over="ignore", under="ignore"):
+            scaled = ratios * unit
+        outcomes = []
+        for weight, of_class in ((ratios, 1.0), (scaled, 1.0), (scaled, unit)):
+            made = fb.CrossEntropy(class_weight=np.full(4, of_class)) if loss == "cross_entropy" else loss
+            model = everything(dtype.name)
+            optimizer = fb.SGD(model.parameters(), lr=0.01)
+            history = model.fit(X, y, made, optimizer, seed=0, batch_size=10, verbose=0, sample_weight=weight).history
+            single = model.train_on_batch(X[:9], y[:9], made, optimizer, weight[:9])
+            evaluated = model.evaluate(X, y, made, weight)["loss"]
+            assert history["loss"][0] > 0.1
+            outcomes.append((np.array([history["loss"][0], single, evaluated]), model.parameters().values))
+        for got, parameters in outcomes[1:]:  # products with units that are no powers of two are rounded
+            tolerance = 100 * np.finfo(dtype).eps
+            np.testing.assert_allclose(got, outcomes[0][0], rtol=tolerance)
+            np.testing.assert_allclose(parameters, outcomes[0][1], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("unit", [1e-40, 1e35])
+def test_weights_of_chunks_are_not_scaled(unit):
+    """One chunk does not know what the next one brings."""
+    X, y = blobs(30)
+    model = everything()
+    with pytest.raises(ValueError, match="sample_weight of chunk 1: expected a greatest weight between 1e-30 and 1e30"):
+        model.fit(lambda: iter([(X, y, np.ones(30)), (X, y, np.full(30, unit))]), None, "cross_entropy",
+                  fb.Adam(model.parameters()), verbose=0)  # fmt: skip
+
+
 @pytest.mark.parametrize("class_weight", [{1: 99}, [1, 99, 5]])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_weights_of_classes_weigh_the_epochs_loss_too(any_backend, dtype, class_weight, weighted):
