@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastbp import losses
-from fastbp.core import get_num_threads
+from fastbp.core import thread_limit
 from fastbp.losses import LossLike
 from fastbp.training import Sequential
 from fastbp.training.inputs import check_batch
@@ -46,7 +46,7 @@ def check_gradients(
     criterion = losses.resolve(loss)
     double = model.astype("float64")
     x, target, weight = check_batch(double.model, criterion, X, y, sample_weight, ("X", "y", "sample_weight"))
-    step, threads = double.model.training_step, get_num_threads()
+    step, threads = double.model.training_step, thread_limit()
 
     def loss_and_gradient() -> tuple[float, np.ndarray]:
         double.model.training_step = step  # the same dropout masks every time

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from fastbp.core import backend, get_num_threads
+from fastbp.core import backend, thread_limit
 from fastbp.core.plan import LossSpec, check_names
 from fastbp.data.arrays import (
     Array,
@@ -109,7 +109,7 @@ class Compiled(Loss):
     """The base of the losses that the core computes: those with a ``spec``."""
 
     def compute(self, pred: Array, target: Array, sample_weight: Array | None) -> tuple[float, Array]:
-        return self.compute_with(pred, target, sample_weight, get_num_threads())
+        return self.compute_with(pred, target, sample_weight, thread_limit())
 
     def compute_with(
         self, pred: Array, target: Array, sample_weight: Array | None, threads: int

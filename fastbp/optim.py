@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastbp import schedules
-from fastbp.core import backend, get_num_threads
+from fastbp.core import backend, thread_limit
 from fastbp.core.plan import UpdateSpec, aligned, check_names
 from fastbp.core.threads import MAX_THREADS
 from fastbp.data.arrays import LARGEST, Array, check_array, check_int, check_number
@@ -118,7 +118,7 @@ class Optimizer:
         RuntimeError
             If the model is in use in another thread.
         """
-        threads = get_num_threads() if threads is None else check_int("threads", threads, high=MAX_THREADS)
+        threads = thread_limit() if threads is None else check_int("threads", threads, high=MAX_THREADS)
         with self.params.lock.exclusive():
             self.apply(threads)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.core import get_num_threads
+from fastbp.core import thread_limit
 from fastbp.core._lock import ReadWriteLock
 from fastbp.core.plan import ALIGNMENT, aligned
 from fastbp.data.arrays import Array
@@ -55,7 +55,7 @@ class Parameters:
 
         They share this many, or ``get_num_threads()`` if threads is None.
         """
-        return self.lock.shared(threads or get_num_threads())
+        return self.lock.shared(threads or thread_limit())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is laid out anew, so that it starts on a cache line too."""

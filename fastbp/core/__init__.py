@@ -110,7 +110,7 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-_num_threads = default_threads()
+_num_threads, _threads_set = default_threads(), False  # whether by the user
 _openmp_threads = _picked[1].openmp_threads
 _openmp_threads_before = (
     requested_threads() or available_cpus()
@@ -134,17 +134,18 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        From 1 to 1024. Small work runs on fewer threads than this.
+        From 1 to 1024. Work that is too small for so many runs on fewer. Until this is called fastbp decides by itself:
+        a small network trains on one thread, unless a few steps show that more are faster by a quarter.
 
     Raises
     ------
     ValueError
         If n is anything else.
     """
-    global _num_threads, _openmp_threads_before
+    global _num_threads, _threads_set, _openmp_threads_before
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= MAX_THREADS:
         raise ValueError(f"n: expected an integer from 1 to {MAX_THREADS}, got {n!r}")
-    _num_threads, _openmp_threads_before = int(n), _openmp_threads()
+    _num_threads, _threads_set, _openmp_threads_before = int(n), True, _openmp_threads()
 
 
 def get_num_threads() -> int:
@@ -157,6 +158,11 @@ def get_num_threads() -> int:
     """
     limit = _openmp_threads()
     return _num_threads if limit >= _openmp_threads_before else min(_num_threads, limit)
+
+
+def thread_limit() -> int:
+    """``get_num_threads()`` for a kernel; negative unless the user has set it: then more than one has to pay."""
+    return get_num_threads() if _threads_set else -get_num_threads()
 
 
 def show_config() -> None:

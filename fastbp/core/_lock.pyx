@@ -62,7 +62,7 @@ cdef class ReadWriteLock:
                     self.readers[thread] = self.readers.get(thread, 0) + 1
                     access.outer = True
                 access.acquired = True
-                return max(1, access.threads // <int> len(self.readers)) if access.outer else access.threads
+                return share(access.threads, <int> len(self.readers)) if access.outer else access.threads
             if self.changed or thread in self.readers:
                 raise RuntimeError(IN_STEP)
             if self.readers:
@@ -114,6 +114,11 @@ cdef class ReadWriteLock:
         with cython.critical_section(self):
             if self.changes != version:
                 raise RuntimeError(IN_TRAINING)
+
+
+cdef int share(int threads, int readers) noexcept:
+    """What each of several readers has of these threads, at least one; the sign stays (`core.thread_limit`)."""
+    return max(1, threads // readers) if threads > 0 else -max(1, -threads // readers)
 
 
 @cython.freelist(8)

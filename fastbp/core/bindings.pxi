@@ -44,11 +44,7 @@ cdef struct NormCall:
 
 
 cdef inline int elementwise_team(double elements, int threads) noexcept nogil:
-    return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), elements / ELEMENTS_PER_THREAD))
-
-
-cdef inline int product_team(double operations, int threads) noexcept nogil:
-    return <int> max(1.0, min(<double> threads, operations / OPERATIONS_PER_THREAD_AND_CALL))
+    return team_size(elements, ELEMENTS_PER_THREAD, abs(threads))
 
 
 # --- products
@@ -107,7 +103,7 @@ def matmul(c, a, b, scratch, int threads):
     p.c_panels = scratch_panels(&free, p.c.rows, p.c.columns, size)
     p.a_panels = scratch_panels(&free, p.a.rows, p.a.columns, size)
     p.b_panels = scratch_panels(&free, p.b.rows, p.b.columns, size)
-    threads = product_team(2.0 * p.a.rows * p.a.columns * p.b.columns, threads)
+    threads = call_team(2.0 * p.a.rows * p.a.columns * p.b.columns, threads)
     with nogil:
         run_team(<Task> thread_product[float] if size == 4 else <Task> thread_product[double], &p, threads)
 
@@ -193,7 +189,7 @@ def dense_forward(y, z, x, weight, bias, int activation, scratch, int threads):
     layer.panels = scratch_panels(&free, w.rows, w.columns, size)
     if to_z.data != NULL:
         layer.op.z, call.slots[2].value = 2, scratch_panels(&free, to_y.rows, to_y.columns, size)
-    threads = product_team(2.0 * to_y.rows * w.rows * w.columns, threads)
+    threads = call_team(2.0 * to_y.rows * w.rows * w.columns, threads)
     with nogil:
         run_team(<Task> thread_forward[float] if size == 4 else <Task> thread_forward[double], &call.work, threads)
         if to_z.data != NULL:
@@ -238,7 +234,7 @@ def dense_backward(dweight, dbias, dx, dz, x, x_z, weight, int input_activation,
     d.call.slots[0].value = scratch_panels(&free, batch, w.rows, size)
     d.call.slots[0].grad = scratch_panels(&free, batch, w.rows, size) if d.dx != NULL else NULL
     d.call.slots[2].value = scratch_panels(&free, batch, w.rows, size)
-    threads = product_team(4.0 * batch * w.rows * w.columns, threads)
+    threads = call_team(4.0 * batch * w.rows * w.columns, threads)
     with nogil:
         run_team(<Task> thread_dense_backward[float] if size == 4 else <Task> thread_dense_backward[double], &d,
                  threads)

@@ -1,6 +1,5 @@
 # A Network owns the workspace of one model and runs passes and epochs in it.
 
-cdef double OPERATIONS_PER_THREAD_AND_CALL = 1e6  # a call has to wake its threads, which takes microseconds
 cdef double OPERATIONS_PER_THREAD_AND_STEP = 2e5  # the threads of an epoch are awake: a barrier takes less than 1 us
 
 cdef struct Pass:  # a forward or backward pass over arrays of the caller, row by row
@@ -74,8 +73,8 @@ cdef class Network:
     cdef bint has_input_gradient  # whether the memory of a backward pass has place for the gradient of the input
     cdef intp longest_row    # of a weight
     cdef int thread_capacity
-    cdef readonly int threads  # that the last epoch used
-    cdef ContentionPolicy policy
+    cdef readonly int threads  # of the last epoch's team, if there was no contention
+    cdef Trial trial
     cdef int lock            # of the workspace, for predictions
     cdef bint pending        # whether it holds a forward pass that waits for its backward pass
     cdef Epoch *at_work      # the steps that are done now, or NULL
@@ -159,10 +158,6 @@ cdef class Network:
         else:
             set_batch(net, batch, <double *> NULL)
 
-    cdef int team_size(self, double work, double work_per_thread, int threads) noexcept:
-        """How many threads pay for so much work per sample."""
-        return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), work * self.net.batch / work_per_thread))
-
     def forward(self, y, x, uint64_t step, bint training, int threads):
         """y (B, O) = network(x (B, I)); in training it keeps what the backward pass needs. step selects dropout masks.
 
@@ -194,7 +189,7 @@ cdef class Network:
         self.net.step = step
         self.prepare(x.shape[0], training, False, False)
         work.net, work.y, work.x = self.net, address(y), address(x)
-        threads = self.team_size(self.work, OPERATIONS_PER_THREAD_AND_CALL, threads)
+        threads = call_team(self.work * self.net.batch, threads)
         with nogil:
             run_team(<Task> thread_forward[float] if self.size == 4 else <Task> thread_forward[double], &work, threads)
 
@@ -204,7 +199,7 @@ cdef class Network:
         self.net.parameter_gradients = parameter_gradients
         self.prepare(dy.shape[0], True, True, dx is not None)
         work.net, work.dy, work.dx = self.net, address(dy), address_or_null(dx)
-        threads = self.team_size(2 * self.work, OPERATIONS_PER_THREAD_AND_CALL, threads)
+        threads = call_team(2 * self.work * self.net.batch, threads)
         with nogil:
             run_team(<Task> thread_backward[float] if self.size == 4 else <Task> thread_backward[double], &work,
                      threads)
@@ -283,24 +278,35 @@ cdef class Network:
         e.state_in_blocks = e.steps >= MIN_STEPS_TO_REORDER
         e.grads, e.parameters = self.net.grads, self.parameters
 
-    cdef void run_steps(self, Epoch *e, int threads, int *stop) noexcept:
-        """The steps of an epoch by a team or, under contention, some of them by a single thread."""
+    cdef void run_steps(self, Epoch *e, int threads, bint may_try, int *stop) noexcept:
+        """The steps of an epoch by a team or, where that is faster, by a single thread (contention.pxi)."""
         cdef intp steps = e.steps, first = e.first
         cdef const double *lrs = e.lrs
         cdef const double *decays = e.decays
         cdef uint64_t step = self.net.step
-        cdef bint single
+        cdef bint single, trial
+        cdef double time
         while True:
-            single = threads > 1 and self.policy.single
+            time = now()
+            single, trial = threads > 1 and CONTENTION.single, False
+            if may_try and not single:
+                trial = tries(&self.trial, e.batch_size, threads, time)
+                single = self.trial.left % 2 == 0 if trial else self.trial.single
+                if trial and e.steps >= 2 * STEPS_PER_TRIAL:  # a few steps that are left over say little
+                    e.steps = STEPS_PER_TRIAL
             self.choose_partition(1 if single else threads)
             e.net = self.net
-            e.net.step, e.net.stop, e.net.polled, e.net.unpolled = step + e.done, stop, now(), 0
-            start_check(&self.policy, &e.check, single, e.net.polled, e.done)
+            e.net.step, e.net.stop, e.net.polled, e.net.unpolled = step + e.done, stop, time, 0
+            start_check(&e.check, trial, 0 if trial or not single else self.trial.until if may_try and not
+                        CONTENTION.single else CONTENTION.until, time, e.done)
             with nogil:
                 run_team(<Task> thread_epoch[float] if self.size == 4 else <Task> thread_epoch[double], e,
                          1 if single else threads)
-            if threads > 1:
-                update_policy(&self.policy, &e.check, single, e.done)
+            self.threads = 1 if single and not CONTENTION.single else threads
+            if trial:
+                end_trial(&self.trial, <void *> self, &e.check, single, e.done)
+            elif threads > 1:
+                update_policy(<void *> self, &e.check, single, e.done)
             if e.done == steps or e.diverged or stop[0] or has_ended(e.reduction):
                 return
             e.first, e.steps = first + e.done * e.batch_size, steps - e.done
@@ -322,6 +328,8 @@ cdef class Network:
         cdef Reduction reduction
         cdef PythonReducer adapter = None
         cdef int stop = 0
+        cdef double work
+        cdef bint may_try
         X, y, sample_weight = data
         (loss_spec,) = loss_specs
         read_criterion(&criterion, loss_spec)
@@ -343,11 +351,13 @@ cdef class Network:
             adapter = self.start_reduction(&reduction, reducer)
         self.net.step, self.net.parameter_gradients = batches.dropout_step, True
         self.prepare(min(e.batch_size, e.order.samples - e.first), True, True, False)
-        self.threads = threads = self.epoch_threads(&u, threads)
+        work = self.step_work(&u)
+        may_try = threads < 0 and work < TRIED_OPERATIONS
+        threads = team_size(work, OPERATIONS_PER_THREAD_AND_STEP, abs(threads))
         self.reserve_epoch(&e, threads)
         self.at_work = &e
         try:
-            self.run_steps(&e, threads, &stop)
+            self.run_steps(&e, threads, may_try and threads > 1, &stop)
             if adapter is not None and adapter.error is not None:
                 raise adapter.error
             if stop:
@@ -382,9 +392,7 @@ cdef class Network:
         r.bucket_count = <int> (b - r.buckets) + 1
         return adapter
 
-    cdef int epoch_threads(self, const Update *u, int threads) noexcept:
-        """How many threads the steps of an epoch pay for."""
-        cdef double work = 3 * self.work
-        if not u.idle:  # a step updates every row of the tables
-            work += OPERATIONS_PER_LOOKUP * self.entries / self.net.batch
-        return self.team_size(work, OPERATIONS_PER_THREAD_AND_STEP, threads)
+    cdef double step_work(self, const Update *u) noexcept:
+        """The operations of a step of an epoch."""
+        cdef double work = 3 * self.work * self.net.batch
+        return work if u.idle else work + OPERATIONS_PER_LOOKUP * self.entries  # it updates every row of the tables

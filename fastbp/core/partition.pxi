@@ -7,6 +7,22 @@ cdef enum:
     CHUNKS = 64         # at most so many partial sums, and so many threads with samples
     ROWS_PER_CHUNK = 8  # at least
 
+cdef double OPERATIONS_PER_THREAD_AND_CALL = 1e6  # a call has to wake its threads, which takes microseconds
+cdef double RELUCTANCE = 5  # a team that nobody has asked for has so many times the work
+
+
+cdef inline int team_size(double operations, double per_thread, int threads) noexcept nogil:
+    """Of at most so many threads, how many have enough to do."""
+    return <int> max(1.0, min(<double> min(threads, <int> CHUNKS), operations / per_thread))
+
+
+cdef inline int call_team(double operations, int threads) noexcept nogil:
+    """The threads of one pass; a negative number is a limit, up to which more than one has to pay."""
+    if threads < 0:
+        return team_size(operations, RELUCTANCE * OPERATIONS_PER_THREAD_AND_CALL, -threads)
+    return team_size(operations, OPERATIONS_PER_THREAD_AND_CALL, threads)
+
+
 cdef struct Range:
     intp begin, end
 

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
 
-from fastbp.core import get_num_threads
+from fastbp.core import thread_limit
 from fastbp.data.arrays import Array
 from fastbp.sklearn.task import Fitted, Task
 from fastbp.training.callbacks import Callback, start_callbacks
@@ -28,7 +28,7 @@ def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callbac
 
     def loss_and_gradient(values: Array) -> tuple[float, Array]:
         parameters.values[:] = values
-        threads = settings.n_threads or get_num_threads()
+        threads = settings.n_threads or thread_limit()
         loss, dpred = objective.criterion.compute_with(model.model.forward(X, threads), target, weight, threads)
         model.model.backward(dpred, threads)
         penalty_gradient = decay * values

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from fastbp import schedules
-from fastbp.core import get_num_threads
+from fastbp.core import thread_limit
 from fastbp.core.plan import UpdateSpec
 from fastbp.data.arrays import Array
 from fastbp.optim import SGD, Adam, Optimizer
@@ -202,7 +202,7 @@ class StochasticSolver:
 
     def _evaluate(self, data: Data) -> float:
         """The validation loss; with early stopping the score is recorded too."""
-        objective, fitted, threads = self.task.objective, self.fitted, self.settings.n_threads or get_num_threads()
+        objective, fitted, threads = self.task.objective, self.fitted, self.settings.n_threads or thread_limit()
         pred = predict(self.task.model, data.X, threads)
         loss = objective.reported(objective.criterion.compute_with(pred, data.target, data.weight, threads)[0])
         fitted.validation_loss_curve_.append(loss)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from fastbp import losses
-from fastbp.core import get_num_threads
+from fastbp.core import thread_limit
 from fastbp.data.arrays import Array, as_generator, cast, check_choice, check_int
 from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key
 from fastbp.divergence import DivergenceError
@@ -128,7 +128,7 @@ class Sequential:
         if not training:
             return self._predict(x)
         with self.model.exclusive():
-            return self.model.forward(x, get_num_threads())
+            return self.model.forward(x, thread_limit())
 
     def backward(self, dy: ArrayLike, input_gradient: bool = False, parameter_gradients: bool = True) -> Array | None:
         """Backpropagation (Rumelhart, Hinton & Williams 1986): fill every parameter's gradient.
@@ -158,7 +158,7 @@ class Sequential:
             raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
         dx = np.empty_like(x) if input_gradient else None
         with self.model.exclusive():
-            self.model.backward(gradient, get_num_threads(), dx, parameter_gradients)
+            self.model.backward(gradient, thread_limit(), dx, parameter_gradients)
         return dx
 
     def predict(self, x: ArrayLike) -> Array:
@@ -166,7 +166,7 @@ class Sequential:
         return self._predict(self.model.check_features("x", x))
 
     def _predict(self, x: Array) -> Array:
-        with self.model.lock.shared(get_num_threads()) as threads:
+        with self.model.lock.shared(thread_limit()) as threads:
             return self.model.predict(x, threads)
 
     def evaluate(

@@ -14,7 +14,7 @@ from contextlib import closing
 import numpy as np
 
 from fastbp import profiling
-from fastbp.core import backend, get_num_threads
+from fastbp.core import backend, thread_limit
 from fastbp.core.plan import BatchPlan, LossSpec, Reducer, Report
 from fastbp.data.arrays import Array, Samples, check_memory, take_rows
 from fastbp.data.sampling import NAMES, Part, epoch_rows, parts
@@ -97,7 +97,7 @@ class Trainer:
         """Forward, loss, backpropagation, gradient descent; the loss before the update."""
         if self.reducer is not None:
             raise ValueError(f"loss: expected a built-in one with a reducer, got {self.criterion!r}")
-        model, (xb, yb, weight), threads = self.model, batch, self.threads or get_num_threads()
+        model, (xb, yb, weight), threads = self.model, batch, self.threads or thread_limit()
         optimizer = self.optimizer
         with model.lock.exclusive():
             statistics, training_step, steps = model.statistics.copy(), model.training_step, optimizer.steps
@@ -136,7 +136,7 @@ class Trainer:
             update = optimizer.update_spec(rates, decays)
             batches = BatchPlan(order, first, steps, batch_size, model.training_step + 1)
             try:
-                threads = self.threads or get_num_threads()
+                threads = self.threads or thread_limit()
                 network.train(report, data, batches, [self.loss_spec], update, self.reducer, threads)
             finally:  # an interrupt ends the epoch after a whole step; no call may stand here, which one could end
                 model.training_step += report.steps
@@ -209,7 +209,7 @@ class Trainer:
             trainer = Trainer(model, optimizer, self.criterion, self.threads, reducer=reducer)
             return trainer.run_epoch(data, key, batch_size, None)
 
-        totals = profile.train(epoch, self.model, self.optimizer, batch_size, self.threads or get_num_threads())
+        totals = profile.train(epoch, self.model, self.optimizer, batch_size, self.threads or thread_limit())
         if bars is not None:  # at once: what is timed here, and again by compare, is the core alone
             bars.advance(totals.samples, totals.mean_loss)
         return totals

@@ -39,8 +39,9 @@ def run(*tasks):
     return errors
 
 
-def network(seed):
-    return fb.Sequential([fb.Dense(30, 70, activation="gelu"), fb.BatchNorm(70), fb.Dense(70, 2)], seed=seed)
+def network(seed, dtype="float32"):
+    layers = [fb.Dense(30, 70, activation="gelu"), fb.BatchNorm(70), fb.Dense(70, 2)]
+    return fb.Sequential(layers, dtype=dtype, seed=seed)
 
 
 def train(model, batch_size=50):
@@ -178,7 +179,47 @@ def test_kernels_have_no_scratch_in_common(compiled):
     assert wrong == []
 
 
-def test_a_disturbed_team_keeps_the_bits(compiled):
+@pytest.fixture(params=[True, False], ids=["set", "not set"])
+def threads_set(request, monkeypatch):
+    """Whether the user has set the number of threads: if not, a team is tried and kept where it pays."""
+    if not request.param:
+        monkeypatch.setattr(fb.core, "_threads_set", False)
+    return request.param
+
+
+def test_trials_of_a_team_keep_the_bits(compiled, dtype, monkeypatch):
+    """Of a network that is so small that the team is tried again and again, over calls of many sizes."""
+    outcomes = []
+    for threads, chosen in ((1, True), (2, True), (2, False), (3, False)):
+        fb.set_num_threads(threads)
+        monkeypatch.setattr(fb.core, "_threads_set", chosen)
+        model = network(0, dtype.name)
+        optimizer, losses = fb.Adam(model.parameters(), lr=0.01), []
+        for epochs, batch_size in ((1, 150), (3, 50), (40, 100), (2, 300), (10, 100)):
+            fit = dict(epochs=epochs, batch_size=batch_size, seed=0, verbose=0)
+            losses += model.fit(X[:300], Y[:300], "cross_entropy", optimizer, **fit).history["loss"]
+        losses += [model.train_on_batch(X[:300], Y[:300], "cross_entropy", optimizer) for _ in range(30)]
+        outcomes.append((losses, model.parameters().values.tobytes(), model.predict(X).tobytes()))
+        assert 1 <= model.model.network().threads <= threads
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
+def test_a_number_that_is_set_is_taken(compiled, monkeypatch):
+    """Of work for two threads; without one, who reads the model is told a limit."""
+    fb.set_num_threads(2)
+    model = network(0)
+    optimizer = fb.Adam(model.parameters())
+    model.train_on_batch(X, Y, "cross_entropy", optimizer)
+    assert model.model.network().threads == 2
+    monkeypatch.setattr(fb.core, "_threads_set", False)
+    assert (fb.core.thread_limit(), fb.get_num_threads()) == (-2, 2)
+    with model.model.shared() as threads:
+        assert threads == -2
+        with model.model.shared() as same:
+            assert same == -2
+
+
+def test_a_disturbed_team_keeps_the_bits(compiled, threads_set):
     """Busy processes take the cores away, so that the team is disbanded and called together in the middle of epochs."""
     expected = train(network(0))
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]

@@ -143,7 +143,7 @@ class Network:
         raised, and its step is not applied; nor is one that an interrupt ends.
         """
         (loss_spec,) = loss_specs
-        self.threads, self._last = threads, time.perf_counter()
+        self.threads, self._last = abs(threads), time.perf_counter()
         for t in range(batches.steps):
             rows, batch = gather(data, batches, t)
             self._charge_time(_IN_GATHER)
