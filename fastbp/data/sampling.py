@@ -93,14 +93,18 @@ class Stream:
         for i, chunk in enumerate(self._read(key)):
             if _is_empty(chunk[0]):
                 continue
-            held.append(self._check(i, chunk))
+            samples = self._check(i, chunk)
             if weighted not in (None, chunk[2] is not None):
                 raise ValueError(f"{self._name}: expected sample weights in every chunk or in none, chunk {i} differs")
             weighted = chunk[2] is not None
-            count += len(held[-1][0])
+            count += len(samples[0])
             if count < max(self._buffer_size, batch_size):
+                held.append(_owned(samples, chunk))
                 continue
-            data, whole = _concatenate(held), count - count % batch_size
+            data = _concatenate([*held, samples]) if held else _owned(samples, chunk)
+            whole = count - count % batch_size
+            held.clear()
+            del samples, chunk
             yield Part(data, key, whole)
             rest = epoch_rows(whole, batch_size, count, key)
             held, count = [take_rows(data, rest)] if len(rest) else [], len(rest)
@@ -117,6 +121,17 @@ def _is_empty(X: Any) -> bool:
         return len(X) == 0
     except TypeError:  # no array at all, as the check will say
         return False
+
+
+def _owned(samples: Samples, chunk: Chunk) -> Samples:
+    """Samples that the user's code cannot change any more: it may use its arrays again for the next chunk."""
+
+    def own(array: Array, given: Any) -> Array:
+        owned = isinstance(given, np.ndarray) and not np.may_share_memory(array, given)
+        return array if owned else array.copy()
+
+    X, y, weight = samples
+    return own(X, chunk[0]), own(y, chunk[1]), None if weight is None else own(weight, chunk[2])
 
 
 def _concatenate(pieces: list[Samples]) -> Samples:
@@ -211,20 +226,46 @@ def parts(data: Samples | Stream, key: int | None, batch_size: int) -> Generator
 
 
 def read_ahead(items: Generator[T]) -> Generator[T]:
-    """The items; a thread makes the next one while the caller works with this one."""
-    import contextvars  # here, as this and the executor would slow down the import of the package
-    from concurrent.futures import ThreadPoolExecutor
+    """The items; a thread makes the next one while the caller works with this one.
 
-    context = contextvars.copy_context()  # in which the backend was chosen
+    The thread may wait in the user's code for as long as that likes: nobody waits for it. It closes the items when it
+    comes back and finds that no more are wanted; at the end of the process it is left where it is.
+    """
+    import contextvars  # here, as these would slow down the import of the package
+    import queue
+    import threading
 
-    def following() -> T | None:
-        return context.run(next, items, None)
+    wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    made: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
-    with closing(items), ThreadPoolExecutor(1, "fastbp-reader") as thread:
-        future = thread.submit(following)
-        while (item := future.result()) is not None:
-            future = thread.submit(following)
+    def make() -> None:
+        with closing(items):
+            while wanted.get():
+                try:
+                    made.put((next(items, None), None))
+                except BaseException as error:
+                    made.put((None, error))
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(make,), name="fastbp-reader", daemon=True)
+    try:
+        thread.start()
+        wanted.put(True)
+        while True:
+            try:
+                item, error = made.get(timeout=0.1)  # in short pieces: an interrupt does not end a wait everywhere
+            except queue.Empty:
+                continue
+            if error is not None:
+                raise error
+            if item is None:  # the user's code has come to its end
+                wanted.put(False)
+                thread.join()
+                return
+            wanted.put(True)
             yield item
+    finally:
+        error = None  # it would keep this frame alive, which its traceback has
+        wanted.put(False)
 
 
 @overload

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -57,7 +58,11 @@ def trained(X, y, loss="cross_entropy", **settings):
 
 
 def readers():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fastbp-reader")]
+    """The threads that read ahead and do not end, though nobody wants more of them."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("fastbp-reader")]
+    for thread in threads:
+        thread.join(10)
+    return [thread for thread in threads if thread.is_alive()]
 
 
 def squared(pred, target, *weights):
@@ -282,6 +287,158 @@ def test_an_interrupt_ends_the_reader(compiled):
     interrupt.join()
     assert optimizer.steps > 0
     assert not readers()
+
+
+class Blocked:
+    """Chunks of which all but the first one wait until they are released, as for a queue or a network."""
+
+    def __init__(self):
+        self.released, self.asked, self.closed = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self):
+        try:
+            yield X, Y
+            while True:
+                self.asked.set()
+                self.released.wait()
+                yield X, Y
+        finally:
+            self.closed.set()
+
+    def was_left_waiting(self):
+        """Whether nobody has waited for it; it is closed when it comes back."""
+        waiting = not self.closed.is_set() and len(threads := [
+            thread for thread in threading.enumerate() if thread.name == "fastbp-reader"
+        ]) == 1  # fmt: skip
+        self.released.set()
+        threads[0].join(10)
+        return waiting and self.closed.is_set()
+
+
+def interrupt_when(event):
+    """Ctrl-C a moment after the event."""
+
+    def interrupt():
+        event.wait(10)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent to the process")
+@pytest.mark.parametrize("place", ["fit", "validation_data", "evaluate", "batches"])
+def test_an_interrupt_does_not_wait_for_the_users_code(place):
+    chunks, model = Blocked(), fb.Sequential([fb.Dense(6, 3)], seed=0)
+    optimizer = fb.SGD(model.parameters(), lr=0.1)
+    tasks = {
+        "fit": lambda: model.fit(chunks, None, "cross_entropy", optimizer, verbose=0, buffer_size=1),
+        "validation_data": lambda: model.fit(X, Y, "cross_entropy", optimizer, verbose=0, validation_data=chunks),
+        "evaluate": lambda: model.evaluate(chunks, None, "cross_entropy"),
+        "batches": lambda: list(fb.batches(chunks, None, 100, buffer_size=1)),
+    }
+    interrupt_when(chunks.asked)
+    with pytest.raises(KeyboardInterrupt):
+        tasks[place]()
+    assert chunks.was_left_waiting()
+    model.fit(X, Y, "cross_entropy", optimizer, verbose=0)
+
+
+def test_an_error_in_the_loss_does_not_wait_for_the_users_code():
+    chunks, model = Blocked(), fb.Sequential([fb.Dense(6, 3)], seed=0)
+
+    def loss(pred, target):
+        chunks.asked.wait(10)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        model.fit(chunks, None, loss, fb.SGD(model.parameters(), lr=0.1), verbose=0, buffer_size=1)
+    assert chunks.was_left_waiting()
+
+
+def test_batches_that_are_left_do_not_wait_for_the_users_code():
+    chunks = Blocked()
+    dealt = fb.batches(chunks, None, 100, buffer_size=1)
+    next(dealt)
+    chunks.asked.wait(10)
+    dealt.close()
+    assert chunks.was_left_waiting()
+
+
+HANGS = """
+import time
+import numpy as np
+import fastbp as fb
+
+def chunks():
+    yield np.ones((4, 2)), np.ones((4, 1))
+    time.sleep(1000)
+
+model = fb.Sequential([fb.Dense(2, 1)])
+for xb, yb in fb.batches(chunks, None, 2, buffer_size=1):
+    print("left", flush=True)
+    break
+"""
+
+
+def test_a_process_ends_although_the_users_code_waits():
+    result = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "left\n", "")
+
+
+class RefilledSlices(Sliced):
+    """Slices that are one and the same buffer."""
+
+    def __init__(self, array):
+        super().__init__(array)
+        self._buffer = np.empty_like(array)
+
+    def __getitem__(self, rows):
+        part = self._array[rows]
+        self._buffer[: len(part)] = part
+        return self._buffer[: len(part)]
+
+
+def refilled(*columns, size=100):
+    """Chunks that are one and the same buffer."""
+
+    def chunks():
+        buffers = [np.empty_like(column[:size]) for column in columns]
+        for begin in range(0, len(columns[0]), size):
+            for buffer, column in zip(buffers, columns, strict=True):
+                buffer[:] = column[begin : begin + size]
+            yield tuple(buffers)
+        for buffer in buffers:
+            buffer[:] = 0
+
+    return chunks
+
+
+@pytest.mark.parametrize("buffer_size", [1, 100, 250, 10**6])
+@pytest.mark.parametrize("dtypes", [("f4", "i8"), ("f8", "i4")])
+@pytest.mark.parametrize("loss", ["cross_entropy", squared])
+def test_a_buffer_that_is_refilled_is_read_in_time(buffer_size, dtypes, loss):
+    columns = X.astype(dtypes[0]), Y.astype(dtypes[1]), WEIGHT.astype(dtypes[0])
+    expected = trained(*columns[:2], loss=loss, shuffle=False, sample_weight=columns[2])
+    got = trained(refilled(*columns), None, loss=loss, shuffle=False, buffer_size=buffer_size)
+    assert got[0] == expected[0]
+    assert got[1]["loss"] == pytest.approx(expected[1]["loss"], rel=1e-12)  # sums of other parts
+    in_batches = [list(fb.batches(source, None, 64, seed=0, buffer_size=buffer_size))
+                  for source in (refilled(*columns), lambda: iter([columns]))]  # fmt: skip
+    if buffer_size == 10**6:
+        for one, other in zip(*in_batches, strict=True):
+            assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
+    model = fb.Sequential([fb.Dense(6, 3)], seed=0)
+    evaluated = [model.evaluate(*data, loss)["loss"] for data in ((refilled(*columns), None), columns[:2])]
+    if loss == "cross_entropy":
+        evaluated[1] = model.evaluate(*columns[:2], loss, columns[2])["loss"]
+        assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-6)
+
+
+def test_slices_that_are_one_buffer():
+    settings = dict(buffer_size=160, seed=1)
+    got = trained(RefilledSlices(X), RefilledSlices(Y), **settings)
+    assert got == trained(Sliced(X), Sliced(Y), **settings)
 
 
 def test_a_bar_and_a_profile(capsys):
