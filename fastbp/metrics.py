@@ -9,6 +9,7 @@ fastbp[sklearn]``.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Metric = Callable[[Any, Any], float]
 Metrics = Iterable[str] | Mapping[str, Metric]
+
+TRIED_TARGETS = 1000  # with which fit looks whether a metric can work
 
 
 def _sklearn() -> Any:
@@ -50,9 +53,32 @@ def _numbers(name: str, value: ArrayLike) -> Array:
     return array
 
 
+def _classes(pred: ArrayLike, target: ArrayLike) -> tuple[Array, Array]:
+    """Predictions and the targets of a classification: labels of several logits, else from 0 to 1 for each output."""
+    pred, target = _arrays(pred, target)
+    if target.ndim == 1 and pred.shape[1] > 1:
+        if target.min() < 0 or target.max() >= pred.shape[1] or (target != np.floor(target)).any():
+            raise ValueError(f"target: expected labels from 0 to {pred.shape[1] - 1}, got others")
+    elif target.shape[1:] != pred.shape[1:] and target.ndim == 2:
+        raise ValueError(f"target: expected the shape of the predictions, {pred.shape}, got {target.shape}")
+    elif target.min() < 0 or target.max() > 1:
+        raise ValueError(f"target: expected classes as numbers from 0 to 1, got {target.min()} to {target.max()}")
+    return pred, target
+
+
+def _values(pred: ArrayLike, target: ArrayLike) -> tuple[Array, Array]:
+    """Predictions and the targets of a regression, of one shape."""
+    pred, target = _arrays(pred, target)
+    if target.ndim == 1:
+        target = target[:, None]
+    if target.shape != pred.shape:
+        raise ValueError(f"target: expected a number for every output, {pred.shape}, got {target.shape}")
+    return pred, target
+
+
 def _decided(pred: ArrayLike, target: ArrayLike) -> tuple[Array, Array, str]:
     """Targets and predictions as labels, and scikit-learn's word for how to average over them."""
-    pred, target = _arrays(pred, target)
+    pred, target = _classes(pred, target)
     if target.ndim == 2:
         return target > 0.5, pred > 0, "macro"
     if pred.shape[1] == 1:
@@ -68,7 +94,7 @@ def accuracy(pred: ArrayLike, target: ArrayLike) -> float:
 
 def top_k_accuracy(pred: ArrayLike, target: ArrayLike, k: int = 5) -> float:
     """The share of samples whose class is among the k greatest logits: 1 where there are no more than k classes."""
-    pred, target = _arrays(pred, target)
+    pred, target = _classes(pred, target)
     k, classes = check_int("k", k), np.arange(pred.shape[1])
     if target.ndim == 2 or len(classes) == 1:
         raise ValueError("pred: expected logits of at least two classes, and labels")
@@ -88,7 +114,7 @@ def auc(pred: ArrayLike, target: ArrayLike) -> float:
 
     NaN, with scikit-learn's warning, where a class has no sample.
     """
-    pred, target = _arrays(pred, target)
+    pred, target = _classes(pred, target)
     if target.ndim == 2 or pred.shape[1] == 1:
         return float(_sklearn().roc_auc_score(target > 0.5, pred))
     if pred.shape[1] == 2:
@@ -100,19 +126,19 @@ def auc(pred: ArrayLike, target: ArrayLike) -> float:
 
 def mae(pred: ArrayLike, target: ArrayLike) -> float:
     """The mean absolute error."""
-    pred, target = _arrays(pred, target)
+    pred, target = _values(pred, target)
     return float(_sklearn().mean_absolute_error(target, pred))
 
 
 def rmse(pred: ArrayLike, target: ArrayLike) -> float:
     """The root of the mean squared error; the mean over the outputs."""
-    pred, target = _arrays(pred, target)
+    pred, target = _values(pred, target)
     return float(_sklearn().root_mean_squared_error(target, pred))
 
 
 def r2(pred: ArrayLike, target: ArrayLike) -> float:
     """The coefficient of determination; the mean over the outputs."""
-    pred, target = _arrays(pred, target)
+    pred, target = _values(pred, target)
     return float(_sklearn().r2_score(target, pred))
 
 
@@ -124,6 +150,17 @@ def measured(name: str, metric: Metric, pred: Array, target: Array) -> float:
         return float(metric(pred, target))
     except ValueError as error:  # scikit-learn's messages do not say which
         raise ValueError(f"metrics[{name!r}]: {error}") from error
+
+
+def check_measurable(metrics: Mapping[str, Metric], target: Array, outputs: int) -> None:
+    """Raise unless those of these metrics that are fastbp's own can measure such targets, of which a few are tried."""
+    few = target[:: max(1, len(target) // TRIED_TARGETS)]
+    pred = np.zeros((len(few), outputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a class that is not among the few
+        for name, metric in metrics.items():
+            if metric in METRICS.values():
+                measured(name, metric, pred, few)
 
 
 METRICS: dict[str, Metric] = {}

@@ -118,6 +118,57 @@ def test_bad_metrics(metrics, error, message):
     assert optimizer.steps == 0
 
 
+REGRESSION = RNG.standard_normal((200, 4)) * 3
+CANNOT = [
+    ("auc", "mse", REGRESSION, "target: expected classes as numbers from 0 to 1"),
+    ("accuracy", "huber", REGRESSION[:, 0], "target: expected classes as numbers from 0 to 1"),
+    ("f1", "mae", REGRESSION, "target: expected classes as numbers from 0 to 1"),
+    ("top_k_accuracy", "binary_cross_entropy", BINARY, "pred: expected logits of at least two classes"),
+    ("top_k_accuracy", "binary_cross_entropy", MANY, "pred: expected logits of at least two classes"),
+    ("rmse", "cross_entropy", LABELS, r"target: expected a number for every output"),
+    ("mae", "cross_entropy", LABELS, r"target: expected a number for every output"),
+    ("r2", "cross_entropy", LABELS, r"target: expected a number for every output"),
+]
+
+
+@pytest.mark.parametrize(("metric", "loss", "target", "message"), CANNOT)
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_metric_that_cannot_work_says_so_before_the_first_epoch(metric, loss, target, message, by_name):
+    outputs = 4 if target.ndim == 2 or loss == "cross_entropy" else 1
+    model = fb.Sequential([fb.Dense(4, outputs)], seed=0)
+    optimizer, before = fb.SGD(model.parameters(), lr=0.1), model.snapshot()
+    metrics = [metric] if by_name else {metric: fb.metrics.METRICS[metric]}
+    asked = []
+
+    def chunks():
+        for i in range(0, 200, 50):
+            asked.append(i)
+            yield LOGITS[i : i + 50], target[i : i + 50]
+
+    for call in (
+        lambda: model.fit(LOGITS, target, loss, optimizer, validation_data=(LOGITS, target), metrics=metrics),
+        lambda: model.evaluate(LOGITS, target, loss, metrics=metrics),
+        lambda: model.evaluate(chunks, None, loss, metrics=metrics),
+    ):
+        with pytest.raises(ValueError, match=rf"metrics\['{metric}'\]: {message}"):
+            call()
+    assert optimizer.steps == 0
+    assert len(asked) <= 4
+    np.testing.assert_array_equal(model.snapshot()[0], before[0])
+
+
+def test_a_class_that_few_samples_have_is_no_reason(recwarn):
+    """Whatever a metric says of the few targets with which fit tries it, as long as it can be computed."""
+    labels = np.zeros(200, int)
+    labels[-1] = 1
+    model = fb.Sequential([fb.Dense(4, 2)], seed=0)
+    optimizer = fb.SGD(model.parameters(), lr=0.1)
+    history = model.fit(LOGITS, labels, "cross_entropy", optimizer, validation_data=(LOGITS, labels), verbose=0,
+                        metrics=["auc", "f1", "accuracy", "top_k_accuracy"]).history  # fmt: skip
+    assert np.isfinite(history["val_auc"]).all()
+    assert not recwarn
+
+
 def test_bad_arrays():
     with pytest.raises(ValueError, match=r"pred: expected shape \(N, O\) with N of 3 targets, got \(3,\)"):
         fb.metrics.mae([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])

@@ -22,6 +22,27 @@ def test_a_model_may_change_backends(compiled):
     assert last < first
 
 
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "astype": lambda model: model.astype("float64"),
+}
+
+
+@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
+def test_copies_keep_epochs_and_history(make):
+    X, y = blobs()
+    model = everything()
+    assert make(model).history is None
+    optimizer = fb.Adam(model.parameters())
+    history = model.fit(X, y, "cross_entropy", optimizer, epochs=3, verbose=0)
+    other = make(model)
+    assert (other.epochs, other.history.history, other.stop_training) == (3, history.history, False)
+    other.fit(X, y, "cross_entropy", fb.Adam(other.parameters()), epochs=2, verbose=0)
+    assert (other.epochs, len(other.history), model.epochs, len(model.history)) == (5, 2, 3, 3)
+
+
 def test_predict_in_chunks_is_predict_row_by_row(any_backend):
     model = everything("float64")
     X = np.random.default_rng(0).standard_normal((2100, 7))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -103,7 +104,10 @@ class Callback:
         """After epoch number ``epoch``, counted from 0, with what it logs, such as ``logs["val_loss"]``."""
 
     def on_train_end(self) -> None:
-        """After the last epoch, in reverse order of the callbacks; not after an error."""
+        """When training ends, in reverse order of the callbacks, also by an error or an interrupt.
+
+        Not called then of a callback that is ``last``: it would see an epoch that was not finished.
+        """
 
     def state(self) -> dict[str, Any]:
         """What a ``Checkpoint`` keeps of this callback: numbers, strings, None and arrays, by name."""
@@ -124,21 +128,36 @@ def check_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
     return sorted(callbacks, key=lambda callback: callback.last)
 
 
-def start_callbacks(
+@contextmanager
+def called(
     callbacks: list[Callback],
     model: ModelInTraining,
     optimizer: Optimizer | None,
     log_names: list[str],
     measures: Mapping[str, Metric],
-) -> None:
-    """Tell the callbacks what is about to be trained, and what is logged: measures are the metrics among it."""
+) -> Iterator[None]:
+    """Tell the callbacks what is about to be trained, and what is logged: measures are the metrics among it.
+
+    When the block ends, by whatever, those that began are told: each of them, whatever another one raises.
+    """
     model.stop_training = False
     known = {"loss": False, "accuracy": True} | directions(measures)
     greater = {name: known[own] for name in log_names if (own := name.removeprefix("val_")) in known}
-    for callback in callbacks:
-        callback.model, callback.optimizer, callback.log_names = model, optimizer, log_names
-        callback.greater_is_better, callback.callbacks = greater, callbacks
-        callback.on_train_begin()
+    begun: list[Callback] = []
+    finished = False
+    try:
+        for callback in callbacks:
+            callback.model, callback.optimizer, callback.log_names = model, optimizer, log_names
+            callback.greater_is_better, callback.callbacks = greater, callbacks
+            callback.on_train_begin()
+            begun.append(callback)
+        yield
+        finished = True
+    finally:
+        with ExitStack() as ends:  # calls them in reverse order
+            for callback in begun:
+                if finished or not callback.last:
+                    ends.callback(callback.on_train_end)
 
 
 class Monitor(Callback):
@@ -221,7 +240,8 @@ class BestWeights(Callback):
 class EarlyStopping(Monitor):
     """Stop when a logged value has not improved for ``patience`` epochs, and restore the best epoch's weights.
 
-    The best weights, running statistics included, are restored at the end of ``fit`` in any case.
+    The best weights, running statistics included, are restored at the end of ``fit`` in any case: after an error or an
+    interrupt too.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from fastbp.plotting import new_figure
@@ -93,17 +94,21 @@ class Bars:
             raise ImportError("verbose='bar': it needs tqdm; install it with: pip install fastbp[progress]") from error
         self._new, self._epochs, self._samples = tqdm, epochs, samples
 
-    def begin(self, epoch: int) -> None:
-        """Show the bar of an epoch."""
+    def shown(self, epoch: int, train: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Train for an epoch under its bar, which stays with what the epoch logs; closed, whatever ends it.
+
+        An epoch of data that is read tells how many samples there are.
+        """
         self._bar = self._new(desc=_title(epoch, self._epochs), total=self._samples, unit=" samples", unit_scale=True)
+        try:
+            logs = train()
+            self._samples = self._bar.n
+            self._bar.set_postfix(_formatted(logs))
+            return logs
+        finally:
+            self._bar.close()
 
     def advance(self, samples: int, loss: float) -> None:
         """So many samples more were trained; loss is the mean of the epoch so far."""
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._bar.update(samples)
-
-    def end(self, logs: dict[str, float]) -> None:
-        """Leave the bar with what the epoch logs; an epoch of data that is read tells how many samples there are."""
-        self._samples = self._bar.n
-        self._bar.set_postfix(_formatted(logs))
-        self._bar.close()

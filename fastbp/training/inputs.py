@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastbp.data.arrays import Samples, check_weights
 from fastbp.data.sampling import NAMES, Names, Stream, open_data
 from fastbp.losses import Loss
@@ -38,9 +40,16 @@ def open_samples(
         return check_batch(model, criterion, *chunk, own_names, part=own_names is not names)
 
     checked = open_data(data, check, buffer_size, names)
-    if not isinstance(checked, Stream) and checked[2] is not None and not checked[2].any():  # as a batch may do
-        raise ValueError(f"{names[2]}: expected a positive weight among them, got zeros only")
+    if not isinstance(checked, Stream):
+        _, y, weight = checked
+        if criterion.total_weight(np.empty((0, model.outputs), model.dtype), y, weight) == 0:
+            raise no_weight(names[1], names[2])
     return checked
+
+
+def no_weight(y: str, sample_weight: str) -> ValueError:
+    """The error for data of which nothing counts; single batches may be like that."""
+    return ValueError(f"{sample_weight}: expected a positive weight among them and the classes of {y}, got zeros only")
 
 
 def open_evaluation(model: Model, criterion: Loss, data: tuple[Any, Any, Any], names: Names = NAMES) -> Data:

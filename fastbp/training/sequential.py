@@ -5,6 +5,7 @@ The passes are those of ``Model``, the steps those of ``Trainer``.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -17,15 +18,16 @@ from fastbp.data.arrays import Array, as_generator, cast, check_choice, check_in
 from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key
 from fastbp.divergence import DivergenceError
 from fastbp.formats import npz
-from fastbp.layers import Layer, make_layers
+from fastbp.layers import BatchNorm, Layer, make_layers
+from fastbp.layers.tree import walk
 from fastbp.losses import Loss, LossLike
-from fastbp.metrics import Metric, Metrics, resolve
+from fastbp.metrics import Metric, Metrics, check_measurable, resolve
 from fastbp.model import Model, check_tensors
 from fastbp.optim import Optimizer
 from fastbp.parameters import Parameters
 from fastbp.summary import layer_table, program_table
 from fastbp.training import run_state
-from fastbp.training.callbacks import BestWeights, Callback, check_callbacks, start_callbacks
+from fastbp.training.callbacks import BestWeights, Callback, called, check_callbacks
 from fastbp.training.history import Bars, History, epoch_line
 from fastbp.training.inputs import Data, check_batch, open_evaluation, open_samples, open_validation
 from fastbp.training.trainer import Trainer, evaluate
@@ -308,11 +310,16 @@ class Sequential:
         validation = open_validation(self.model, criterion, validation_data)
         if measures and validation is None:
             raise ValueError("metrics: expected validation_data to compute them from, got None")
+        if measures and validation is not None and not isinstance(validation, Stream):
+            check_measurable(measures, validation[1], self.outputs)
         callbacks, verbose = check_callbacks(callbacks), check_choice("verbose", verbose, (0, 1, "bar"))
         check_choice("on_divergence", on_divergence, ("raise", "stop", "restore"))
         best = BestWeights() if on_divergence == "restore" else None
         callbacks = [best, *callbacks] if best else callbacks
-        bars = Bars(epochs, None if isinstance(data, Stream) else len(data[0])) if verbose == "bar" else None
+        samples = None if isinstance(data, Stream) else len(data[0])
+        if batch_size == 1 or samples == 1:
+            warn_of_single_rows(self.layers)
+        bars = Bars(epochs, samples) if verbose == "bar" else None
         rng = self.model.generator if seed is None else as_generator(seed)
 
         def run_epoch() -> dict[str, float]:
@@ -320,46 +327,30 @@ class Sequential:
             if validation is not None:
                 validated = evaluate(self.model, validation, criterion, measures)
                 logs |= {f"val_{name}": value for name, value in validated.items()}
-            return logs
+            return logs | {"lr": optimizer.last_lr}
 
         with self.model.training():
+            run, log_names = None, _log_names(criterion, measures, validation)
+            if resume is not None:
+                run = run_state.load_matching(resume, self, optimizer, callbacks, log_names)
             self.model.order_generator = rng
-            history = self._start(optimizer, callbacks, _log_names(criterion, measures, validation), measures, resume)
-            ending = callbacks
             try:
-                for epoch in range(len(history), epochs):
-                    if self.stop_training:
-                        break
-                    self._run_epoch(epoch, epochs, run_epoch, history, callbacks, bars, verbose)
+                with called(callbacks, self, optimizer, log_names, measures):
+                    self.history = history = History()
+                    if run is not None:
+                        run_state.restore(run, self, optimizer, callbacks)
+                    for epoch in range(len(history), epochs):
+                        if self.stop_training:
+                            break
+                        self._run_epoch(epoch, epochs, run_epoch, history, callbacks, bars, verbose)
             except DivergenceError as error:
                 error.epoch = len(history) + 1
                 if on_divergence == "raise":
                     raise
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
-                ending = [callback for callback in callbacks if not callback.last]  # no checkpoint of a broken epoch
-            for callback in reversed(ending):  # a checkpoint before the best weights are restored
-                callback.on_train_end()
-            if best is not None and ending is not callbacks:
-                best.restore()
+                if best is not None:
+                    best.restore()
             return history
-
-    def _start(
-        self,
-        optimizer: Optimizer,
-        callbacks: list[Callback],
-        log_names: list[str],
-        measures: Mapping[str, Metric],
-        resume: npz.Path | None,
-    ) -> History:
-        """Tell the callbacks, and take up the run in the file if there is one; the history, of the epochs done."""
-        run = None
-        if resume is not None:
-            run = run_state.load_matching(resume, self, optimizer, callbacks, log_names)
-        start_callbacks(callbacks, self, optimizer, log_names, measures)
-        self.history = History()
-        if run is not None:
-            run_state.restore(run, self, optimizer, callbacks)
-        return self.history
 
     def _run_epoch(
         self,
@@ -372,14 +363,10 @@ class Sequential:
         verbose: int | str,
     ) -> None:
         """Train for an epoch; record, show and tell the callbacks what it logs."""
-        if bars is not None:
-            bars.begin(epoch)
-        logs = train()
-        history.append(logs)  # not to ``self.history``, which a fit in a callback replaces
+        logs = train() if bars is None else bars.shown(epoch, train)
+        history.append(logs)
         self.epochs += 1
-        if bars is not None:
-            bars.end(logs)
-        elif verbose:
+        if verbose and bars is None:
             print(epoch_line(epoch, epochs, logs), flush=True)
         for callback in callbacks:
             callback.on_epoch_end(epoch, logs)
@@ -459,11 +446,13 @@ class Sequential:
         with self.model.shared():
             other = self._build(self.model.config(), dtype, self.model.tensors())
             other.model.copy_randomness(self.model)
+            other.epochs, other.history = self.epochs, copy.deepcopy(self.history)
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are built anew around the copied parameters, which an optimizer's copy shares."""
-        return _rebuild, (type(self), self.model.config(), self.dtype.name, *self.model.contents())
+        rest = {name: value for name, value in vars(self).items() if name != "model"}  # epochs, history
+        return _rebuild, (type(self), self.model.config(), self.dtype.name, *self.model.contents()), rest
 
 
 def _rebuild(cls: type[S], config: list[dict[str, Any]], dtype: str, *contents: Any) -> S:
@@ -484,6 +473,19 @@ def check_model(model: object) -> Sequential:
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected a fastbp model, got {type(model).__name__}")
     return model
+
+
+def warn_of_single_rows(layers: Sequence[Layer], stacklevel: int = 3) -> None:
+    """Tell that training with one row per batch teaches nothing to what comes before a BatchNorm."""
+    for _, access, layer in walk(layers):
+        if isinstance(layer, BatchNorm):
+            warnings.warn(
+                f"batch_size: with one row per batch, {access} sees no difference between samples, so that its outputs "
+                "are its bias and the layers before it learn nothing; take more rows, or a LayerNorm",
+                RuntimeWarning,
+                stacklevel=stacklevel,
+            )
+            return
 
 
 def _log_names(criterion: Loss, measures: Mapping[str, Metric], validation: Data | None) -> list[str]:

@@ -20,11 +20,11 @@ from fastbp.data.arrays import Array, Samples, check_memory, take_rows
 from fastbp.data.sampling import NAMES, Part, epoch_rows, parts
 from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
 from fastbp.losses import Loss
-from fastbp.metrics import Metric, measured
+from fastbp.metrics import Metric, check_measurable, measured
 from fastbp.model import SMALL_BATCH, Model
 from fastbp.optim import Optimizer
 from fastbp.training.history import Bars
-from fastbp.training.inputs import Data, check_batch
+from fastbp.training.inputs import Data, check_batch, no_weight
 
 
 class Totals:
@@ -222,20 +222,26 @@ class Trainer:
             totals = self._profiled_epoch(profile, data, key, batch_size, bars)
         else:
             totals = self.run_epoch(data, key, batch_size, bars)
+        if totals.weight == 0:  # of data that is read; arrays are checked before
+            raise no_weight("y", "sample_weight")
         if not backend().all_finite(self.model.params.values):  # since the last step, which no loss has seen
             value, where = in_parameters(self.model.params)
             step = self.optimizer.steps
             raise DivergenceError("parameters", value, where, step, self.optimizer.schedule(step - 1))
         speed = totals.samples / (time.perf_counter() - start)
-        return totals.logs(self.criterion) | {"lr": self.optimizer.last_lr, "samples_per_second": speed}
+        return totals.logs(self.criterion) | {"samples_per_second": speed}
 
 
 def evaluate(model: Model, data: Data, criterion: Loss, measures: Mapping[str, Metric]) -> dict[str, float]:
     """The loss, for classification the accuracy, and the metrics."""
     totals = Totals()
     outputs: list[tuple[Array, Array]] = []
+    measurable = not measures
     with closing(parts(data, None, 1)) as whole:
         for (X, y, weight), _, _ in whole:
+            if not measurable:  # before the pass
+                check_measurable(measures, y, model.outputs)
+                measurable = True
             with model.shared() as threads:
                 pred = model.predict(X, threads)
                 part_weight = criterion.total_weight(pred, y, weight)
@@ -244,7 +250,7 @@ def evaluate(model: Model, data: Data, criterion: Loss, measures: Mapping[str, M
             if measures:
                 outputs.append((pred, y))
     if totals.weight == 0:
-        raise ValueError("sample_weight: expected a positive weight among them, got zeros only")
+        raise no_weight("y", "sample_weight")
     logs = totals.logs(criterion)
     if measures:
         pred, y = (np.concatenate(columns) for columns in zip(*outputs, strict=True))

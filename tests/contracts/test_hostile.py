@@ -575,7 +575,9 @@ def test_settings_of_fit_are_refused_by_name_or_work(name):
         model, optimizer = new()
         before = state(model, optimizer)
         try:
-            fitted(model, optimizer, callbacks=[OneEpoch()], **{name: value})
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "batch_size: with one row per batch")
+                fitted(model, optimizer, callbacks=[OneEpoch()], **{name: value})
         except (TypeError, ValueError) as error:
             says(error, name)
             assert state(model, optimizer) == before

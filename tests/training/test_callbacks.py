@@ -1,5 +1,7 @@
 """Callbacks that watch a number: EarlyStopping and ReduceLROnPlateau."""
 
+import os
+
 import numpy as np
 import pytest
 from networks import bits, blobs, everything
@@ -110,6 +112,115 @@ def test_the_model_of_a_callback_has_what_a_sequential_has():
 
     public = {name for name in dir(fb.Sequential) if not name.startswith("_")} - {"load"}
     assert public <= set(dir(ModelInTraining)) | set(ModelInTraining.__annotations__)
+
+
+class Fails(fb.Callback):
+    """Raises in the third epoch, or where it is told to."""
+
+    def __init__(self, error=ZeroDivisionError, where="on_epoch_end"):
+        self.error, self.where = error, where
+
+    def on_train_begin(self):
+        if self.where == "on_train_begin":
+            raise self.error
+
+    def on_epoch_end(self, epoch, logs):
+        if self.where == "on_epoch_end" and epoch == 2:
+            raise self.error
+
+    def on_train_end(self):
+        if self.where == "on_train_end":
+            raise self.error
+
+
+class Notes(fb.Callback):
+    def __init__(self):
+        self.notes = []
+
+    def on_train_begin(self):
+        self.notes.append("begin")
+
+    def on_train_end(self):
+        self.notes.append("end")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_the_best_weights_are_restored_whatever_ends_fit(any_backend, error):
+    """By another callback, by the loss in the middle of an epoch, by an interrupt."""
+    X, y = blobs()
+    values = iter([3.0, 1.0, 2.0, 2.0])
+
+    def by_loss(pred, target):
+        if optimizer.steps == 17:
+            raise error
+        return fb.CrossEntropy()(pred, target)
+
+    for loss, others in ((by_loss, []), ("cross_entropy", [Fails(error)])):
+        values, model = iter([3.0, 1.0, 2.0, 2.0]), everything()
+        optimizer, weights = fb.Adam(model.parameters()), []
+
+        class Keeps(fb.Callback):
+            def on_epoch_end(self, epoch, logs, weights=weights):
+                weights.append(bits(self.model))
+
+        with pytest.raises(error):
+            model.fit(
+                X, y, loss, optimizer, epochs=4, batch_size=30, verbose=0, validation_data=(X, y),
+                metrics={"told": lambda *_, values=values: next(values)},
+                callbacks=[fb.EarlyStopping(monitor="val_told", mode="min"), Keeps(), *others],
+            )  # fmt: skip
+        assert bits(model) == weights[1] != weights[0]
+        assert len(model.history) == len(weights) == (2 if loss is by_loss else 3)
+
+
+def test_every_callback_is_told_of_the_end(tmp_path):
+    """Also if another one fails, wherever; one that has not begun is not told."""
+    X, y = blobs()
+    for where in ("on_train_begin", "on_epoch_end", "on_train_end"):
+        model, before, behind = everything(), Notes(), Notes()
+        optimizer = fb.SGD(model.parameters(), lr=0.1)
+        checkpoint = fb.Checkpoint(tmp_path / f"{where}.npz", every=5)
+        with pytest.raises(ZeroDivisionError):
+            model.fit(X, y, "cross_entropy", optimizer, epochs=3, verbose=0,
+                      callbacks=[before, Fails(where=where), behind, checkpoint])  # fmt: skip
+        assert before.notes == ["begin", "end"]
+        assert behind.notes == ([] if where == "on_train_begin" else ["begin", "end"])
+        assert os.path.exists(checkpoint.path) == (where == "on_train_end")  # else the epoch was not finished
+        model.fit(X, y, "cross_entropy", optimizer, verbose=0)
+
+
+def test_a_writer_is_closed_whatever_ends_fit(tmp_path):
+    pytest.importorskip("tensorboard")
+    X, y = blobs()
+    model, board = everything(), fb.TensorBoard(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, y, "cross_entropy", fb.SGD(model.parameters(), lr=0.1), epochs=3, verbose=0,
+                  callbacks=[board, Fails(KeyboardInterrupt)])  # fmt: skip
+    assert board._writers == {}
+
+
+def test_batch_norm_with_one_row_per_batch_is_told():
+    """Inside of branches too; a LayerNorm, or more rows, are fine."""
+    X, y = blobs(20)
+
+    def fit(layers, rows=20, batch_size=1):
+        model = fb.Sequential(layers, seed=0)
+        before = model.layers[0].weight.copy()
+        model.fit(X[:rows], y[:rows], "cross_entropy", fb.SGD(model.parameters(), lr=0.1), batch_size=batch_size,
+                  verbose=0)  # fmt: skip
+        return np.array_equal(model.layers[0].weight, before)
+
+    def branch():
+        return [fb.Dense(7, 4), fb.Residual([fb.BatchNorm(4), fb.Activation("relu")])]
+
+    with pytest.warns(RuntimeWarning, match=r"batch_size: with one row per batch, layers\[1\] sees no difference"):
+        assert fit([fb.Dense(7, 4), fb.BatchNorm(4)])  # nothing is learned before it
+    with pytest.warns(RuntimeWarning, match=r"layers\[1\].layers\[0\] sees no difference"):
+        fit(branch())
+    with pytest.warns(RuntimeWarning, match="one row per batch"):
+        fit(branch(), rows=1, batch_size=32)
+    assert not fit(branch(), batch_size=2)
+    assert not fit([fb.Dense(7, 4), fb.LayerNorm(4)])
 
 
 VALUES = [0.1, 0.5, 0.9, 0.8, 0.7]

@@ -58,13 +58,30 @@ def test_a_bar_shows_the_loss_of_what_was_trained():
     pytest.importorskip("tqdm")
     from fastbp.training.history import Bars
 
+    def train():
+        bars.advance(10, 2.0)
+        assert (bars._bar.n, bars._bar.loss) == (10, "2.0000")
+        bars.advance(20, 1.0)
+        assert (bars._bar.n, bars._bar.loss) == (30, "1.0000")
+        return {"loss": 1.5}
+
     bars = Bars(1, 30)
     bars._new = lambda **settings: Bar()
-    bars.begin(0)
-    bars.advance(10, 2.0)
-    assert (bars._bar.n, bars._bar.loss) == (10, "2.0000")
-    bars.advance(20, 1.0)
-    assert (bars._bar.n, bars._bar.loss) == (30, "1.0000")
+    assert bars.shown(0, train) == {"loss": 1.5}
+    assert bars._bar.loss == "1.5000"
+
+
+def test_a_bar_is_closed_whatever_ends_its_epoch():
+    tqdm = pytest.importorskip("tqdm").tqdm
+    model, (X, y) = everything(), blobs()
+    optimizer = fb.SGD(model.parameters(), lr=0.1)
+
+    def loss(pred, target):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        model.fit(X, y, loss, optimizer, verbose="bar")
+    assert not getattr(tqdm, "_instances", ())
 
 
 def test_verbose_is_checked():

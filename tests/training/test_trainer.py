@@ -117,6 +117,44 @@ def test_weights_of_chunks_are_not_scaled(unit):
                   fb.Adam(model.parameters()), verbose=0)  # fmt: skip
 
 
+def test_data_of_which_nothing_counts_are_refused():
+    """By the weights of samples or of classes, for training and for validation, in arrays and in chunks."""
+    X, y = blobs(30)
+    zeros, nothing = np.zeros(30), fb.CrossEntropy(class_weight=[1, 0, 0, 1])
+    few = np.flatnonzero((y == 1) | (y == 2))
+
+    def chunks():
+        yield X, y, zeros
+
+    def of_class():
+        yield X[few], y[few]
+
+    model = everything()
+    optimizer, before = fb.Adam(model.parameters()), bits(model)
+    plain = dict(verbose=0)
+    for call in (
+        lambda: model.fit(X, y, "cross_entropy", optimizer, sample_weight=zeros, **plain),
+        lambda: model.fit(X[few], y[few], nothing, optimizer, **plain),
+        lambda: model.fit(X, y, nothing, optimizer, validation_data=(X[few], y[few]), **plain),
+        lambda: model.fit(X, y, "cross_entropy", optimizer, validation_data=(X, y, zeros), **plain),
+        lambda: model.evaluate(X[few], y[few], nothing),
+        lambda: model.evaluate(chunks, None, "cross_entropy"),
+        lambda: model.evaluate(of_class, None, nothing),
+    ):
+        with pytest.raises(ValueError, match="expected a positive weight among them and the classes of"):
+            call()
+        assert bits(model) == before
+        assert optimizer.steps == 0
+    for source, loss in (
+        (chunks, "cross_entropy"),
+        (of_class, nothing),
+        (chunks, lambda *given: fb.CrossEntropy()(*given)),
+    ):
+        with pytest.raises(ValueError, match="expected a positive weight among them and the classes of"):
+            model.fit(source, None, loss, optimizer, epochs=3, verbose=0)  # when the first epoch has read it
+        assert len(model.history) == 0
+
+
 @pytest.mark.parametrize("class_weight", [{1: 99}, [1, 99, 5]])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_weights_of_classes_weigh_the_epochs_loss_too(any_backend, dtype, class_weight, weighted):
