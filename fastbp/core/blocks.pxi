@@ -40,6 +40,21 @@ cdef inline Block block_at(const Layer *layer, intp index, const real *witness) 
     return b
 
 
+cdef inline intp block_number(const Layer *layer, Block b, const real *witness) noexcept nogil:
+    """Of a block among those of all layers, however threads share them."""
+    cdef intp columns = columns_per_block(&layer.op, witness)
+    return layer.first_block + b.i0 // panel_width(witness) * ceil_div(layer.op.outputs, columns) + b.j0 // columns
+
+
+cdef inline double sum_of_squares(const real *x, intp row, intp rows, intp columns) noexcept nogil:
+    cdef double total = 0
+    cdef intp i, j
+    for i in range(rows):
+        for j in range(columns):
+            total += <double> x[i * row + j] * x[i * row + j]
+    return total
+
+
 cdef inline real *block_in_panels(Layer *layer, Block b, const real *witness) noexcept nogil:
     return <real *> layer.panels + b.j0 // panel_width(witness) * in_panels(layer.op.inputs, witness).panel + (
         b.i0 * panel_width(witness))

@@ -131,7 +131,7 @@ cdef void init_thread(Epoch *e, Net *net, Thread *thread, WeightPass *work, cons
         net.slots[0].own_value = net.slots[0].value = <real *> e.inputs + (thread.number - 1) * e.inputs_size
     memset(work, 0, sizeof(WeightPass))
     work.update, work.state_in_blocks, work.sparse = e.update, e.state_in_blocks, e.reduction == NULL
-    work.block = <real *> e.blocks + thread.number * e.block_size
+    work.block, work.squares = <real *> e.blocks + thread.number * e.block_size, e.squares
 
 
 cdef void thread_epoch(Epoch *e, Thread *thread, const real *witness) noexcept nogil:
@@ -192,6 +192,8 @@ cdef void thread_epoch(Epoch *e, Thread *thread, const real *witness) noexcept n
         if thread.number == 0:
             count_step(e, loss, net.batch, thread.team_size)
         barrier(thread)
+        if thread.number == 0 and e.squares != NULL:  # of all threads; none writes them again before the next barrier
+            e.penalty += e.update.weight_decay * net.batch * total(e.squares, e.square_count)
         if leaves:
             break
         # Flags may be set only from here on: before the barrier, a thread that reads this step's flags late would leave

@@ -38,6 +38,8 @@ cdef struct Epoch:
     Reduction *reduction   # or NULL
     void *blocks           # for every thread, a block of gradients, or some rows of the longest state vector
     intp block_size        # in entries
+    double *squares        # of every block of the weights in this step, or NULL
+    intp square_count
     bint state_in_blocks   # whether the state vectors of weights in panels are in the order of their blocks
     ContentionCheck check
     # what the threads tell each other
@@ -48,6 +50,7 @@ cdef struct Epoch:
     int invalid            # a flag: what the batch has gathered has changed, and cannot be used
     # what is reported
     double loss            # summed over samples
+    double penalty         # see plan.Report
     double weighted_loss, total_weight  # the sum of the losses, each with its sample's weight; of these weights
     intp total_correct, done
     bint diverged

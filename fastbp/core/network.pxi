@@ -19,6 +19,7 @@ cdef struct EpochMemory:  # as in Epoch
     void *inputs
     void *blocks
     void *slots
+    void *squares
     intp block_size, input_size
 
 
@@ -68,6 +69,7 @@ cdef class Network:
     cdef intp parameters
     cdef double work         # operations of a forward pass, per sample
     cdef double entries      # of an embedding's tables
+    cdef intp blocks         # of all weights
     cdef EpochMemory epoch
     cdef intp batch_capacity, gradient_capacity, epoch_capacity  # samples
     cdef bint has_input_gradient  # whether the memory of a backward pass has place for the gradient of the input
@@ -107,6 +109,9 @@ cdef class Network:
             if layer.kind.operations != NULL:
                 self.work += layer.kind.operations(&layer.op)
             self.longest_row = max(self.longest_row, layer.op.outputs)
+            layer.first_block = self.blocks
+            self.blocks += (block_count(&layer.op, <float *> NULL) if self.size == 4 else
+                            block_count(&layer.op, <double *> NULL))
             layer.weight, layer.bias = self.tensor(values, layer.op.weight), self.tensor(values, layer.op.bias)
             layer.dweight, layer.dbias = self.tensor(grads, layer.op.weight), self.tensor(grads, layer.op.bias)
             layer.stats = self.tensor(stats, layer.op.stats)
@@ -255,6 +260,7 @@ cdef class Network:
         m.inputs = take(arena, (threads - 1) * m.input_size * size)
         m.rows = take(arena, threads * 2 * batch * sizeof(int64_t))
         m.slots = take(arena, threads * self.net.slot_count * sizeof(Slot))
+        m.squares = take(arena, self.blocks * sizeof(double))
 
     cdef reserve_epoch(self, Epoch *e, int threads):
         """Reserve memory for the steps of an epoch."""
@@ -275,6 +281,9 @@ cdef class Network:
         e.rows, e.rows_size = <int64_t *> self.epoch.rows, 2 * self.epoch_capacity
         e.inputs, e.inputs_size = self.epoch.inputs, self.epoch.input_size
         e.blocks, e.block_size, e.slots = self.epoch.blocks, self.epoch.block_size, <Slot *> self.epoch.slots
+        e.squares, e.square_count = <double *> self.epoch.squares if e.decays != NULL else NULL, self.blocks
+        if e.squares != NULL:  # other kinds of layers leave theirs
+            memset(e.squares, 0, self.blocks * sizeof(double))
         e.state_in_blocks = e.steps >= MIN_STEPS_TO_REORDER
         e.grads, e.parameters = self.net.grads, self.parameters
 
@@ -342,7 +351,7 @@ cdef class Network:
         e.criterion, e.update, e.clip_norm = &criterion, &u, update_spec.clip_norm
         read_rates(&e.lr, &e.lrs, update_spec.lr, e.steps)
         read_rates(&u.weight_decay, &e.decays, update_spec.weight_decay, e.steps)
-        e.loss = e.weighted_loss = e.total_weight = e.total_correct = e.done = e.invalid = 0
+        e.loss = e.penalty = e.weighted_loss = e.total_weight = e.total_correct = e.done = e.invalid = 0
         e.diverged = self.pending = False
         e.invalid_row = -1
         e.reduction = NULL
@@ -369,7 +378,8 @@ cdef class Network:
             self.at_work = NULL
             self.choose_partition(1)
             report.loss, report.correct, report.steps = e.loss, e.total_correct, e.done
-            report.weighted_loss, report.weight, report.invalid_row = e.weighted_loss, e.total_weight, e.invalid_row
+            report.weighted_loss, report.weight, report.penalty = e.weighted_loss, e.total_weight, e.penalty
+            report.invalid_row = e.invalid_row
 
     cdef PythonReducer start_reduction(self, Reduction *r, reducer):
         """Divide the gradients into buckets of layers that follow each other."""

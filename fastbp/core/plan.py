@@ -166,11 +166,14 @@ class BatchPlan:
 class Report:
     """What the core has done of a BatchPlan. The caller makes it, so that it is there after an interrupt too."""
 
-    __slots__ = "correct", "invalid_row", "loss", "steps", "stopped", "weight", "weighted_loss"
+    __slots__ = "correct", "invalid_row", "loss", "penalty", "steps", "stopped", "weight", "weighted_loss"
 
     def __init__(self) -> None:
         self.loss = 0.0  # summed over the samples; of a step that was not applied, its loss, which is not finite
         self.weighted_loss = self.weight = 0.0  # the sum with the samples' weights; with a reducer, of all processes
+        # with a weight decay of its own for every step: the sum of these, each times the samples of its step and the
+        # squares of the weights of dense layers before it
+        self.penalty = 0.0
         self.correct = self.steps = 0
         self.invalid_row = -1  # of the data, which ended the steps: its label or its ids have become others
         self.stopped = False  # whether a step was not applied because a process that shares the work has to stop

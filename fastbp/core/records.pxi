@@ -76,6 +76,7 @@ cdef struct Layer:
     void *moments      # of batch norm: the batch's variance, float64 (n,); of layer norm: rows' mean and 1/std, (B, 2)
     void *partial      # its dx, which is then added to the gradient of src; NULL where it is that gradient
     bint by_columns    # as LayerKind.by_columns, or a dense layer's choice in an epoch
+    intp first_block   # of its weight, among those of all layers
 
 cdef struct Net:
     Layer *layers
@@ -113,6 +114,7 @@ cdef struct WeightPass:  # what is done with the weights
     const Update *update  # of the epoch, or NULL outside of one
     bint state_in_blocks  # whether the state vectors of weights in panels are in the order of their blocks
     void *block         # the thread's: a block of gradients, or some rows of the longest state vector
+    double *squares     # for every block of a weight, the sum of its squares before the update, or NULL
     NextBatch *next     # or NULL
 
 cdef struct Arena:  # memory that is given out piece by piece; without a base its size is only counted

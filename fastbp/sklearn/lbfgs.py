@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from fastbp.core import thread_limit
 from fastbp.data.arrays import Array
 from fastbp.sklearn.task import Fitted, Task
-from fastbp.training.callbacks import Callback, start_callbacks
+from fastbp.training.callbacks import Callback, called
 
 
 def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callback]) -> None:
@@ -47,19 +47,17 @@ def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callbac
             raise StopIteration
 
     fitted.n_iter_ = 0
-    start_callbacks(callbacks, model, None, ["loss"], {})
-    result = scipy.optimize.minimize(
-        loss_and_gradient,
-        parameters.values.copy(),
-        method="L-BFGS-B",
-        jac=True,
-        callback=end_iteration,
-        options={"maxfun": settings.max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
-    )
-    fitted.n_iter_ = min(result.nit, settings.max_iter)
-    loss_and_gradient(result.x)  # the last point that the line search tried may be another
-    for callback in reversed(callbacks):
-        callback.on_train_end()
+    with called(callbacks, model, None, ["loss"], {}):
+        result = scipy.optimize.minimize(
+            loss_and_gradient,
+            parameters.values.copy(),
+            method="L-BFGS-B",
+            jac=True,
+            callback=end_iteration,
+            options={"maxfun": settings.max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
+        )
+        fitted.n_iter_ = min(result.nit, settings.max_iter)
+        loss_and_gradient(result.x)  # the last point that the line search tried may be another
     if result.status != 0 and not model.stop_training:
         warnings.warn(
             f"lbfgs failed to converge after {fitted.n_iter_} iteration(s) (status={result.status}): "

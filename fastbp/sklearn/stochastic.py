@@ -16,10 +16,9 @@ from fastbp.core import thread_limit
 from fastbp.core.plan import UpdateSpec
 from fastbp.data.arrays import Array
 from fastbp.optim import SGD, Adam, Optimizer
-from fastbp.sklearn.network import Coefficients
-from fastbp.sklearn.objective import batch_penalties, batch_sizes
+from fastbp.sklearn.objective import batch_penalties
 from fastbp.sklearn.task import Data, Fitted, Task, predict
-from fastbp.training.callbacks import Callback, start_callbacks
+from fastbp.training.callbacks import Callback, called
 from fastbp.training.trainer import Trainer
 
 
@@ -77,7 +76,6 @@ class StochasticSolver:
     ) -> None:
         self.task, self.settings, self.fitted, self.state = task, settings, fitted, state
         self.incremental = incremental
-        self.weights = Coefficients(task.model).weights
         samples = len(task.rows)
         self.batch_size = min(200, samples) if settings.batch_size == "auto" else settings.batch_size
         if self.batch_size > samples:
@@ -91,34 +89,37 @@ class StochasticSolver:
 
     def run(self, callbacks: list[Callback]) -> None:
         """Train until the epochs are over, there is no improvement, or a callback or the user ends it."""
-        settings, model, rows = self.settings, self.task.model, self.task.rows
+        model = self.task.model
         log_names = ["loss", "lr", "samples_per_second", *([] if self.task.validation is None else ["val_loss"])]
-        start_callbacks(callbacks, model, self.optimizer, log_names, {})
         self.fitted.n_iter_ = 0
         try:
-            for epoch in range(1 if self.incremental else settings.max_iter):
-                if settings.shuffle:
-                    rows = rows[self._random_order()]
-                logs = self._run_epoch(epoch, rows)
-                for callback in callbacks:
-                    callback.on_epoch_end(epoch, logs)
-                if settings.solver == "sgd" and settings.learning_rate == "invscaling":
-                    self._set_learning_rate(settings.learning_rate_init / (self.fitted.t_ + 1) ** settings.power_t)
-                if self._check_convergence() or model.stop_training:
-                    break
-                if epoch + 1 == settings.max_iter and not self.incremental:
-                    warnings.warn(
-                        f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the optimization "
-                        "hasn't converged yet.",
-                        ConvergenceWarning,
-                        stacklevel=4,
-                    )
+            with called(callbacks, model, self.optimizer, log_names, {}):
+                self._run_epochs(callbacks)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
-        for callback in reversed(callbacks):
-            callback.on_train_end()
-        if self.state.best_weights is not None and (self.state.stopped_early or not self.incremental):
-            model.restore(self.state.best_weights)
+        finally:
+            if self.state.best_weights is not None and (self.state.stopped_early or not self.incremental):
+                model.restore(self.state.best_weights)
+
+    def _run_epochs(self, callbacks: list[Callback]) -> None:
+        settings, rows = self.settings, self.task.rows
+        for epoch in range(1 if self.incremental else settings.max_iter):
+            if settings.shuffle:
+                rows = rows[self._random_order()]
+            logs = self._run_epoch(epoch, rows)
+            for callback in callbacks:
+                callback.on_epoch_end(epoch, logs)
+            if settings.solver == "sgd" and settings.learning_rate == "invscaling":
+                self._set_learning_rate(settings.learning_rate_init / (self.fitted.t_ + 1) ** settings.power_t)
+            if self._check_convergence() or self.task.model.stop_training:
+                break
+            if epoch + 1 == settings.max_iter and not self.incremental:
+                warnings.warn(
+                    f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the optimization "
+                    "hasn't converged yet.",
+                    ConvergenceWarning,
+                    stacklevel=5,
+                )
 
     # --- the optimizer and its learning rate --------------------------------------------------------------------------
 
@@ -182,23 +183,17 @@ class StochasticSolver:
 
     def _train(self, rows: Array) -> float:
         """One pass over the rows in their order; the loss with its penalty, averaged over the samples."""
-        objective, alpha = self.task.objective, self.settings.alpha
-        total, squares = 0.0, self._squared_weights()
+        objective, alpha, total = self.task.objective, self.settings.alpha, 0.0
         for samples, order in self.task.data.blocks(rows, self.batch_size):
             weight, count = samples[2], len(samples[1] if order is None else order)
             if weight is not None and order is not None:
                 weight = weight[order]
             penalties = batch_penalties(alpha, count, weight, self.batch_size)
             decays = penalties / objective.gradient_scale if alpha else None
-            loss = self.trainer.run_steps(samples, order, 0, len(penalties), self.batch_size, decays).loss
-            before, squares = squares, self._squared_weights()
-            # the squared weights change little within a block: the mean of its two ends stands for every step
-            penalty = float(batch_sizes(count, self.batch_size) @ penalties) * (before + squares) / 4
-            total += objective.loss_scale * loss + count * objective.constant + penalty
+            report = self.trainer.run_steps(samples, order, 0, len(penalties), self.batch_size, decays)
+            total += objective.loss_scale * report.loss + count * objective.constant
+            total += 0.5 * objective.gradient_scale * report.penalty
         return total / len(rows)
-
-    def _squared_weights(self) -> float:
-        return sum(float(np.vdot(w, w)) for w in self.weights) if self.settings.alpha else 0.0
 
     def _evaluate(self, data: Data) -> float:
         """The validation loss; with early stopping the score is recorded too."""

@@ -129,6 +129,9 @@ cdef void update_block(Net *net, Layer *layer, Block b, const real *gradient, in
     if layer.panels != NULL:
         weight, row = block_in_panels(layer, b, gradient), panel_width(gradient)
         state_row = b.j1 - b.j0 if work.state_in_blocks else outputs
+    if work.squares != NULL:
+        work.squares[block_number(layer, b, gradient)] = sum_of_squares(<const real *> weight, row, b.i1 - b.i0,
+                                                                        b.j1 - b.j0)
     update_rows(update, weight, row, state_offset(work, layer, b), state_row, gradient, gradient_row, work.grad_scale,
                 True, b.i1 - b.i0, b.j1 - b.j0)
     if b.i0 == 0 and layer.bias != NULL:

@@ -149,7 +149,9 @@ class Network:
             self._charge_time(_IN_GATHER)
             samples, at = len(rows), self._invalid_sample(batch, loss_spec)
             stats, spec = self.stats.copy(), settings_of_step(update_spec, t)
-            value, right, weight = math.nan, 0, 0.0
+            value, right, weight, squares = math.nan, 0, 0.0, 0.0
+            if isinstance(update_spec.weight_decay, np.ndarray):
+                squares = self._squared_weights()
             try:
                 if at < 0:
                     step = batches.dropout_step + t
@@ -163,6 +165,7 @@ class Network:
                     report.loss += value * samples
                     report.weighted_loss += value * weight
                     report.weight += weight
+                    report.penalty += spec.weight_decay * samples * squares
                     report.correct += right
                     report.steps += 1
                 else:
@@ -171,6 +174,15 @@ class Network:
                 report.invalid_row = int(rows[at]) if at >= 0 else -1
                 report.loss += 0.0 if report.stopped else value
                 return
+
+    def _squared_weights(self) -> float:
+        """The squares of all weights that are matrices."""
+        total = 0.0
+        for op, kind in zip(self.ops, self._kinds, strict=True):
+            if op["weight"] >= 0 and kind.gradients is not None:  # those of normalisations come with their dx
+                matrix = self.values[op["weight"] :][: op["inputs"] * op["outputs"]].astype(np.float64)
+                total += float(matrix @ matrix)
+        return total
 
     def _invalid_sample(self, batch: Batch, loss_spec: LossSpec) -> int:
         """A sample whose label or ids have become others than those that were checked, or -1."""
