@@ -61,6 +61,8 @@ class Optimizer:
     rule: ClassVar[str]
     #: Names of the state vectors, each as long as the parameters.
     state_names: ClassVar[tuple[str, ...]] = ()
+    #: Whether ``fit(resume=)`` goes on with it, so that a ``Checkpoint`` keeps it; the estimators' own are not.
+    resumable: ClassVar[bool] = True
     momentum = 0.0
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -227,7 +227,7 @@ def check_weights(
         raise ValueError(f"{name}: expected non-negative weights, got {array.min()} at index {array.argmin()}")
     scaled = scaled_weights(array)
     if part and scaled is not array:
-        raise ValueError(f"{name}: expected a greatest weight between 1e-30 and 1e30 in a chunk, got {array.max()}")
+        raise ValueError(f"{name}: expected a greatest weight between 1e-30 and 1e30, got {array.max()}")
     return cast(name, scaled, dtype)
 
 

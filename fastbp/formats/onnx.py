@@ -178,7 +178,8 @@ def export(model: Sequential, path: npz.Path) -> None:
 
     Parameters
     ----------
-    model : Sequential
+    model : Sequential or fitted estimator
+        Of an estimator its ``model_``.
     path : str or path
 
     Raises
@@ -188,7 +189,8 @@ def export(model: Sequential, path: npz.Path) -> None:
     OSError
         If the file cannot be written; one that was there before is unharmed.
     """
-    with check_model(model).model.shared():
+    model = check_model(model)
+    with model.model.shared():
         npz.write_whole(path, _to_bytes(model))
 
 

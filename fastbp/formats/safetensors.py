@@ -64,7 +64,8 @@ def save(model: Sequential, path: npz.Path) -> None:
 
     Parameters
     ----------
-    model : Sequential
+    model : Sequential or fitted estimator
+        Of an estimator its ``model_``.
     path : str or path
 
     Raises
@@ -74,7 +75,8 @@ def save(model: Sequential, path: npz.Path) -> None:
     OSError
         If the file cannot be written; one that was there before is unharmed.
     """
-    with check_model(model).model.shared():
+    model = check_model(model)
+    with model.model.shared():
         tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(model)}
         tensors |= {name: np.array(model.model.training_step, np.int64) for name in _counters(model)}
         npz.write_whole(path, to_bytes(tensors, metadata={"format": "pt"}))

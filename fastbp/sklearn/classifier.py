@@ -10,7 +10,7 @@ import scipy.special
 import sklearn.neural_network
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils import compute_sample_weight
+from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import (
     _check_partial_fit_first_call,
@@ -25,6 +25,12 @@ from fastbp.sklearn.estimator import CONSTRAINTS, BaseMLP, stochastic_only
 from fastbp.sklearn.objective import Objective
 from fastbp.sklearn.task import Data
 from fastbp.training.callbacks import Callback
+
+
+def _balanced(y: Array) -> dict[Any, float]:
+    """The classes that there are, and weights that make them count alike."""
+    classes = np.unique(y)
+    return dict(zip(classes.tolist(), compute_class_weight("balanced", classes=classes, y=y).tolist(), strict=True))
 
 
 class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
@@ -46,23 +52,32 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
     class_weight : {"balanced"}, dict, list of dict or None
         Weights of the classes, which multiply the samples', as in scikit-learn's other classifiers.
     n_threads : int or None
-        How many threads to use; None is ``fb.get_num_threads()``.
+        How many threads to use; None is ``fb.get_num_threads()``, of which small networks take fewer where that is
+        faster.
     callbacks : list of fb.callbacks.Callback or None
-        Called after every epoch, or iteration of lbfgs.
+        Called after every epoch, or iteration of lbfgs. They see learning rates as they are given here, the values
+        ``loss``, ``lr``, ``val_loss`` and, with early stopping, ``val_score``. A ``Checkpoint`` keeps the network.
+    scoring : str, callable or None
+        What ``early_stopping`` goes by, as in scikit-learn's model selection: ``"roc_auc"``, or a function of
+        ``(estimator, X, y)``. None is the accuracy, or R^2 of a regressor.
 
     Attributes
     ----------
     coefs_, intercepts_ : list of ndarray
         The network's own weights (I, O) and biases (O,): writing into them, or putting other arrays in their place,
         changes the network. With ``warm_start`` or ``partial_fit`` they may be set before the first fit too.
+    model_ : fb.Sequential
+        The network itself, with logits as outputs, for ``fb`` and its files: ``fastbp.onnx.export(clf, path)``.
     validation_loss_curve_ : list of float
         After every epoch, the loss of ``eval_set`` or of what early stopping holds out, without the penalty.
 
     Notes
     -----
-    ``warm_start`` keeps the optimizer's state too. ``partial_fit`` with ``early_stopping`` scores ``eval_set``, or a
-    part of every call's samples; when that has not improved for ``n_iter_no_change`` calls, the best weights are
-    restored and further calls change nothing.
+    ``warm_start`` keeps the optimizer's state too; what is the best so far, and for how long, belongs to one ``fit``.
+    Parameters that have changed since the last one take effect, but for ``hidden_layer_sizes``. ``partial_fit`` with
+    ``early_stopping`` needs and scores an ``eval_set``; when that has not improved for ``n_iter_no_change`` calls, the
+    best weights are restored and further calls change nothing. Training that diverges ends with the best weights and a
+    warning where there is an ``eval_set`` or early stopping, and with an error elsewhere.
 
     Examples
     --------
@@ -113,6 +128,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         class_weight: Any = None,
         n_threads: int | None = None,
         callbacks: Sequence[Callback] | None = None,
+        scoring: Any = None,
     ) -> None:
         # scikit-learn: every parameter is an attribute of the same name, unchanged
         self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
@@ -176,11 +192,34 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
                 "class_weight 'balanced' is not supported for partial_fit, which sees a part of the samples; give the "
                 "weights that sklearn.utils.class_weight.compute_class_weight has for all of them"
             )
-        if isinstance(self.class_weight, Mapping) and y.ndim == 1:  # not of those classes alone that this y has
-            of_class = self._mapped_weights(self.class_weight)[np.searchsorted(self.classes_, y)]
+        self._class_weights = self._weights_of_classes(y)
+        return self._times_class_weight(weight, y)
+
+    def _eval_weight(self, X: Any, y: Array, sample_weight: Any = None) -> Array | None:
+        return self._times_class_weight(self._given_weight(X, sample_weight), y)
+
+    def _weights_of_classes(self, y: Array) -> Any:
+        """The weight of each class (C,) or, for labels, a mapping for each of these."""
+        if y.ndim == 2 and self.class_weight == "balanced":
+            return [_balanced(column) for column in y.T]
+        if y.ndim == 2:
+            return self.class_weight
+        given = _balanced(y) if self.class_weight == "balanced" else self.class_weight
+        return self._mapped_weights(given)
+
+    def _times_class_weight(self, weight: Array | None, y: Array) -> Array | None:
+        if self.class_weight is None:
+            return weight
+        if y.ndim == 1:
+            of_class = self._class_weights[np.searchsorted(self.classes_, y)]
         else:
-            of_class = compute_sample_weight(self.class_weight, y)
-        return of_class if weight is None else of_class * weight
+            of_class = compute_sample_weight(self._class_weights, y)
+        return np.asarray(of_class if weight is None else of_class * weight)
+
+    def _decode_target(self, target: Array) -> Array:
+        if target.ndim == 2 and self.n_outputs_ > 1:  # labels
+            return target.astype(int)
+        return np.asarray(self.classes_[target.astype(int).reshape(-1)])
 
     def _mapped_weights(self, given: Mapping[Any, float]) -> Array:
         """The weights of all classes; those that are left out weigh 1."""
@@ -208,12 +247,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):  # type: ignore[misc]
         return np.hstack([1 - p, p]) if self.n_outputs_ == 1 else p
 
     def predict_log_proba(self, X: Any) -> Array:
-        """Their logarithms, precise where the probabilities are too small to be told from zero."""
-        outputs = self._outputs(X)
-        if self.out_activation_ == "softmax":
-            return np.asarray(scipy.special.log_softmax(outputs, axis=1))
-        log_p = np.asarray(scipy.special.log_expit(outputs))
-        return np.hstack([np.asarray(scipy.special.log_expit(-outputs)), log_p]) if self.n_outputs_ == 1 else log_p
+        """Their logarithms."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self.predict_proba(X)))
 
     def predict(self, X: Any) -> Array:
         """The classes (n_samples,), or the labels (n_samples, n_labels) as 0 and 1."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,6 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import scipy.sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.metrics import check_scoring
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._param_validation import Interval
@@ -19,10 +19,10 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data.arrays import Array
+from fastbp.data.arrays import Array, check_weights
 from fastbp.divergence import DivergenceError
 from fastbp.sklearn.lbfgs import fit_lbfgs
-from fastbp.sklearn.network import Coefficients, build_network
+from fastbp.sklearn.network import Coefficients, build_network, rebuilt_network
 from fastbp.sklearn.objective import Objective
 from fastbp.sklearn.stochastic import SolverState, StochasticSolver
 from fastbp.sklearn.task import Data, Task, predict
@@ -39,6 +39,7 @@ CONSTRAINTS: dict[str, Any] = {
     "batch_norm": ["boolean"],
     "n_threads": [Interval(Integral, 1, MAX_THREADS, closed="both"), None],
     "callbacks": [list, tuple, None],
+    "scoring": [str, callable, None],
 }
 
 
@@ -46,6 +47,7 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
     """The estimator without what depends on the kind of targets."""
 
     n_outputs_: int
+    scoring: Any
     _model: Sequential
     _coefficients: Coefficients
     _solver_state: SolverState
@@ -60,9 +62,10 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         y : array_like (n_samples,) or (n_samples, n_outputs)
         sample_weight : array_like (n_samples,) or None
             Non-negative.
-        eval_set : (Xv, yv) or None
+        eval_set : (Xv, yv), (Xv, yv, sample_weight) or None
             Its loss after every epoch goes to ``validation_loss_curve_``, and the weights that had the least are
-            restored at the end. With ``early_stopping`` it is scored in place of a part of X that is held out.
+            restored at the end. With ``early_stopping`` it is scored in place of a part of X that is held out. The
+            weights of classes are those of the training samples.
 
         Returns
         -------
@@ -77,9 +80,11 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, eval_set: Any, incremental: bool) -> Self:
         """What ``fit`` and ``partial_fit`` call, both directly: warnings point at the line that called them."""
-        if incremental and hasattr(self, "_solver_state") and self._solver_state.stopped_early:
+        if incremental and hasattr(self, "_solver_state") and self._stopped_early():
             warnings.warn("partial_fit: early stopping has ended the training; fit starts anew", stacklevel=3)
             return self
+        if incremental and self.early_stopping and eval_set is None:
+            raise ValueError("partial_fit does not support early_stopping=True without an eval_set")
         before = dict(self.__dict__)
         try:  # until training begins, an error leaves the estimator as it was
             self._validate_params()
@@ -96,14 +101,21 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
                 if self.solver == "lbfgs":
                     fit_lbfgs(task, settings=self, fitted=self, callbacks=callbacks)
                 else:
-                    self._solver_state = dataclasses.replace(self._solver_state)  # a shallow copy has the old one
+                    self._solver_state = self._solver_state.of_next_fit(incremental)
                     solver = StochasticSolver(task, self, self, self._solver_state, incremental)
                     solver.run(callbacks)
+                    # as scikit-learn calls them: the optimizer has a ``learning_rate``
+                    self._optimizer = self._solver_state
+                    self._no_improvement_count = self._solver_state.epochs_without_improvement
         except DivergenceError as error:
             raise ValueError(f"{message}: {error}") from error
         if not np.isfinite(self._model.parameters().values).all():
             raise ValueError(f"{message}.")
         return self
+
+    def _stopped_early(self) -> bool:
+        """Whether earlier calls of partial_fit have ended the training."""
+        return self._solver_state.incremental and self._solver_state.stopped_early
 
     # --- validation ---------------------------------------------------------------------------------------------------
 
@@ -114,12 +126,12 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         X, y = self._check_data(X, y, reset=not (continues and hasattr(self, "_model")))
         target = self._encode_target(y, continues, same_classes=self.warm_start)
         weight = self._check_sample_weight(X, y, sample_weight, incremental)
-        self._prepare_network(X, continues)
+        self._prepare_network(X, continues, incremental)
         data, validation = self._cast(X, target, weight), self._check_eval_set(eval_set)
         rows = np.arange(len(data.target))
         if self.early_stopping and validation is None and self.solver != "lbfgs":
             rows, validation = self._hold_out(data)
-        return Task(self._model, self._objective(data), data, rows, validation, self._score_outputs, self._random_state)
+        return Task(self._model, self._objective(data), data, rows, validation, self._score, self._random_state)
 
     def _check_data(self, X: Any, y: Any, reset: bool) -> tuple[Any, Array]:
         X, y = validate_data(
@@ -142,12 +154,15 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def _check_sample_weight(self, X: Any, y: Array, sample_weight: Any, incremental: bool) -> Array | None:
-        weight: Array | None = None
-        if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-            if not weight.any():
-                raise ValueError("sample_weight: expected a positive weight among them, got zeros only")
-        return self._apply_class_weight(weight, y, incremental)
+        return self._apply_class_weight(self._given_weight(X, sample_weight), y, incremental)
+
+    def _given_weight(self, X: Any, sample_weight: Any) -> Array | None:
+        if sample_weight is None:
+            return None
+        weight: Array = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        if not weight.any():
+            raise ValueError("sample_weight: expected a positive weight among them, got zeros only")
+        return weight
 
     def _apply_class_weight(self, weight: Array | None, y: Array, incremental: bool) -> Array | None:
         return weight
@@ -155,31 +170,44 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
     def _cast(self, X: Any, target: Array, weight: Array | None) -> Data:
         """Everything in the network's dtype, but class labels (n,), which are integers."""
         dtype = self._model.dtype
+        if weight is not None:
+            weight = check_weights("sample_weight", weight, X.shape[0], dtype, part=True)
         target = np.ascontiguousarray(target, np.int64 if target.ndim == 1 else dtype)
-        return Data(X.astype(dtype, copy=False), target, None if weight is None else np.asarray(weight, dtype))
+        return Data(X.astype(dtype, copy=False), target, weight)
 
     def _check_eval_set(self, eval_set: Any) -> Data | None:
         if eval_set is None:
             return None
-        if not isinstance(eval_set, (tuple, list)) or len(eval_set) != 2:
-            raise TypeError("eval_set: expected a pair (Xv, yv)")
+        if not isinstance(eval_set, (tuple, list)) or len(eval_set) not in (2, 3):
+            raise TypeError("eval_set: expected (Xv, yv) or (Xv, yv, sample_weight)")
         if self.solver == "lbfgs":
             raise ValueError("eval_set: expected none with solver='lbfgs', which has no epochs")
         try:
             X, y = self._check_data(eval_set[0], eval_set[1], reset=False)
-            return self._cast(X, self._encode_target(y, continues=True), None)
+            target = self._encode_target(y, continues=True)
+            return self._cast(X, target, self._eval_weight(X, y, *eval_set[2:]))
         except ValueError as error:
             raise ValueError(f"eval_set: {error}") from error
+
+    def _eval_weight(self, X: Any, y: Array, sample_weight: Any = None) -> Array | None:
+        """The weights of eval_set's samples."""
+        return self._given_weight(X, sample_weight)
 
     def _hold_out(self, data: Data) -> tuple[Array, Data]:
         """The rows to train on, and the validation data; stratified for two classes, as in scikit-learn."""
         two_classes = isinstance(self, ClassifierMixin) and self.n_outputs_ == 1
-        rows, held_out = train_test_split(
-            np.arange(len(data.target)),
-            random_state=self._random_state,
-            test_size=self.validation_fraction,
-            stratify=data.target if two_classes else None,
-        )
+        try:
+            rows, held_out = train_test_split(
+                np.arange(len(data.target)),
+                random_state=self._random_state,
+                test_size=self.validation_fraction,
+                stratify=data.target.astype(bool) if two_classes else None,
+            )
+        except ValueError as error:
+            if two_classes and "least populated" in str(error):  # scikit-learn says True of the second class
+                counts = ", ".join(f"{c!r}: {n}" for c, n in zip(self.classes_.tolist(), _counts(data), strict=True))
+                raise ValueError(f"{error}; y has of each class {{{counts}}}") from error
+            raise
         if len(held_out) < 2:
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
@@ -190,13 +218,24 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         """The loss and how it relates to scikit-learn's."""
         raise NotImplementedError
 
+    def _score(self, pred: Array, data: Data) -> float:
+        """The score by which early stopping goes: ``scoring``, or scikit-learn's own, of the network's outputs."""
+        if self.scoring is None:
+            return self._score_outputs(pred, data.target, data.weight)
+        weighted = {} if data.weight is None else {"sample_weight": data.weight}
+        return float(check_scoring(self, self.scoring)(self, data.X, self._decode_target(data.target), **weighted))
+
     def _score_outputs(self, pred: Array, target: Array, weight: Array | None) -> float:
         """scikit-learn's score of the network's outputs."""
         raise NotImplementedError
 
+    def _decode_target(self, target: Array) -> Array:
+        """What the user gave as y, from the targets of the loss."""
+        raise NotImplementedError
+
     # --- the network --------------------------------------------------------------------------------------------------
 
-    def _prepare_network(self, X: Any, continues: bool) -> None:
+    def _prepare_network(self, X: Any, continues: bool, incremental: bool) -> None:
         """Make the network, or take up the one there is, with what the user has put into ``coefs_``."""
         sizes = np.atleast_1d(np.asarray(self.hidden_layer_sizes))
         if sizes.ndim != 1 or (sizes.size and sizes.dtype.kind not in "iu"):
@@ -209,23 +248,56 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
             if [array.shape for array in self._coefficients.weights] != list(pairwise(widths)):
                 raise ValueError(f"hidden_layer_sizes: expected those of the fit that this one continues, got {hidden}")
             self._read_coefs()
-            return
+            self._take_up_network(widths)
+        else:
+            self._make_network(widths, X.dtype, continues)
+        if self.solver != "lbfgs" and (not continues or not hasattr(self, "loss_curve_")):
+            self._reset_curves()
+        if not incremental or not self._solver_state.incremental:
+            self._reset_best()
+
+    def _make_network(self, widths: list[int], dtype: np.dtype[Any], continues: bool) -> None:
         given = {name: getattr(self, name) for name in ("coefs_", "intercepts_") if continues and hasattr(self, name)}
-        self._model = build_network(widths, self, X.dtype, self._random_state)
+        self._model = build_network(widths, self, dtype, self._random_state)
         self._bind_coefs()
         self.__dict__.update(given)
         self._read_coefs()
         self._solver_state = SolverState()
         self.n_layers_, self.n_iter_, self.t_ = len(widths), 0, 0
-        if self.solver != "lbfgs":
-            self._reset_curves()
+
+    def _take_up_network(self, widths: list[int]) -> None:
+        """Where parameters ask for other layers than before, make these, with the weights and biases there are."""
+        model = rebuilt_network(self._model, widths, self)
+        if model is self._model:
+            return
+        if model.parameters().shapes != self._model.parameters().shapes:
+            self._solver_state = SolverState()  # the optimizer's vectors are those of other parameters
+        self._model = model
+        self._bind_coefs()
 
     def _reset_curves(self) -> None:
         self.loss_curve_: list[float] = []
         self.validation_loss_curve_: list[float] = []
+        self.validation_scores_: list[float] | None = None
+
+    def _reset_best(self) -> None:
+        """What is the best so far belongs to one fit."""
+        if self.solver == "lbfgs":
+            return
         self.best_loss_ = None if self.early_stopping else np.inf
-        self.validation_scores_: list[float] | None = [] if self.early_stopping else None
         self.best_validation_score_ = -np.inf if self.early_stopping else None
+        if not self.early_stopping:
+            self.validation_scores_ = None
+        elif self.validation_scores_ is None:
+            self.validation_scores_ = []
+
+    @property
+    def model_(self) -> Sequential:
+        """The fitted network itself, whose outputs are logits, or logarithms of rates with ``loss="poisson"``."""
+        check_is_fitted(self, "n_layers_")
+        with self._model.model.shared():
+            self._read_coefs()
+        return self._model
 
     def _bind_coefs(self) -> None:
         """``coefs_`` and ``intercepts_`` list the network's own arrays."""
@@ -262,6 +334,12 @@ class BaseMLP(BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _counts(data: Data) -> list[int]:
+    """How many samples the two classes have."""
+    second = int(np.count_nonzero(data.target))
+    return [len(data.target) - second, second]
 
 
 def stochastic_only(method: _Method) -> _Method:

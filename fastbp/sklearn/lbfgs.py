@@ -38,7 +38,9 @@ def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callbac
         return objective.gradient_scale * loss + penalty, gradient
 
     def end_iteration(intermediate_result: scipy.optimize.OptimizeResult) -> None:
+        parameters.values[:] = intermediate_result.x  # what a callback sees; the line search may have tried another
         fitted.n_iter_ += 1
+        model.epochs += 1
         if settings.verbose:
             print(f"Iteration {fitted.n_iter_}, loss = {fitted.loss_:.8f}")
         for callback in callbacks:

@@ -10,6 +10,7 @@ import numpy as np
 from fastbp.core.plan import ACTIVATIONS as CORE_ACTIVATIONS
 from fastbp.data.arrays import Array, check_array, check_choice, check_number
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Layer
+from fastbp.layers.layer import Parametric
 from fastbp.training import Sequential
 
 #: scikit-learn's names of activations, and fastbp's, with what ``Dense`` calls them.
@@ -19,19 +20,45 @@ ACTIVATIONS |= {name: name for name in CORE_ACTIVATIONS if name}
 
 def build_network(widths: list[int], settings: Any, dtype: np.dtype[Any], random: np.random.RandomState) -> Sequential:
     """The model for an estimator's parameters, ``settings``; widths are those of inputs, hidden layers and outputs."""
-    hidden = len(widths) - 2
+    names, rates = _hidden_settings(settings, len(widths) - 2)
+    layers = _layers(widths, names, rates, settings.batch_norm)
+    model = Sequential(layers, dtype=np.dtype(dtype).name, seed=random.randint(2**31) if any(rates) else 0)
+    names.append(names[-1] if names else settings.activation)  # the last layer begins like the one before
+    for layer, name in zip(dense_layers(model), names, strict=True):
+        _initialise(layer, name, random)
+    return model
+
+
+def rebuilt_network(model: Sequential, widths: list[int], settings: Any) -> Sequential:
+    """The model if its layers are those that the settings ask for; else one of these, with its tensors."""
+    layers = _layers(widths, *_hidden_settings(settings, len(widths) - 2), settings.batch_norm)
+    if [layer.config() for layer in layers] == model.model.config():
+        return model
+    other = Sequential(layers, dtype=model.dtype.name, seed=0)
+    other.epochs = model.epochs
+    for kind in (Dense, BatchNorm):  # one after the other: between them there may be others than before
+        pairs = zip(_of_kind(other, kind), _of_kind(model, kind), strict=False)
+        for own, given in pairs:
+            own.weight, own.bias = given.weight, given.bias
+            if isinstance(own, BatchNorm) and isinstance(given, BatchNorm):
+                own.running_mean[:], own.running_var[:] = given.running_mean, given.running_var
+    other.model.generator = model.model.generator
+    return other
+
+
+def _of_kind(model: Sequential, kind: type[Parametric]) -> list[Parametric]:
+    return [layer for layer in model.layers if isinstance(layer, kind)]
+
+
+def _hidden_settings(settings: Any, hidden: int) -> tuple[list[str], list[float]]:
+    """The names of the hidden layers' activations, and their rates of dropout."""
     names = [
         check_choice("activation", name, ACTIVATIONS) for name in _per_layer("activation", settings.activation, hidden)
     ]
     rates = [check_number("dropout", rate, 0, 1) for rate in _per_layer("dropout", settings.dropout, hidden)]
     if settings.solver == "lbfgs" and (settings.batch_norm or any(rates)):
         raise ValueError("solver: expected 'sgd' or 'adam' with dropout or batch_norm, got 'lbfgs'")
-    layers = _layers(widths, [ACTIVATIONS[name] for name in names], rates, settings.batch_norm)
-    model = Sequential(layers, dtype=np.dtype(dtype).name, seed=random.randint(2**31) if any(rates) else 0)
-    names.append(names[-1] if names else settings.activation)  # the last layer begins like the one before
-    for layer, name in zip(dense_layers(model), names, strict=True):
-        _initialise(layer, name, random)
-    return model
+    return names, rates
 
 
 def dense_layers(model: Sequential) -> list[Dense]:
@@ -77,8 +104,9 @@ def _per_layer(name: str, value: Any, layers: int) -> list[Any]:
     return values
 
 
-def _layers(widths: list[int], activations: list[str | None], rates: list[float], batch_norm: bool) -> list[Layer]:
+def _layers(widths: list[int], names: list[str], rates: list[float], batch_norm: bool) -> list[Layer]:
     layers: list[Layer] = []
+    activations = [ACTIVATIONS[name] for name in names]
     for (inputs, outputs), activation, rate in zip(pairwise(widths), activations, rates, strict=False):
         layers.append(Dense(inputs, outputs, activation=None if batch_norm else activation))
         if batch_norm:

@@ -77,6 +77,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
         batch_norm: bool = False,
         n_threads: int | None = None,
         callbacks: Sequence[Callback] | None = None,
+        scoring: Any = None,
     ) -> None:
         # scikit-learn: every parameter is an attribute of the same name, unchanged
         self.__dict__.update({name: value for name, value in locals().items() if name != "self"})
@@ -105,6 +106,9 @@ class MLPRegressor(RegressorMixin, BaseMLP):  # type: ignore[misc]
 
     def _score_outputs(self, pred: Array, target: Array, weight: Array | None) -> float:
         return float(r2_score(target, np.exp(pred) if self.loss == "poisson" else pred, sample_weight=weight))
+
+    def _decode_target(self, target: Array) -> Array:
+        return target[:, 0] if self.n_outputs_ == 1 else target
 
     def predict(self, X: Any) -> Array:
         """The values (n_samples,), or (n_samples, n_outputs) if there are several."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from fastbp import schedules
 from fastbp.core import thread_limit
 from fastbp.core.plan import UpdateSpec
 from fastbp.data.arrays import Array
+from fastbp.divergence import DivergenceError
 from fastbp.optim import SGD, Adam, Optimizer
 from fastbp.sklearn.objective import batch_penalties
 from fastbp.sklearn.task import Data, Fitted, Task, predict
@@ -43,10 +44,29 @@ class SolverState:
     least_validation_loss: float = math.inf
     epochs_without_improvement: int = 0
     stopped_early: bool = False
+    incremental: bool = False  # whether it is that of partial_fit, which goes on from call to call
+
+    def of_next_fit(self, incremental: bool) -> SolverState:
+        """What the next fit begins with: the optimizer and, of partial_fit after partial_fit, all the rest."""
+        if incremental and self.incremental:
+            return replace(self)  # a copy, as a shallow copy of the estimator has this one
+        return SolverState(self.optimizer, self.learning_rate, incremental=incremental)
+
+
+class ScikitSGD(SGD):
+    """SGD whose learning rate is that of scikit-learn's gradient, which has another scale."""
+
+    resumable = False
+    gradient_scale = 1.0
+
+    def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
+        return super().update_spec(lr * self.gradient_scale, weight_decay)
 
 
 class ScikitAdam(Adam):
     """Adam with its epsilon where scikit-learn has it: it is added before the bias correction."""
+
+    resumable = False
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
         spec = super().update_spec(lr, weight_decay)
@@ -90,13 +110,23 @@ class StochasticSolver:
     def run(self, callbacks: list[Callback]) -> None:
         """Train until the epochs are over, there is no improvement, or a callback or the user ends it."""
         model = self.task.model
-        log_names = ["loss", "lr", "samples_per_second", *([] if self.task.validation is None else ["val_loss"])]
+        log_names = ["loss", "lr", "samples_per_second"]
+        if self.task.validation is not None:
+            log_names += ["val_loss", "val_score"] if self.settings.early_stopping else ["val_loss"]
+        if self.settings.early_stopping and self.state.best_weights is None:
+            self.state.best_weights = model.snapshot()  # if there will be no better ones
         self.fitted.n_iter_ = 0
         try:
-            with called(callbacks, model, self.optimizer, log_names, {}):
+            with called(callbacks, model, self.optimizer, log_names, {"score": True}):
                 self._run_epochs(callbacks)
         except KeyboardInterrupt:
             warnings.warn("Training interrupted by user.", stacklevel=4)
+        except DivergenceError as error:
+            if self.state.best_weights is None:
+                raise
+            self.state.stopped_early = True
+            self._note_divergence()
+            warnings.warn(f"{error}. The best weights are restored.", ConvergenceWarning, stacklevel=4)
         finally:
             if self.state.best_weights is not None and (self.state.stopped_early or not self.incremental):
                 model.restore(self.state.best_weights)
@@ -128,7 +158,9 @@ class StochasticSolver:
         rate = settings.learning_rate_init
         if settings.solver == "sgd":
             nesterov = settings.nesterovs_momentum and settings.momentum > 0
-            return SGD(parameters, rate, settings.momentum, nesterov=nesterov, decay_bias=False)
+            sgd = ScikitSGD(parameters, rate, settings.momentum, nesterov=nesterov, decay_bias=False)
+            sgd.gradient_scale = self.task.objective.gradient_scale
+            return sgd
         betas = settings.beta_1, settings.beta_2
         # Adam's steps do not depend on the gradient's scale, except for epsilon
         epsilon = settings.epsilon / self.task.objective.gradient_scale
@@ -153,10 +185,17 @@ class StochasticSolver:
         """
         velocity = self.optimizer.state_vectors.get("velocity")
         if velocity is not None:
-            velocity *= self.state.learning_rate / rate
+            velocity *= self.state.learning_rate / rate if rate else 0
         self.state.learning_rate = rate
-        scale = self.task.objective.gradient_scale if self.settings.solver == "sgd" else 1
-        self.optimizer.schedule = schedules.Constant(rate * scale)
+        self.optimizer.schedule = schedules.Constant(rate)
+
+    def _note_divergence(self) -> None:
+        """The epoch that was not finished has a loss and a score that are no numbers."""
+        fitted = self.fitted
+        fitted.loss_curve_.append(math.nan)
+        fitted.validation_loss_curve_.append(math.nan)
+        if fitted.validation_scores_ is not None:
+            fitted.validation_scores_.append(math.nan)
 
     # --- an epoch -----------------------------------------------------------------------------------------------------
 
@@ -168,6 +207,8 @@ class StochasticSolver:
     def _run_epoch(self, epoch: int, rows: Array) -> dict[str, float]:
         """Train on the rows in their order, evaluate and report; the logged values."""
         fitted, start = self.fitted, time.perf_counter()
+        if self.optimizer.lr != self.state.learning_rate:  # a callback has set it
+            self._set_learning_rate(self.optimizer.lr)
         fitted.loss_ = self._train(rows)
         logs = {"loss": fitted.loss_, "lr": self.state.learning_rate}
         logs["samples_per_second"] = len(rows) / (time.perf_counter() - start)
@@ -177,7 +218,7 @@ class StochasticSolver:
         if self.settings.verbose:
             print(f"Iteration {fitted.n_iter_}, loss = {fitted.loss_:.8f}")
         if self.task.validation is not None:
-            logs["val_loss"] = self._evaluate(self.task.validation)
+            logs |= self._evaluate(self.task.validation)
         self._check_improvement(logs.get("val_loss"))
         return logs
 
@@ -195,20 +236,21 @@ class StochasticSolver:
             total += 0.5 * objective.gradient_scale * report.penalty
         return total / len(rows)
 
-    def _evaluate(self, data: Data) -> float:
-        """The validation loss; with early stopping the score is recorded too."""
+    def _evaluate(self, data: Data) -> dict[str, float]:
+        """The validation loss and, with early stopping, the score."""
         objective, fitted, threads = self.task.objective, self.fitted, self.settings.n_threads or thread_limit()
         pred = predict(self.task.model, data.X, threads)
         loss = objective.reported(objective.criterion.compute_with(pred, data.target, data.weight, threads)[0])
         fitted.validation_loss_curve_.append(loss)
         if self.settings.verbose:
             print(f"Validation loss: {loss:.6f}")
-        if self.settings.early_stopping:
-            score = self.task.score(pred, data.target, data.weight) if np.isfinite(pred).all() else np.nan
-            fitted.validation_scores_.append(score)
-            if self.settings.verbose:
-                print(f"Validation score: {score:f}")
-        return loss
+        if not self.settings.early_stopping:
+            return {"val_loss": loss}
+        score = self.task.score(pred, data) if np.isfinite(pred).all() else math.nan
+        fitted.validation_scores_.append(score)
+        if self.settings.verbose:
+            print(f"Validation score: {score:f}")
+        return {"val_loss": loss, "val_score": score}
 
     # --- when to stop -------------------------------------------------------------------------------------------------
 

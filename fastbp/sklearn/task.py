@@ -67,7 +67,7 @@ class Task:
     data: Data
     rows: Array  # of data, to train on
     validation: Data | None
-    score: Callable[[Array, Array, Array | None], float]  # of outputs, targets and weights
+    score: Callable[[Array, Data], float]  # of the outputs for some samples, and these
     random_state: np.random.RandomState
 
 

@@ -11,7 +11,7 @@ from fastbp.data.arrays import Array, check_choice, check_int, check_number
 from fastbp.formats import npz
 from fastbp.layers import Layer
 from fastbp.losses import LossLike
-from fastbp.metrics import Metric, Metrics, directions
+from fastbp.metrics import Metrics
 from fastbp.model import Model
 from fastbp.optim import Optimizer
 from fastbp.parameters import Parameters
@@ -109,6 +109,11 @@ class Callback:
         Not called then of a callback that is ``last``: it would see an epoch that was not finished.
         """
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies do not bring along what ``fit`` has told."""
+        told = ("model", "optimizer", "log_names", "greater_is_better", "callbacks")
+        return {name: value for name, value in vars(self).items() if name not in told}
+
     def state(self) -> dict[str, Any]:
         """What a ``Checkpoint`` keeps of this callback: numbers, strings, None and arrays, by name."""
         return {}
@@ -134,14 +139,14 @@ def called(
     model: ModelInTraining,
     optimizer: Optimizer | None,
     log_names: list[str],
-    measures: Mapping[str, Metric],
+    greater_is_better: Mapping[str, bool],
 ) -> Iterator[None]:
-    """Tell the callbacks what is about to be trained, and what is logged: measures are the metrics among it.
+    """Tell the callbacks what is about to be trained, what is logged, and of which metrics among it more is better.
 
     When the block ends, by whatever, those that began are told: each of them, whatever another one raises.
     """
     model.stop_training = False
-    known = {"loss": False, "accuracy": True} | directions(measures)
+    known = {"loss": False, "accuracy": True, **greater_is_better}
     greater = {name: known[own] for name in log_names if (own := name.removeprefix("val_")) in known}
     begun: list[Callback] = []
     finished = False

@@ -59,7 +59,9 @@ class Checkpoint(Monitor):
 
     def on_train_begin(self) -> None:
         super().on_train_begin()
-        run_state.check_storable(self.model, self.optimizer)
+        self._resumable = self.optimizer is not None and self.optimizer.resumable
+        if self._resumable:
+            run_state.check_storable(self.model, self.optimizer)
         npz.remove_leftovers(self.path)
         self._written = self._seen = -1
 
@@ -80,8 +82,10 @@ class Checkpoint(Monitor):
             self._write()
 
     def _write(self) -> None:
-        assert self.optimizer is not None
-        run_state.write(self.path, self.model, self.optimizer, self.callbacks)
+        if self._resumable and self.optimizer is not None:
+            run_state.write(self.path, self.model, self.optimizer, self.callbacks)
+        else:  # in an estimator, which goes on by warm_start
+            self.model.save(self.path)
         self._written = self.model.epochs
 
     @staticmethod

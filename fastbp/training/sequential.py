@@ -21,7 +21,7 @@ from fastbp.formats import npz
 from fastbp.layers import BatchNorm, Layer, make_layers
 from fastbp.layers.tree import walk
 from fastbp.losses import Loss, LossLike
-from fastbp.metrics import Metric, Metrics, check_measurable, resolve
+from fastbp.metrics import Metric, Metrics, check_measurable, directions, resolve
 from fastbp.model import Model, check_tensors
 from fastbp.optim import Optimizer
 from fastbp.parameters import Parameters
@@ -335,7 +335,7 @@ class Sequential:
                 run = run_state.load_matching(resume, self, optimizer, callbacks, log_names)
             self.model.order_generator = rng
             try:
-                with called(callbacks, self, optimizer, log_names, measures):
+                with called(callbacks, self, optimizer, log_names, directions(measures)):
                     self.history = history = History()
                     if run is not None:
                         run_state.restore(run, self, optimizer, callbacks)
@@ -469,7 +469,9 @@ def from_model(model: Model, epochs: int) -> Sequential:
 
 
 def check_model(model: object) -> Sequential:
-    """``model`` if it is one, for what writes models to files of other kinds."""
+    """``model`` if it is one, or that of a fitted estimator, for what writes models to files of other kinds."""
+    if hasattr(type(model), "model_"):
+        model = model.model_  # type: ignore[attr-defined]
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected a fastbp model, got {type(model).__name__}")
     return model

@@ -202,7 +202,8 @@ def test_partial_fit_stops_early():
     with pytest.warns(UserWarning, match="early stopping has ended the training"):
         clf.partial_fit(X, y)
     np.testing.assert_array_equal(clf.coefs_[0], before)
-    MLPClassifier(random_state=0, early_stopping=True).partial_fit(X, y, classes=[0, 1])
+    with pytest.raises(ValueError, match="partial_fit does not support early_stopping=True without an eval_set"):
+        MLPClassifier(random_state=0, early_stopping=True).partial_fit(X, y, classes=[0, 1])
 
 
 def test_eval_set_restores_the_best_weights():
@@ -303,7 +304,7 @@ BAD = [
     (dict(), dict(eval_set=(IRIS[0][:, :2], IRIS[1])), "eval_set: X has 2 features, but MLPClassifier is expecting 4"),
     (dict(), dict(eval_set=(IRIS[0], IRIS[1] + 1)), "eval_set: `y` has classes not in"),
     (dict(), dict(eval_set=IRIS[0][:2]), "eval_set"),
-    (dict(), dict(eval_set=IRIS[0]), r"eval_set: expected a pair \(Xv, yv\)"),
+    (dict(), dict(eval_set=IRIS[0]), r"eval_set: expected \(Xv, yv\) or"),
     (dict(), dict(sample_weight=-np.ones(150)), "egative"),
     (dict(), dict(sample_weight=np.zeros(150)), "ample.weight"),
     (dict(early_stopping=True, validation_fraction=0.005), {}, "The validation set is too small"),
