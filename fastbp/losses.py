@@ -10,6 +10,7 @@ loss and gradient 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
@@ -31,6 +32,7 @@ from fastbp.data.arrays import (
     check_weights,
     scaled_weights,
 )
+from fastbp.settings import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -46,7 +48,7 @@ LossFunction = Callable[[Array, Array], _Result] | Callable[[Array, Array, Array
 LOSSES: dict[str, type[Loss]] = {}
 
 
-class Loss:
+class Loss(Settings):
     """The base of all losses. ``loss(pred, target)`` returns ``(loss, dpred)``.
 
     fastbp's own are registered in ``LOSSES`` under their ``name``.
@@ -140,7 +142,7 @@ class CrossEntropy(Compiled):
         self, label_smoothing: float = 0.0, class_weight: ArrayLike | Mapping[int, float] | None = None
     ) -> None:
         self.label_smoothing = check_number("label_smoothing", label_smoothing, 0, 1)
-        self.class_weight = class_weight
+        self.class_weight = _class_weights(class_weight)
         self._weights: dict[tuple[int, np.dtype[Any]], Array | None] = {}
 
     def _weight(self, classes: int, dtype: np.dtype[Any]) -> Array | None:
@@ -182,6 +184,19 @@ class CrossEntropy(Compiled):
 
     def correct(self, pred: Array, target: Array) -> int:
         return int(np.count_nonzero(pred.argmax(axis=1) == target))
+
+
+def _class_weights(given: Any) -> Any:
+    """A copy, which the caller cannot change; how many there have to be is seen when they are used."""
+    if given is None:
+        return None
+    values = list(given.values()) if isinstance(given, Mapping) else given
+    weights = check_finite("class_weight", cast("class_weight", values, np.dtype(np.float64)))
+    if weights.ndim != 1:
+        raise ValueError(f"class_weight: expected one weight per class, got shape {weights.shape}")
+    if weights.size and (weights.min() < 0 or (weights.max() == 0 and not isinstance(given, Mapping))):
+        raise ValueError("class_weight: expected non-negative weights that are not all zero")
+    return dict(given) if isinstance(given, Mapping) else weights.copy()
 
 
 class Elementwise(Compiled):
@@ -317,12 +332,17 @@ check_names(backend(), "losses", LOSSES)
 LossLike = str | Loss | LossFunction
 
 
+@cache  # a step asks for it
+def _of_name(name: str) -> Loss:
+    return LOSSES[name]()
+
+
 def resolve(loss: LossLike) -> Loss:
     """The loss that a name, a Loss or a callable stands for."""
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
-        return LOSSES[check_choice("loss", loss, LOSSES)]()
+        return _of_name(check_choice("loss", loss, LOSSES))
     if isinstance(loss, type):
         raise TypeError(f"loss: expected an instance, got the class {loss.__name__}; write {loss.__name__}()")
     if callable(loss):

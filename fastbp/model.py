@@ -88,6 +88,8 @@ class Model:
         widths = infer_widths(self.layers)
         self.inputs, self.outputs = widths[""], widths[str(len(self.layers) - 1)]
         self.row_bytes = bytes_per_row(widths, self.dtype.itemsize)
+        for _, access, layer in walk(self.layers):
+            layer.check_dtype(access, self.dtype)
         check_layers_memory(self.layers, widths, self.dtype.itemsize)
         self.params = Parameters(parameter_shapes(self.layers), self.dtype, parameter_owners(self.layers))
         offsets, size = place_statistics(self.layers)

@@ -14,9 +14,10 @@ from fastbp import schedules
 from fastbp.core import backend, thread_limit
 from fastbp.core.plan import UpdateSpec, aligned, check_names
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data.arrays import LARGEST, Array, check_array, check_int, check_number
+from fastbp.data.arrays import LARGEST, Array, check_array, check_int, check_normal, check_number
 from fastbp.divergence import DivergenceError, in_gradient
 from fastbp.parameters import Parameters, Unchanged
+from fastbp.settings import Settings
 
 __all__: list[str] = []  # every public optimizer adds its name above its class
 
@@ -24,7 +25,7 @@ __all__: list[str] = []  # every public optimizer adds its name above its class
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
 
 
-class Optimizer:
+class Optimizer(Settings):
     """The base of all optimizers.
 
     Parameters
@@ -49,7 +50,10 @@ class Optimizer:
     state_vectors : dict of str to ndarray
         The state vectors that there are by now, by name.
     lr : float
-        The learning rate of the next step.
+        The learning rate of the next step. A number or a Schedule may be set.
+
+    weight_decay, clip_norm and all other arguments
+        May be set, and act from the next step on.
 
     Raises
     ------
@@ -57,10 +61,14 @@ class Optimizer:
         If params is not a model's parameters or a number is out of range.
     """
 
+    _kept: ClassVar[tuple[str, ...]] = ("params", "steps", "state_vectors")
+    _instead: ClassVar[str] = "make a new optimizer"
     #: The name of the update rule in the core.
     rule: ClassVar[str]
     #: Names of the state vectors, each as long as the parameters.
     state_names: ClassVar[tuple[str, ...]] = ()
+    #: Those of them that are sums of squares.
+    squares: ClassVar[tuple[str, ...]] = ()
     #: Whether ``fit(resume=)`` goes on with it, so that a ``Checkpoint`` keeps it; the estimators' own are not.
     resumable: ClassVar[bool] = True
     momentum = 0.0
@@ -92,6 +100,29 @@ class Optimizer:
         self.steps = 0
         self.state_vectors: dict[str, Array] = {}
 
+    @classmethod
+    def _setting_names(cls) -> tuple[str, ...]:
+        return tuple(name for name in super()._setting_names() if name not in ("params", "lr"))
+
+    def _with(self, settings: dict[str, Any]) -> Settings:
+        make: Any = self._own_class()
+        made: Settings = make(self.params, self.schedule, **settings)
+        return made
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments besides parameters and learning rate, for checkpoints."""
+        return self._settings()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_constructed" not in vars(self) or name not in ("lr", "schedule", *self._kept):
+            super().__setattr__(name, value)
+        elif name in ("lr", "schedule"):
+            vars(self)["schedule"] = schedules.resolve(value)
+        elif name == "steps":
+            vars(self)["steps"] = check_int("steps", value, low=0)
+        else:
+            raise AttributeError(f"{name}: it cannot be set; make a new optimizer, or use load_state_dict")
+
     @property
     def lr(self) -> float:
         return check_number("lr", self.schedule(self.steps), 0)
@@ -107,6 +138,10 @@ class Optimizer:
             self.state_vectors[name] = aligned(self.params.values.size, self.params.values.dtype)
             self.state_vectors[name][:] = 0
         return self.state_vectors[name]
+
+    def take_state(self, other: Optimizer) -> None:
+        """Go on where another optimizer of the same kind is, with its vectors, which it does not use any more."""
+        vars(self).update(steps=other.steps, state_vectors=other.state_vectors)
 
     def step(self, threads: int | None = None) -> None:
         """Update the parameters from their gradients, with so many threads; None is ``fb.get_num_threads()``.
@@ -135,20 +170,25 @@ class Optimizer:
         spec = self.update_spec(lr)
         try:
             backend().update(self.params.values, self.params.grads, spec, scale, threads)
-        finally:  # an interrupt comes before the update or after it
-            self.steps += spec.applied
+        finally:  # an interrupt comes before the update or after it: a call would be a place for one
+            self.__dict__["steps"] += spec.applied
 
-    def rates(self, steps: int) -> Array | float:
-        """The learning rates of the next steps, or the one of all of them."""
-        schedule = self.schedule
-        if isinstance(schedule, schedules.Constant):
-            return check_number("lr", schedule(self.steps), 0)
-        return np.array([check_number("lr", schedule(self.steps + t), 0) for t in range(steps)])
+    def rates(self, steps: int) -> tuple[Array | float, Exception | None]:
+        """The learning rates of the next steps, or the one of all of them.
 
-    def settings(self) -> dict[str, Any]:
-        """The constructor's arguments besides parameters and learning rate, for checkpoints."""
-        hidden = ("params", "schedule", "steps", "state_vectors")
-        return {k: v for k, v in vars(self).items() if k not in hidden and not k.startswith("_")}
+        Where the schedule fails at a later step these are the rates up to there, and its error.
+        """
+        schedule, rates = self.schedule, []
+        if type(schedule) is schedules.Constant:
+            return check_number("lr", schedule(self.steps), 0), None
+        for t in range(self.steps, self.steps + steps):
+            try:
+                rates.append(check_number("lr", schedule(t), 0))
+            except Exception as error:
+                if not rates:
+                    raise
+                return np.array(rates), error
+        return np.array(rates), None
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
         """What ``step`` and the core apply, at this learning rate, or these of several steps.
@@ -175,15 +215,18 @@ class Optimizer:
         steps = state.get("steps")
         if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 0 <= steps <= LARGEST:
             raise ValueError(f"state: expected a number of steps under 'steps', got {steps!r}")
-        unknown = given.keys() - set(self.state_names)
-        if unknown or (given and given.keys() < self._used()):
+        used = self._used() - ({"velocity"} if not given else set())  # which there may be none of yet
+        if given.keys() - set(self.state_names) or (not used <= given.keys() and (given or steps)):
             raise ValueError(f"state: expected vectors {sorted(self._used())}, got {sorted(given)}")
         arrays = {
             name: check_array(f"state[{name!r}]", value, values.shape, values.dtype) for name, value in given.items()
         }
+        for name in self.squares:
+            if name in arrays and arrays[name].size and arrays[name].min() < 0:
+                raise ValueError(f"state[{name!r}]: expected means of squares, got {arrays[name].min()}")
         with self.params.exclusive():
             self.steps = int(steps)
-            self.state_vectors = {}
+            self.state_vectors.clear()
             for name, array in arrays.items():
                 self.state_vector(name)[:] = array
 
@@ -213,11 +256,7 @@ class Optimizer:
 
     def _eps(self, eps: float) -> float:
         """``eps`` if it is above zero in the parameters' dtype: it is what keeps 0 / 0 away."""
-        with np.errstate(over="ignore"):
-            number = self.params.values.dtype.type(check_number("eps", eps, 0, open_low=True))
-        if not 0 < number < math.inf:
-            raise ValueError(f"eps: expected a finite number above 0 in {self.params.values.dtype}, got {eps}")
-        return float(eps)
+        return check_normal("eps", check_number("eps", eps, 0, open_low=True), self.params.values.dtype)
 
 
 __all__ += ["SGD"]
@@ -283,6 +322,7 @@ class Adam(Optimizer):
 
     rule = "adam"
     state_names = ("m", "v")
+    squares = ("v",)
     _decoupled = False
 
     def __init__(
@@ -362,6 +402,7 @@ class RMSprop(Optimizer):
 
     rule = "rmsprop"
     state_names = ("square", "velocity")
+    squares = ("square",)
 
     def __init__(
         self,
@@ -404,6 +445,7 @@ class Adagrad(Optimizer):
 
     rule = "adagrad"
     state_names = ("total",)
+    squares = ("total",)
 
     def __init__(
         self,

@@ -10,25 +10,31 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fastbp.core import thread_limit
 from fastbp.core._lock import ReadWriteLock
 from fastbp.core.plan import ALIGNMENT, aligned
-from fastbp.data.arrays import Array
+from fastbp.data.arrays import Array, check_array
+from fastbp.settings import Settings
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 #: By a tensor's name, how a user writes the layer that has it, and what it is called there: ``layers[0]``, ``weight``.
 Owners = dict[str, tuple[str, str]]
 
 
-class Parameters:
+class Parameters(Settings):
     """The parameters of a model: ``values`` and ``grads``, flat, and every tensor as a view on them.
 
     Iterating gives the parameter tensors in the order of the layers; they can be written in place. ``lock`` is that of
     the whole model: who trains it holds it, and so does everybody else who reads or changes the model.
     """
+
+    _instead: ClassVar[str] = "write into the arrays, or make a new model"
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any], owners: Owners) -> None:
         line = ALIGNMENT // dtype.itemsize
@@ -40,11 +46,42 @@ class Parameters:
             self.offsets[name] = size
             size += -(-math.prod(shape) // line) * line
             self.ends[name] = size
-        self.values: Array = aligned(size, dtype)
-        self.grads: Array = aligned(size, dtype)
-        self.values[:] = 0
-        self.grads[:] = 0
+        self._values: Array = aligned(size, dtype)
+        self._grads: Array = aligned(size, dtype)
+        self._values[:] = 0
+        self._grads[:] = 0
         self.lock = ReadWriteLock()
+
+    @classmethod
+    def _setting_names(cls) -> tuple[str, ...]:
+        """None: they are those of the model."""
+        return ()
+
+    @property
+    def values(self) -> Array:
+        """All parameters, a vector that may be written in place; assigning copies into it."""
+        return self._values
+
+    @values.setter
+    def values(self, values: ArrayLike) -> None:
+        self._copy_in("values", self._values, values)
+
+    @property
+    def grads(self) -> Array:
+        """All gradients, likewise."""
+        return self._grads
+
+    @grads.setter
+    def grads(self, grads: ArrayLike) -> None:
+        self._copy_in("grads", self._grads, grads)
+
+    def _copy_in(self, name: str, flat: Array, given: ArrayLike) -> None:
+        array = check_array(name, given, flat.shape, flat.dtype)
+        if array is flat:  # after ``values *= 0.5``
+            return
+        with self.exclusive():
+            for tensor in self.shapes:  # what is behind a tensor stays zero
+                self._view(flat, tensor)[...] = self._view(array, tensor)
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Keep all else that changes or reads the model out: for a step, or another change."""

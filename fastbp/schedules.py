@@ -6,13 +6,18 @@ import math
 from typing import Any
 
 from fastbp.data.arrays import check_int, check_number
+from fastbp.settings import Settings
 
 #: fastbp's own schedules by the names of their classes, for reading checkpoints.
 SCHEDULES: dict[str, type[Schedule]] = {}
 
 
-class Schedule:
+class Schedule(Settings):
     """The base of all schedules: ``schedule(t)`` is the learning rate of the step after t steps."""
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, for checkpoints."""
+        return self._settings()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

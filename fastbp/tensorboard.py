@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from fastbp.training.callbacks import Callback
+from fastbp.settings import Settings
+from fastbp.training.callbacks import TOLD, Callback
 
 
-class TensorBoard(Callback):
+class TensorBoard(Callback, Settings):
     """Write what every epoch logs as scalars; ``tensorboard --logdir log_dir`` shows them.
 
     Those of training and of validation are two runs in the directory, ``train`` and ``validation``, so that ``loss`` is
@@ -26,6 +27,8 @@ class TensorBoard(Callback):
     OSError
         From ``fit``, if the directory cannot be written.
     """
+
+    _kept = (*TOLD, "_epochs", "_writers")
 
     def __init__(self, log_dir: str | os.PathLike[str]) -> None:
         try:

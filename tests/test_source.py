@@ -37,6 +37,7 @@ FLOORS = [
     ["core._cpu", "core._lock", "core.threads"],
     ["core"],
     ["data", "data.arrays", "formats", "plotting"],
+    ["settings"],
     ["data.sampling", "formats.npz", "metrics", "parameters", "schedules"],
     ["layers.layer", "losses"],
     [f"layers.{name}" for name in ("activation", "composition", "dense", "dropout", "embedding", "normalization")],

@@ -123,6 +123,7 @@ cdef int share(int threads, int readers) noexcept:
 
 @cython.freelist(8)
 @cython.no_gc
+@cython.auto_pickle(False)
 @cython.final
 cdef class Access:
     """What ``with`` enters. It gives the lock back when it is freed, should an interrupt keep ``with`` from it."""

@@ -30,11 +30,16 @@ def check_choice(name: str, value: object, valid: Iterable[str | int | None]) ->
     options = list(valid)
     if isinstance(value, (str, int, float, type(None))) and value in options:  # an array would be compared by entries
         return value
+    raise ValueError(f"{name}: unknown value {value!r}; {near_names(str(value), options)}")
+
+
+def near_names(name: str, options: Iterable[object]) -> str:
+    """Those of the options that a misspelt name may mean, or all."""
     import difflib  # here, as only an error needs it
 
-    near = difflib.get_close_matches(str(value), [o for o in options if isinstance(o, str)], n=3)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"expected one of {options}"
-    raise ValueError(f"{name}: unknown value {value!r}; {hint}")
+    options = list(options)
+    near = difflib.get_close_matches(name, [o for o in options if isinstance(o, str)], n=3)
+    return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"expected one of {options}"
 
 
 LARGEST_WEIGHT = 2.0**100  # of samples and classes: products and sums of these fit float64
@@ -74,6 +79,19 @@ def check_number(name: str, value: object, low: float, high: float = float("inf"
     if not (low <= number < high and math.isfinite(number)) or (open_low and number == low):
         raise ValueError(f"{name}: expected a number in {'(' if open_low else '['}{low}, {high}), got {value}")
     return number
+
+
+def check_normal(name: str, value: float, dtype: np.dtype[Any]) -> float:
+    """``value``, above 0, if it is finite in this dtype and not below the smallest normal number.
+
+    The core takes smaller ones for 0.
+    """
+    limits = np.finfo(dtype)
+    if not float(limits.tiny) <= value <= float(limits.max):
+        raise ValueError(
+            f"{name}: expected a number from {limits.tiny:.3g} to {limits.max:.3g}, as in {dtype}, got {value}"
+        )
+    return value
 
 
 def as_array(name: str, value: Any) -> Array:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from fastbp.layers.layer import Cost, Layer, Work
+from fastbp.layers.layer import Cost, Layer, Work, kind_of
 
 MAX_DEPTH = 50  # of composites in each other: every pass over the tree is a recursion
 
@@ -217,7 +217,7 @@ def _check_layers(name: str, layers: object) -> tuple[Layer, ...]:
         raise TypeError(f"{name}: expected a list of layers, got {type(layers).__name__}")
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):
-            raise TypeError(f"{name}[{i}]: expected a layer, got {type(layer).__name__}")
+            raise TypeError(f"{name}[{i}]: expected a layer, got {kind_of(layer)}")
     return tuple(layers)
 
 

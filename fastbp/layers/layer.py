@@ -14,8 +14,14 @@ import numpy as np
 from fastbp.core import plan
 from fastbp.data.arrays import Array, Categories, check_array
 from fastbp.parameters import Parameters
+from fastbp.settings import Settings
 
 Cost = tuple[int, int]  # floating-point operations, and how many numbers have to be moved
+
+
+def kind_of(value: object) -> str:
+    """What an error calls something that is no layer."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 class Work(NamedTuple):
@@ -27,9 +33,10 @@ class Work(NamedTuple):
     idle: bool  # whether a gradient of zero changes nothing
 
 
-class Layer:
+class Layer(Settings):
     """What every layer has: the op it is lowered to, its width, and its place in a model."""
 
+    _instead: ClassVar[str] = "a layer stays as it was made: make a new one, and a new model"
     #: The name of the op that it is lowered to, in the registries of the core.
     kind: ClassVar[str]
     #: Whether its op may apply the activation that follows it.
@@ -50,6 +57,14 @@ class Layer:
     def __init__(self) -> None:
         self._parameters: Parameters | None = None
         self._name = ""
+
+    @classmethod
+    def _setting_names(cls) -> tuple[str, ...]:
+        """None may be set: models are made of what the layer was when it was made."""
+        return ()
+
+    def check_dtype(self, access: str, dtype: np.dtype[Any]) -> None:
+        """Raise if it cannot compute in this dtype; access is how a user writes the layer."""
 
     def outputs(self, inputs: int) -> int:
         """Width of the output for an input of width ``inputs``."""
@@ -140,11 +155,6 @@ class Layer:
     def initial_values(self, rng: np.random.Generator) -> dict[str, Array]:
         """The parameters that do not start at zero, by name."""
         return {}
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and name in self.__dict__ and self._parameters is not None:
-            raise AttributeError(f"{name}: {self!r} is part of a model, whose plan is made; build a new model instead")
-        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"

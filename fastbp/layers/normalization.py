@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.data.arrays import Array, check_int, check_number
+from fastbp.data.arrays import Array, check_int, check_normal, check_number
 from fastbp.layers.layer import Parametric
 
 
@@ -18,6 +18,9 @@ class _Norm(Parametric):
         super().__init__()
         self.n = self.width = check_int("n", n)
         self.eps = check_number("eps", eps, 0, open_low=True)
+
+    def check_dtype(self, access: str, dtype: np.dtype[Any]) -> None:
+        check_normal(f"{access}.eps", self.eps, dtype)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.n,), "bias": (self.n,)}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fastbp.data.arrays import check_memory
 from fastbp.layers import Layer
 from fastbp.layers.composition import Composite, input_width
+from fastbp.layers.layer import kind_of
 from fastbp.layers.tree import Chain, inside, leaves, walk, whole
 from fastbp.parameters import Owners
 
@@ -21,7 +22,7 @@ def check_tree(layers: Sequence[Layer]) -> None:
         raise ValueError("layers: expected at least one layer, got none")
     for i, layer in enumerate(layers):
         if not isinstance(layer, Layer):
-            raise TypeError(f"layers[{i}]: expected a layer, got {type(layer).__name__}")
+            raise TypeError(f"layers[{i}]: expected a layer, got {kind_of(layer)}")
     seen: dict[int, str] = {}
     for path, access, layer in walk(layers):
         if layer.takes_ids and path != "0":

@@ -57,10 +57,10 @@ class ScikitSGD(SGD):
     """SGD whose learning rate is that of scikit-learn's gradient, which has another scale."""
 
     resumable = False
-    gradient_scale = 1.0
+    _gradient_scale = 1.0
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
-        return super().update_spec(lr * self.gradient_scale, weight_decay)
+        return super().update_spec(lr * self._gradient_scale, weight_decay)
 
 
 class ScikitAdam(Adam):
@@ -159,7 +159,7 @@ class StochasticSolver:
         if settings.solver == "sgd":
             nesterov = settings.nesterovs_momentum and settings.momentum > 0
             sgd = ScikitSGD(parameters, rate, settings.momentum, nesterov=nesterov, decay_bias=False)
-            sgd.gradient_scale = self.task.objective.gradient_scale
+            sgd._gradient_scale = self.task.objective.gradient_scale
             return sgd
         betas = settings.beta_1, settings.beta_2
         # Adam's steps do not depend on the gradient's scale, except for epsilon
@@ -171,7 +171,7 @@ class StochasticSolver:
         settings, state, optimizer = self.settings, self.state, self.optimizer
         previous, state.optimizer = state.optimizer, optimizer
         if previous is not None and type(previous) is type(optimizer):
-            optimizer.steps, optimizer.state_vectors = previous.steps, previous.state_vectors
+            optimizer.take_state(previous)
         else:
             state.learning_rate = settings.learning_rate_init
         keeps_rate = self.incremental and settings.solver == "sgd" and settings.learning_rate != "constant"

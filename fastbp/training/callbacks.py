@@ -16,6 +16,7 @@ from fastbp.model import Model
 from fastbp.optim import Optimizer
 from fastbp.parameters import Parameters
 from fastbp.schedules import Constant
+from fastbp.settings import Settings
 from fastbp.training.history import History
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ class ModelInTraining(Protocol):
     def restore(self, snapshot: tuple[Array, Array]) -> None: ...
 
 
+#: What ``fit`` tells a callback.
+TOLD = ("model", "optimizer", "log_names", "greater_is_better", "callbacks")
+
+
 class Callback:
     """The base of all callbacks; override what you need.
 
@@ -111,8 +116,7 @@ class Callback:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies do not bring along what ``fit`` has told."""
-        told = ("model", "optimizer", "log_names", "greater_is_better", "callbacks")
-        return {name: value for name, value in vars(self).items() if name not in told}
+        return {name: value for name, value in vars(self).items() if name not in TOLD}
 
     def state(self) -> dict[str, Any]:
         """What a ``Checkpoint`` keeps of this callback: numbers, strings, None and arrays, by name."""
@@ -165,7 +169,7 @@ def called(
                     ends.callback(callback.on_train_end)
 
 
-class Monitor(Callback):
+class Monitor(Callback, Settings):
     """The base of callbacks that watch whether a logged value gets better.
 
     Parameters
@@ -190,7 +194,11 @@ class Monitor(Callback):
         not say what is better and there is no mode.
     """
 
+    _kept = (*TOLD, "best", "best_epoch")
+
     def __init__(self, monitor: str | None = None, min_delta: float = 0.0, mode: str | None = None) -> None:
+        if monitor is not None and not isinstance(monitor, str):
+            raise TypeError(f"monitor: expected the name of a logged value or None, got {monitor!r}")
         self.monitor = monitor
         self.mode: str | None = check_choice("mode", mode, [None, "min", "max"])
         self.min_delta = check_number("min_delta", min_delta, 0)
@@ -327,7 +335,7 @@ class ReduceLROnPlateau(Monitor):
     def on_train_begin(self) -> None:
         super().on_train_begin()
         self._since = -1
-        if self.optimizer is None or not isinstance(self.optimizer.schedule, Constant):
+        if self.optimizer is None or type(self.optimizer.schedule) is not Constant:
             raise ValueError("optimizer: expected a constant learning rate with ReduceLROnPlateau")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from fastbp.data.arrays import check_int
 from fastbp.formats import npz
 from fastbp.optim import Optimizer
@@ -53,6 +55,8 @@ class Checkpoint(Monitor):
         mode: str | None = None,
     ) -> None:
         super().__init__(monitor, min_delta, mode)
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path: expected a path, got {path!r}")
         self.path = path
         self.best_only = bool(best_only)
         self.every = check_int("every", every)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from fastbp.plotting import new_figure
+from fastbp.settings import Settings
 
 _NOT_METRICS = "lr", "samples_per_second"  # logged values that do not say how good the model is
 
 
-class History:
+class History(Settings):
     """What ``fit`` returns.
 
     Attributes

@@ -70,7 +70,7 @@ def _write(path: npz.Path, model: ModelInTraining, optimizer: Optimizer, callbac
     checkpoint = {
         "epoch": model.epochs,
         "optimizer": [type(optimizer).__name__, optimizer.settings()],
-        "schedule": [type(optimizer.schedule).__name__, vars(optimizer.schedule)],
+        "schedule": [type(optimizer.schedule).__name__, optimizer.schedule.settings()],
         "steps": optimizer.steps,
         "step": model.model.training_step,
         "orders": model.model.order_generator.bit_generator.state,
@@ -154,6 +154,6 @@ def restore(run: Run, model: ModelInTraining, optimizer: Optimizer, callbacks: S
     if model.history is not None:
         model.history.history.update(run.history)
     optimizer.steps, optimizer.schedule = run.optimizer.steps, run.optimizer.schedule
-    optimizer.state_vectors = run.optimizer.state_vectors
+    optimizer.take_state(run.optimizer)
     for callback, (_, state) in zip(callbacks, run.callbacks, strict=True):
         callback.set_state(state)

@@ -25,6 +25,7 @@ from fastbp.metrics import Metric, Metrics, check_measurable, directions, resolv
 from fastbp.model import Model, check_tensors
 from fastbp.optim import Optimizer
 from fastbp.parameters import Parameters
+from fastbp.settings import Settings
 from fastbp.summary import layer_table, program_table
 from fastbp.training import run_state
 from fastbp.training.callbacks import BestWeights, Callback, called, check_callbacks
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="Sequential")
 
 
-class Sequential:
+class Sequential(Settings):
     """A feedforward network: layers, one after the other, of which some may have branches.
 
     Parameters
@@ -73,6 +74,8 @@ class Sequential:
         training it while another thread reads it.
     """
 
+    _kept = ("stop_training", "epochs", "history")
+    _instead = "make a new model; astype gives one of another dtype"
     #: Set by a callback to end ``fit``.
     stop_training = False
     #: How many epochs ``fit`` has trained this model for.
@@ -82,6 +85,11 @@ class Sequential:
 
     def __init__(self, layers: Sequence[Layer], dtype: str | np.dtype[Any] | type = "float32", seed: int | None = None):
         self.model = Model(layers, dtype, seed)
+
+    @classmethod
+    def _setting_names(cls) -> tuple[str, ...]:
+        """None: what a model was made of it stays."""
+        return ()
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -464,7 +472,7 @@ def _rebuild(cls: type[S], config: list[dict[str, Any]], dtype: str, *contents: 
 def from_model(model: Model, epochs: int) -> Sequential:
     """The Sequential around a model that was trained for so many epochs."""
     sequential = Sequential.__new__(Sequential)
-    sequential.model, sequential.epochs = model, epochs
+    vars(sequential).update(model=model, epochs=epochs, _constructed=True)
     return sequential
 
 

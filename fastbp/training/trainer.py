@@ -132,7 +132,10 @@ class Trainer:
             check_memory("batch_size", min(batch_size, len(data[0])) * model.row_bytes)
         with model.lock.exclusive():
             network, model.pending_forward = model.network(), None
-            rates, report = optimizer.rates(steps), Report()
+            (rates, error), report = optimizer.rates(steps), Report()
+            if error is not None and not isinstance(rates, float):  # of a later step, which raises it
+                steps = len(rates)
+                decays = None if decays is None else decays[:steps]
             update = optimizer.update_spec(rates, decays)
             batches = BatchPlan(order, first, steps, batch_size, model.training_step + 1)
             try:
@@ -140,7 +143,7 @@ class Trainer:
                 network.train(report, data, batches, [self.loss_spec], update, self.reducer, threads)
             finally:  # an interrupt ends the epoch after a whole step; no call may stand here, which one could end
                 model.training_step += report.steps
-                optimizer.steps += report.steps
+                optimizer.__dict__["steps"] += report.steps
         if report.stopped:
             raise KeyboardInterrupt("a process that shares the work has to stop")
         if report.invalid_row >= 0:
@@ -149,6 +152,8 @@ class Trainer:
             rows = epoch_rows(first + report.steps * batch_size, batch_size, len(data[0]), order)
             lr = rates if isinstance(rates, float) else float(rates[report.steps])
             raise self._divergence(report.loss, data[0][rows], model.training_step + 1, lr)
+        if error is not None:
+            raise error
         return report
 
     def _changed(self, data: Samples, row: int) -> ValueError:

@@ -206,7 +206,7 @@ def test_optimizers(settings, message):
 
 def test_optimizers_in_float32():
     params = model_with_state()[0].parameters()
-    with pytest.raises(ValueError, match="eps: expected a finite number above 0 in float32, got 1e-50"):
+    with pytest.raises(ValueError, match=r"eps: expected a number from 1.18e-38 to 3.4e\+38, as in float32, got 1e-50"):
         fb.Adam(params, eps=1e-50)
     with pytest.raises(TypeError, match=r"betas: expected a pair of numbers, got 0\.9"):
         fb.Adam(params, betas=0.9)
@@ -230,7 +230,7 @@ def test_a_model_that_cannot_be_made_leaves_its_layers_free():
 
 def test_a_layers_settings_are_fixed_in_a_model():
     model = fb.Sequential([fb.Dense(3, 4), fb.Dropout(0.5)])
-    with pytest.raises(AttributeError, match=r"p: .* is part of a model"):
+    with pytest.raises(AttributeError, match="p: it cannot be set; a layer stays as it was made"):
         model.layers[1].p = 0.9
     with pytest.raises(AttributeError):
         model.layers.append(fb.Dense(4, 2))

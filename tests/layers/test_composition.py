@@ -26,7 +26,7 @@ def nested(depth):
         (lambda: fb.Residual(fb.Dense(2, 2)), TypeError, "layers: expected a list of layers, got Dense"),
         (lambda: fb.Residual("relu"), TypeError, "layers: expected a list of layers, got str"),
         (lambda: fb.Residual([fb.Dense(2, 2), "relu"]), TypeError, r"layers\[1\]: expected a layer, got str"),
-        (lambda: fb.Residual([fb.Dense]), TypeError, r"layers\[0\]: expected a layer, got type"),
+        (lambda: fb.Residual([fb.Dense]), TypeError, r"layers\[0\]: expected a layer, got the class Dense"),
         (lambda: fb.Concatenate(), ValueError, "branches: expected at least one branch, got none"),
         (lambda: fb.Concatenate([], fb.Dense(2, 2)), TypeError, r"branches\[1\]: expected a list of layers, got Dense"),
         (lambda: fb.Concatenate(a=[3]), TypeError, r'branches\["a"\]\[0\]: expected a layer, got int'),
@@ -83,7 +83,7 @@ def test_what_it_is_made_of_stays():
     ):
         with pytest.raises(AttributeError):
             change()
-    with pytest.raises(AttributeError, match="part of a model"):
+    with pytest.raises(AttributeError, match="a layer stays as it was made"):
         split.branches["policy"][1].out_features = 3
 
 
