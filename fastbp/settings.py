@@ -66,7 +66,7 @@ class Settings(metaclass=_Constructed):
             raise AttributeError(self._refusal(name))
 
     def _refusal(self, name: str) -> str:
-        if hasattr(self, name):
+        if name in vars(self) or hasattr(type(self), name):
             return f"{name}: it cannot be set; {self._instead}"
         names = self._own_class()._setting_names()
         hint = f"; {near_names(name, names)}" if names else ""

@@ -36,7 +36,7 @@ FLOORS = [
     ["core.reference"],
     ["core._cpu", "core._lock", "core.threads"],
     ["core"],
-    ["data", "data.arrays", "formats", "plotting"],
+    ["data", "data.arrays", "formats", "formats.writing", "plotting"],
     ["settings"],
     ["data.sampling", "formats.npz", "metrics", "parameters", "schedules"],
     ["layers.layer", "losses"],

@@ -11,55 +11,14 @@ from typing import Any
 import numpy as np
 
 from fastbp.data.arrays import Array
-
-Path = str | os.PathLike[str]
+from fastbp.formats.writing import Path as Path  # of all that takes one
+from fastbp.formats.writing import write_whole
 
 FORMAT = 1  # of the files that are written; older ones are read
 
 
 class FileFormatError(ValueError):
     """A file that cannot be read: damaged, cut short, of another kind, or written by a newer fastbp."""
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside the final place, sync and rename: no reader ever finds half of a file, nor the loss of the old one.
-
-    Raises
-    ------
-    OSError
-        If the disk is full or the directory cannot be written; what was there before is still there.
-    """
-    temporary = f"{os.fsdecode(path)}.tmp{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(os.path.dirname(os.path.abspath(os.fsdecode(path))))
-    except OSError as error:  # a full disk names no file, a rename two
-        raise OSError(error.errno, error.strerror, os.fsdecode(path)) from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what a killed process has left of this file when it was writing it; an OSError if there is no folder."""
-    folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
-    for entry in os.listdir(folder):
-        if entry.startswith(f"{name}.tmp") and entry[len(name) + 4 :].isdigit():
-            os.remove(os.path.join(folder, entry))
-
-
-def _sync_directory(path: str) -> None:
-    """Make a rename last through a power cut; only POSIX systems open directories."""
-    if os.name == "posix":
-        directory = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
 
 def write(path: Path, header: dict[str, Any], arrays: dict[str, Array]) -> None:

@@ -17,6 +17,7 @@ except ImportError as error:
 from fastbp.core.plan import ACTIVATIONS
 from fastbp.data.arrays import Array
 from fastbp.formats import npz
+from fastbp.formats.writing import write_whole
 from fastbp.layers import Activation, BatchNorm, Concatenate, Dense, Dropout, LayerNorm, Lookup, Residual
 from fastbp.layers.tree import Chain, Place, inside, whole
 from fastbp.training.sequential import Sequential, check_model
@@ -191,7 +192,7 @@ def export(model: Sequential, path: npz.Path) -> None:
     """
     model = check_model(model)
     with model.model.shared():
-        npz.write_whole(path, _to_bytes(model))
+        write_whole(path, _to_bytes(model))
 
 
 def _to_bytes(model: Sequential) -> bytes:

@@ -23,6 +23,7 @@ except ImportError as error:
 
 from fastbp.data.arrays import Array, check_finite
 from fastbp.formats import npz
+from fastbp.formats.writing import write_whole
 from fastbp.layers import Dense
 from fastbp.layers.composition import Composite
 from fastbp.layers.tree import Chain, inside, whole
@@ -79,7 +80,7 @@ def save(model: Sequential, path: npz.Path) -> None:
     with model.model.shared():
         tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(model)}
         tensors |= {name: np.array(model.model.training_step, np.int64) for name in _counters(model)}
-        npz.write_whole(path, to_bytes(tensors, metadata={"format": "pt"}))
+        write_whole(path, to_bytes(tensors, metadata={"format": "pt"}))
 
 
 def load(model: Sequential, path: npz.Path) -> None:

@@ -6,6 +6,7 @@ import os
 
 from fastbp.data.arrays import check_int
 from fastbp.formats import npz
+from fastbp.formats.writing import remove_leftovers
 from fastbp.optim import Optimizer
 from fastbp.training import run_state
 from fastbp.training.callbacks import Monitor
@@ -66,7 +67,7 @@ class Checkpoint(Monitor):
         self._resumable = self.optimizer is not None and self.optimizer.resumable
         if self._resumable:
             run_state.check_storable(self.model, self.optimizer)
-        npz.remove_leftovers(self.path)
+        remove_leftovers(self.path)
         self._written = self._seen = -1
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:

@@ -48,7 +48,6 @@ CASES = [
     (dict(loss=3), TypeError, "loss: expected a name, a Loss or a callable"),
     (dict(loss=fb.MSE), TypeError, r"loss: expected an instance, got the class MSE; write MSE\(\)"),
     (dict(loss=fb.CrossEntropy(class_weight=[1, 2, 3])), ValueError, "class_weight: expected 2 weights"),
-    (dict(loss=fb.CrossEntropy(class_weight=[-1, 2])), ValueError, "class_weight: expected non-negative weights"),
     (dict(loss=fb.CrossEntropy(class_weight={7: 2})), ValueError, "class_weight: expected labels from 0 to 1, got 7"),
     (dict(loss=lambda p, t: 3.0), TypeError, r"loss: expected the callable to return \(loss, dpred\), got float"),
     (
@@ -202,6 +201,12 @@ def test_constructors(make, error, message):
 def test_optimizers(settings, message):
     with pytest.raises(ValueError, match=message):
         fb.SGD(model_with_state()[0].parameters(), **settings)
+
+
+@pytest.mark.parametrize("weights", [[-1, 2], {0: -1}, [0, 0], [[1, 2]], 3.0, ["a"], [float("nan"), 1]])
+def test_weights_of_classes(weights):
+    with pytest.raises((TypeError, ValueError), match="class_weight: expected"):
+        fb.CrossEntropy(class_weight=weights)
 
 
 def test_optimizers_in_float32():
