@@ -105,6 +105,16 @@ class Model:
         self.lock = self.params.lock
         self.training_step = 0
         self.pending_forward: PendingForward | None = None
+        self._remember_buffers()
+
+    def _remember_buffers(self) -> None:
+        """The memory behind parameters, gradients and statistics, of which all tensors are views."""
+        self._buffers = frozenset(id(array.base) for array in (self.params.values, self.params.grads, self.statistics))
+
+    def check_apart(self, name: str, array: Array) -> None:
+        """Raise if an array is a view of the model's own, which training changes while it is read."""
+        if id(array.base) in self._buffers and array.base is not None:
+            raise ValueError(f"{name}: expected an array apart from the model's own, got a view of these; pass a copy")
 
     def _initialise(self) -> None:
         """Give the parameters that do not start at zero their first values."""
@@ -239,6 +249,7 @@ class Model:
     ) -> None:
         """Take over the contents of another model: its parameters themselves, and copies of the rest."""
         self.params, self.lock = params, params.lock
+        self._remember_buffers()
         self._networks.clear()  # they have the parameters of before
         for path, _, layer in walk(self.layers):
             layer.bind(params, path)

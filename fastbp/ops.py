@@ -15,7 +15,7 @@ import numpy as np
 
 from fastbp.core import backend, get_num_threads, plan
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data.arrays import Array, check_choice, check_int, check_labels, check_number
+from fastbp.data.arrays import Array, check_choice, check_int, check_labels, check_normal, check_number
 from fastbp.losses import LOSSES, Elementwise
 
 _local = threading.local()  # scratch space is kept from call to call, one per thread
@@ -43,6 +43,8 @@ def _expect(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any
         )
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name}: expected at least one entry, got shape {array.shape}")
     if contiguous and not array.flags.c_contiguous:
         raise ValueError(f"{name}: expected a C-contiguous array, got strides {array.strides}")
     if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
@@ -84,6 +86,13 @@ def _two_dimensional(name: str, array: Array) -> tuple[int, int]:
     if array.ndim != 2:
         raise ValueError(f"{name}: expected a 2-D array, got shape {array.shape}")
     return array.shape[0], array.shape[1]
+
+
+def _eps(eps: float, dtype: np.dtype[Any]) -> None:
+    """Zero, or a number that the core does not take for zero."""
+    check_number("eps", eps, -math.inf)
+    if eps > 0:
+        check_normal("eps", eps, dtype)
 
 
 def _numbers(**numbers: float) -> None:
@@ -211,7 +220,8 @@ def batchnorm_forward(
     _expect_like(x, y=y)
     _expect("stats", stats, (4, x.shape[1]), x.dtype)
     _outputs(x, weight, bias, y=y, stats=stats)
-    _numbers(momentum=momentum, eps=eps)
+    _numbers(momentum=momentum)
+    _eps(eps, x.dtype)
     backend().batchnorm_forward(y, stats, x, weight, bias, momentum, eps, training, _team(threads))
 
 
@@ -241,7 +251,7 @@ def layernorm_forward(
     _expect_like(x, y=y)
     _expect("rows", rows, (x.shape[0], 2), x.dtype)
     _outputs(x, weight, bias, y=y, rows=rows)
-    _numbers(eps=eps)
+    _eps(eps, x.dtype)
     backend().layernorm_forward(y, rows, x, weight, bias, eps, _team(threads))
 
 
@@ -366,7 +376,8 @@ def adam_update(
     """Step number ``step``, from 1, of Adam, or AdamW if ``decoupled``, over flat vectors (n,); see ``fb.Adam``."""
     _flat(param, grad, m=m, v=v)
     _shares(beta1=beta1, beta2=beta2)
-    _numbers(lr=lr, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale)
+    _numbers(lr=lr, weight_decay=weight_decay, grad_scale=grad_scale)
+    _eps(eps, param.dtype)
     check_int("step", step)
     spec = plan.UpdateSpec(
         "adam", (m, v), lr, weight_decay, beta1=beta1, beta2=beta2, eps=eps, decoupled=decoupled, step=step
@@ -390,7 +401,8 @@ def rmsprop_update(
     """One step of RMSprop over flat vectors (n,); see ``fb.RMSprop``."""
     _flat(param, grad, square=square, velocity=velocity)
     _shares(alpha=alpha, momentum=momentum)
-    _numbers(lr=lr, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale)
+    _numbers(lr=lr, weight_decay=weight_decay, grad_scale=grad_scale)
+    _eps(eps, param.dtype)
     spec = plan.UpdateSpec("rmsprop", (square, velocity), lr, weight_decay, alpha=alpha, eps=eps, momentum=momentum)
     backend().update(param, grad, spec, grad_scale, _team(threads))
 
@@ -407,7 +419,8 @@ def adagrad_update(
 ) -> None:
     """One step of Adagrad over flat vectors (n,); see ``fb.Adagrad``."""
     _flat(param, grad, total=total)
-    _numbers(lr=lr, eps=eps, weight_decay=weight_decay, grad_scale=grad_scale)
+    _numbers(lr=lr, weight_decay=weight_decay, grad_scale=grad_scale)
+    _eps(eps, param.dtype)
     spec = plan.UpdateSpec("adagrad", (total,), lr, weight_decay, eps=eps)
     backend().update(param, grad, spec, grad_scale, _team(threads))
 

@@ -32,3 +32,48 @@ def test_ops_say_what_is_wrong():
         ops.adam_update(y[0].copy(), y[0].copy(), y[0].copy(), y[0].copy(), 0.1, 0)
     with pytest.raises(TypeError, match="a: expected dtype float32 or float64, got int64"):
         ops.matmul(y, np.zeros((4, 3), int), np.zeros((3, 2), int))
+
+
+def empty(*shape):
+    return np.zeros(shape, np.float32)
+
+
+EMPTY = {
+    "matmul": (empty(0, 3), empty(0, 2), empty(2, 3)),
+    "dense_forward": (empty(0, 3), None, empty(0, 2), empty(2, 3), empty(3)),
+    "dense_backward": (empty(2, 3), empty(3), empty(0, 2), empty(0, 3), empty(0, 2), None, empty(2, 3)),
+    "activation_forward": (empty(0, 3), empty(0, 3), "relu"),
+    "activation_backward": (empty(0, 3), empty(0, 3), empty(0, 3), None, "relu"),
+    "dropout": (empty(0, 3), empty(0, 3), 0.5, 1, 1),
+    "batchnorm_forward": (empty(0, 3), empty(4, 3), empty(0, 3), empty(3), empty(3)),
+    "batchnorm_backward": (empty(3), empty(3), empty(0, 3), empty(0, 3), empty(0, 3), empty(4, 3), empty(3)),
+    "layernorm_forward": (empty(0, 3), empty(0, 2), empty(0, 3), empty(3), empty(3)),
+    "layernorm_backward": (empty(3), empty(3), empty(0, 3), empty(0, 3), empty(0, 3), empty(0, 2), empty(3)),
+    "cross_entropy": (empty(0, 3), empty(0, 3), np.zeros(0, int)),
+    "elementwise_loss": (empty(0, 3), empty(0, 3), empty(0, 3), "mse"),
+    "sgd_update": (empty(0), None, empty(0), 0.1),
+    "adam_update": (empty(0), empty(0), empty(0), empty(0), 0.1, 1),
+    "rmsprop_update": (empty(0), empty(0), None, empty(0), 0.1),
+    "adagrad_update": (empty(0), empty(0), empty(0), 0.1),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_arrays_without_rows_are_named(any_backend, name):
+    with pytest.raises(ValueError, match=r"^(a|x|z|dz|logits|pred|param): expected at least one entry, got shape \(0"):
+        getattr(ops, name)(*EMPTY[name])
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_eps_is_zero_or_a_normal_number(dtype):
+    one, row = np.ones((2, 3), dtype), np.ones(3, dtype)
+    for call in (
+        lambda eps: ops.batchnorm_forward(one.copy(), np.ones((4, 3), dtype), one, row, row, eps=eps),
+        lambda eps: ops.layernorm_forward(one.copy(), np.ones((2, 2), dtype), one, row, row, eps=eps),
+        lambda eps: ops.adam_update(*np.ones((4, 3), dtype), lr=0.1, step=1, eps=eps),
+        lambda eps: ops.rmsprop_update(*np.ones((2, 3), dtype), None, row.copy(), lr=0.1, eps=eps),
+        lambda eps: ops.adagrad_update(*np.ones((3, 3), dtype), lr=0.1, eps=eps),
+    ):
+        call(float(np.finfo(dtype).tiny))
+        with pytest.raises(ValueError, match="eps: expected a number from"):
+            call(float(np.finfo(dtype).tiny) / 2)

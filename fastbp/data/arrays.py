@@ -125,6 +125,10 @@ def cast(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
     array = as_array(name, value)
     if array.dtype.kind not in "buifO":
         raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}")
+    if array.dtype.kind == "O":
+        text = next((entry for entry in array.flat if isinstance(entry, (str, bytes))), None)
+        if text is not None:  # NumPy would read the number in it
+            raise TypeError(f"{name}: expected numbers, got an array of objects with {text!r} among them")
     try:
         with np.errstate(all="ignore"):  # what does not fit becomes infinite, and check_finite() says so
             return np.require(array, dtype=dtype, requirements=["C", "A"])

@@ -26,9 +26,14 @@ def check_batch(
     """X, y and the weights as arrays for the model and the loss; part: whether they are a part of the samples."""
     X = model.check_features(names[0], X)
     target = criterion.check(names[1], y, X.shape[0], model.outputs, model.dtype)
+    model.check_apart(names[0], X)
+    model.check_apart(names[1], target)
     if sample_weight is None:  # the usual case: no further call
         return X, target, None
-    return X, target, check_weights(names[2], sample_weight, X.shape[0], model.dtype, part)
+    weight = check_weights(names[2], sample_weight, X.shape[0], model.dtype, part)
+    if weight is not None:
+        model.check_apart(names[2], weight)
+    return X, target, weight
 
 
 def open_samples(

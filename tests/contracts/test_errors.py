@@ -1,5 +1,7 @@
 """Wrong input: the error names the argument, what was expected and what came, and nothing has changed after it."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -207,6 +209,68 @@ def test_optimizers(settings, message):
 def test_weights_of_classes(weights):
     with pytest.raises((TypeError, ValueError), match="class_weight: expected"):
         fb.CrossEntropy(class_weight=weights)
+
+
+def test_the_models_own_arrays_are_no_data():
+    """Training changes them while it reads them; a copy is fine, and so is a prediction."""
+    for model in (fb.Sequential([fb.Dense(4, 4)], seed=0), copy.deepcopy(fb.Sequential([fb.Dense(4, 4)], seed=0))):
+        optimizer, own = fb.SGD(model.parameters(), lr=0.1), model.layers[0].weight
+        other, before = np.ones((4, 4), "f4"), model.layers[0].weight.copy()
+        calls = {
+            "X": lambda m=model, w=own, o=optimizer: m.fit(w, np.ones((4, 4)), "mse", o, verbose=0),
+            "y": lambda m=model, w=own, o=optimizer: m.fit(np.ones((4, 4)), w[:], "mse", o, verbose=0),
+            "xb": lambda m=model, w=own, o=optimizer: m.train_on_batch(w[1:], np.ones((3, 4)), "mse", o),
+            "sample_weight": lambda m=model, o=optimizer: m.train_on_batch(
+                np.ones((4, 4)), np.ones((4, 4)), "mse", o, m.parameters().values[16:20],
+            ),
+        }  # fmt: skip
+        for name, call in calls.items():
+            with pytest.raises(ValueError, match=f"^{name}: expected an array apart from the model's own"):
+                call()
+        np.testing.assert_array_equal(own, before)
+        model.predict(own)
+        model.fit(own.copy(), other, "mse", optimizer, verbose=0)
+        elsewhere = fb.Sequential([fb.Dense(4, 4)], seed=1)
+        model.fit(elsewhere.layers[0].weight, other, "mse", optimizer, verbose=0)
+
+
+STRINGS = {
+    "a string array": np.array([["1", "2", "3"]] * 6), "objects": np.array([["1", "2", "3"]] * 6, object),
+    "one among numbers": np.array([[1, 2.0, "3"]] * 6, object), "bytes": np.array([[b"1", 2, 3]] * 6, object),
+    "a list": [["1", "2", "3"]] * 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", STRINGS.values(), ids=STRINGS)
+def test_strings_are_no_numbers_whatever_holds_them(text):
+    """NumPy would read the numbers in them."""
+    model = fb.Sequential([fb.Dense(3, 3)], seed=0)
+    optimizer, X, column = fb.SGD(model.parameters(), lr=0.1), np.ones((6, 3)), np.array(text, object)[:, 0]
+    if np.asarray(text).dtype.kind == "O":
+        column = np.array([1, 2, 3, 4, 5, "6"], object)
+    for call in (
+        lambda: model.predict(text),
+        lambda: model.fit(text, X, "mse", optimizer),
+        lambda: model.fit(X, text, "mse", optimizer),
+        lambda: model.fit(X, X, "mse", optimizer, sample_weight=column),
+        lambda: model.train_on_batch(X, text, "mse", optimizer),
+        lambda: model.evaluate(text, X, "mse"),
+        lambda: fb.MSE()(X, text),
+        lambda: fb.MSE()(text, X),
+        lambda: fb.CrossEntropy()(X, column),
+        lambda: setattr(model.layers[0], "weight", np.array(text)[:3]),
+        lambda: setattr(model.parameters(), "values", np.array(["1"] * 12, object)),
+    ):
+        with pytest.raises(TypeError, match=r"expected (numbers|integer class labels)"):
+            call()
+    assert optimizer.steps == 0
+
+
+def test_strings_in_frames():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [1.0, 2], "b": ["3", "4"], "c": [5, 6]})
+    with pytest.raises(TypeError, match="x: expected numbers, got an array of objects with '3' among them"):
+        fb.Sequential([fb.Dense(3, 3)]).predict(frame)
 
 
 def test_optimizers_in_float32():

@@ -78,9 +78,8 @@ for _ in range(40):
 
 def test_processes_write_one_path(tmp_path):
     path = tmp_path / "net.npz"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", WRITES, path, str(i)], stderr=subprocess.PIPE) for i in (1, 2, 3)
-    ]
+    command = [sys.executable, "-c", WRITES, path]
+    processes = [subprocess.Popen([*command, str(i)], stderr=subprocess.PIPE) for i in (1, 2, 3)]
     while any(process.poll() is None for process in processes):
         if path.exists():
             assert number_of(fb.load(path)) in (1, 2, 3)
@@ -107,7 +106,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path
     assert living.stdout.readline() == dead.stdout.readline() == b"held\n"
     assert len(leftovers(tmp_path)) == 2
     dead.kill()
-    dead.wait()
+    dead.communicate()
     model(1).save(path)
     assert len(leftovers(tmp_path)) == 1
     other = tmp_path / "net.npz.tmpnot-ours"
