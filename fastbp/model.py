@@ -189,15 +189,33 @@ class Model:
 
     def predict(self, x: Array, threads: int) -> Array:
         """The outputs; the caller has shared access, which says how many threads to use."""
+        network = self.network()
+        if self._categories is not None and self._categories.among(x):
+            network = self._network_of_means()
         if x.shape[0] <= PREDICTION_ROWS:
-            return self._infer(x, threads)
+            return self._infer(network, x, threads)
         firsts = range(0, x.shape[0], PREDICTION_ROWS)
-        return np.concatenate([self._infer(x[i : i + PREDICTION_ROWS], threads) for i in firsts])
+        return np.concatenate([self._infer(network, x[i : i + PREDICTION_ROWS], threads) for i in firsts])
 
-    def _infer(self, x: Array, threads: int) -> Array:
+    def _infer(self, network: Any, x: Array, threads: int) -> Array:
         y = np.empty((x.shape[0], self.outputs), self.dtype)
-        self.network().forward(y, x, 0, False, threads)
+        network.forward(y, x, 0, False, threads)
         return y
+
+    def _network_of_means(self) -> Any:
+        """A network in which reserved rows that were never trained are the mean of their table.
+
+        It has parameters of its own: others may be predicting now. Made anew, as the weights may be others by then.
+        """
+        network, means = self.network(), self.layers[0].means()
+        if not means:
+            return network
+        network.publish()
+        values = plan.aligned(self.params.values.size, self.dtype)
+        values[:] = self.params.values
+        for name, mean in means.items():
+            self.params.view(values, f"0.{name}")[-1] = mean
+        return backend().Network(self.program, self.slots, self.tables, values, self.params.grads, self.statistics)
 
     def layer_outputs(self, x: Array, step: int) -> Iterator[tuple[Place, Array]]:
         """For every op its layer and its outputs in that training step; changes nothing."""

@@ -81,7 +81,7 @@ class Parameters(Settings):
             return
         with self.exclusive():
             for tensor in self.shapes:  # what is behind a tensor stays zero
-                self._view(flat, tensor)[...] = self._view(array, tensor)
+                self.view(flat, tensor)[...] = self.view(array, tensor)
 
     def exclusive(self) -> AbstractContextManager[None]:
         """Keep all else that changes or reads the model out: for a step, or another change."""
@@ -117,13 +117,14 @@ class Parameters(Settings):
 
     def value(self, name: str) -> Array:
         """The parameter tensor of that name, a view."""
-        return self._view(self.values, name)
+        return self.view(self.values, name)
 
     def grad(self, name: str) -> Array:
         """Its gradient, a view."""
-        return self._view(self.grads, name)
+        return self.view(self.grads, name)
 
-    def _view(self, flat: Array, name: str) -> Array:
+    def view(self, flat: Array, name: str) -> Array:
+        """A tensor of a vector that is laid out as the parameters are."""
         start, shape = self.offsets[name], self.shapes[name]
         return flat[start : start + math.prod(shape)].reshape(shape)
 

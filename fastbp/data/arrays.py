@@ -169,6 +169,10 @@ class Categories(NamedTuple):
     counts: Array
     reserve: bool
 
+    def among(self, x: Array) -> bool:
+        """Whether checked features have one of the reserved ids."""
+        return self.reserve and bool((x[:, x.shape[1] - len(self.counts) :] == self.counts).any())
+
 
 def check_features(
     name: str, value: ArrayLike, width: int, dtype: np.dtype[Any], categories: Categories | None = None

@@ -132,7 +132,7 @@ def _layernorm(graph: _Graph, x: str, place: Place, layer: LayerNorm) -> str:
 def _lookup(graph: _Graph, x: str, place: Place, layer: Lookup) -> str:
     """The numeric columns, then every table's rows for its columns of ids; a reserved row for what is no id."""
     parts = [graph.add("Gather", x, graph.integers(np.arange(layer.n_numeric)), axis=1)] if layer.n_numeric else []
-    first = layer.n_numeric
+    first, means = layer.n_numeric, layer.means()
     for name, (count, dim, columns) in layer.tables().items():
         ids = graph.add("Gather", x, graph.integers(np.arange(first, first + columns)), axis=1)
         if layer.unknown == "reserve":
@@ -142,7 +142,10 @@ def _lookup(graph: _Graph, x: str, place: Place, layer: Lookup) -> str:
             )
             ids = graph.add("Where", graph.add("And", whole, inside), ids, graph.number(count))
         ids = graph.add("Cast", ids, to=onnx.TensorProto.INT64)
-        rows = graph.add("Gather", graph.own(place, name), ids, axis=0)
+        table = graph.tensors[f"{place.path}.{name}"]
+        if name in means:
+            table = np.concatenate([table[:-1], means[name][None]])
+        rows = graph.add("Gather", graph.tensor(f"{place.path}.{name}", table), ids, axis=0)
         parts.append(graph.add("Reshape", rows, graph.integers([-1, columns * dim])))
         first += columns
     return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)

@@ -50,7 +50,22 @@ class Lookup(Layer):
         return (0, numbers + found), (0, 0), (0, numbers + 2 * work.vectors * updated)
 
     def initial_values(self, rng: np.random.Generator) -> dict[str, Array]:
-        return {name: rng.normal(0, self._std, shape) for name, shape in self.shapes().items()}
+        tables = {name: rng.normal(0, self._std, shape) for name, shape in self.shapes().items()}
+        if self.unknown == "reserve":
+            for table in tables.values():
+                table[-1] = 0
+        return tables
+
+    def means(self) -> dict[str, Array]:
+        """By table, the mean of its rows, for which a reserved row stands that was never trained: it is still zero."""
+        if self.unknown != "reserve":
+            return {}
+        tables = {name: self._owner().value(f"{self._name}.{name}") for name in self.tables()}
+        return {
+            name: table[:-1].mean(axis=0, dtype=np.float64).astype(table.dtype)
+            for name, table in tables.items()
+            if not table[-1].any()
+        }
 
     def table_records(self, offsets: Mapping[str, int]) -> Array:
         """The TABLE records of the program, for tables that begin at these offsets."""
@@ -86,7 +101,8 @@ class Embedding(Lookup, Parametric):
         Columns of ids, as of words in a sentence: X is (N, columns), the output (N, columns * embedding_dim).
     unknown : {"error", "reserve"}
         What any other entry is, NaN included: an error that names the column, or the id ``num_embeddings``, for which
-        the table has one more row.
+        the table has one more row. That starts at zero and learns from such entries in the training data; while there
+        were none, and it is zero, predictions take the mean of all other rows for it.
 
     Attributes
     ----------
@@ -143,7 +159,7 @@ class TabularInput(Lookup):
         ``emb_sz_rule``.
     unknown : {"error", "reserve"}
         What any other entry of a categorical column is, NaN included: an error that names the column, or the category
-        ``cardinalities[j]``, for which every table has one more row.
+        ``cardinalities[j]``, for which every table has one more row, as for ``Embedding``.
 
     Attributes
     ----------

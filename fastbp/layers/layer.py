@@ -135,6 +135,10 @@ class Layer(Settings):
         """What the last columns of its input may hold, if these are ids."""
         return None
 
+    def means(self) -> dict[str, Array]:
+        """By table, what predictions take for a reserved row that was never trained."""
+        return {}
+
     def bind(self, parameters: Parameters, name: str) -> None:
         """Become the layer called ``name`` of the model that owns ``parameters``."""
         self._parameters, self._name = parameters, name

@@ -158,7 +158,7 @@ def test_a_trainer_may_have_threads_of_its_own(any_backend, used, monkeypatch):
     fb.set_num_threads(2)
     sequential, seen = network(), []
     model, optimizer = sequential.model, fb.SGD(sequential.parameters(), lr=0.1, clip_norm=1.0)
-    monkeypatch.setattr(optimizer, "apply", seen.append)
+    monkeypatch.setattr(fb.SGD, "apply", lambda self, threads: seen.append(threads))
     for threads, expected in ((3, 3), (None, 2)):
         for criterion in (CrossEntropy(), resolve(half_squares)):
             trainer = Trainer(model, optimizer, criterion, threads)

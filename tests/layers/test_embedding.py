@@ -327,7 +327,56 @@ def test_reserved_categories(any_backend, dtype, rng):
     with pytest.raises(ValueError, match="x: expected finite numbers, got nan at index"):
         model.predict([[np.nan, 0, 0]])
     single = fb.Sequential([fb.Embedding(3, 2, unknown="reserve")], seed=0)
-    assert np.array_equal(single.predict([[2], [17]]), single.layers[0].weight[[2, 3]])
+    known = single.layers[0].weight
+    assert np.array_equal(single.predict([[2], [17]]), [known[2], known[:3].mean(axis=0, dtype="f8").astype("f4")])
+    known[3] = 7
+    assert np.array_equal(single.predict([[2], [17]]), known[[2, 3]])
+
+
+@pytest.mark.parametrize("make", [fb.SGD, fb.Adam, fb.AdamW, fb.RMSprop, fb.Adagrad])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_category_never_seen_predicts_what_an_average_row_does(any_backend, dtype, make, threads, rng, tmp_path):
+    """In predict, evaluate and validation, of any number of rows, after loading and copying; training goes on."""
+
+    def assert_same(got, expected):
+        """NumPy's products have other bits for other numbers of rows."""
+        tolerance = 0 if any_backend != "numpy" else 1e-5 if dtype == np.float32 else 1e-13
+        np.testing.assert_allclose(got, expected, rtol=tolerance)
+
+    fb.set_num_threads(threads)
+    X = np.column_stack([rng.standard_normal(90), rng.integers(0, 3, 90), rng.integers(0, 5, 90)]).astype(dtype)
+    y = X[:, 1:2] * 3 + X[:, 2:] + 10  # far from what zero rows give
+    layers = [fb.TabularInput(1, [3, 5], [2, 4], unknown="reserve"), fb.Dense(7, 8, "tanh"), fb.Dense(8, 1)]
+    model = fb.Sequential(layers, dtype=dtype.name, seed=0)
+    optimizer = make(model.parameters(), lr=0.05, weight_decay=1e-3)
+    new = np.array([[0.5, -1, 2], [0.5, np.nan, 77]], dtype)
+    history = model.fit(X, y, "mse", optimizer, epochs=30, batch_size=16, verbose=0, seed=0,
+                        validation_data=(new, np.zeros((2, 1)))).history  # fmt: skip
+    first, second = layers[0].weights
+    assert not first[-1].any()
+    assert not second[-1].any()
+    means = [table[:-1].mean(axis=0, dtype="f8").astype(dtype) for table in (first, second)]
+    rows = np.array([[0.5, *means[0], *second[2]], [0.5, *means[0], *means[1]]], dtype)
+    after = fb.Sequential([fb.Dense(7, 8, "tanh"), fb.Dense(8, 1)], dtype=dtype.name)
+    for own, given in zip(after.layers, layers[1:], strict=True):
+        own.weight, own.bias = given.weight, given.bias
+    expected = after.predict(rows)
+    assert_same(model.predict(new), expected)
+    assert history["val_loss"][-1] == pytest.approx(np.mean(expected.astype("f8") ** 2), rel=1e-5)
+    assert model.evaluate(new, np.zeros((2, 1)), "mse")["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-6)
+    model.save(tmp_path / "net.npz")
+    for other in (fb.load(tmp_path / "net.npz"), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_same(other.predict(new), expected)
+    many = np.concatenate([X, new] * 30)
+    assert_same(model.predict(many)[90:92], expected)
+    assert_same(model.predict(many)[:90], model.predict(X))
+    assert abs(expected[1, 0] - model.predict(X).mean()) < abs(model.predict(X)).std() * 2
+    model.fit(new, np.full((2, 1), -5.0), "mse", make(model.parameters(), lr=0.05), epochs=100, verbose=0)
+    assert first[-1].any()  # it learns from such entries in the training data
+    after.layers[0].weight, after.layers[0].bias = layers[1].weight, layers[1].bias
+    after.layers[1].weight, after.layers[1].bias = layers[2].weight, layers[2].bias
+    rows = np.array([[0.5, *first[-1], *second[2]], [0.5, *first[-1], *second[-1]]], dtype)
+    assert_same(model.predict(new), after.predict(rows))
 
 
 def test_good_features_are_not_copied(any_backend, rng):
