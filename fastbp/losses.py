@@ -10,7 +10,6 @@ loss and gradient 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
@@ -332,9 +331,7 @@ check_names(backend(), "losses", LOSSES)
 LossLike = str | Loss | LossFunction
 
 
-@cache  # a step asks for it
-def _of_name(name: str) -> Loss:
-    return LOSSES[name]()
+_DEFAULTS: dict[str, Loss] = {}  # by name, as a step asks for it
 
 
 def resolve(loss: LossLike) -> Loss:
@@ -342,7 +339,9 @@ def resolve(loss: LossLike) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
-        return _of_name(check_choice("loss", loss, LOSSES))
+        if loss not in _DEFAULTS:
+            _DEFAULTS[loss] = LOSSES[check_choice("loss", loss, LOSSES)]()
+        return _DEFAULTS[loss]
     if isinstance(loss, type):
         raise TypeError(f"loss: expected an instance, got the class {loss.__name__}; write {loss.__name__}()")
     if callable(loss):

@@ -43,8 +43,6 @@ def _expect(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any
         )
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
-    if array.size == 0:
-        raise ValueError(f"{name}: expected at least one entry, got shape {array.shape}")
     if contiguous and not array.flags.c_contiguous:
         raise ValueError(f"{name}: expected a C-contiguous array, got strides {array.strides}")
     if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
@@ -78,6 +76,13 @@ def _outputs(*inputs: Array | None, in_place: Array | None = None, **outputs: Ar
 def _address(array: Array) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
+
+
+def _filled(name: str, array: Array) -> None:
+    """An array with entries; only products may have none."""
+    _expect(name, array, array.shape, array.dtype)
+    if array.size == 0:
+        raise ValueError(f"{name}: expected at least one entry, got shape {array.shape}")
 
 
 def _two_dimensional(name: str, array: Array) -> tuple[int, int]:
@@ -172,7 +177,7 @@ def dense_backward(
 def activation_forward(y: Array, z: Array, name: str, threads: int | None = None) -> None:
     """y (B, n) = activation(z); y may be z."""
     _two_dimensional("z", z)
-    _expect("z", z, z.shape, z.dtype)
+    _filled("z", z)
     _expect_like(z, y=y)
     _outputs(in_place=z, y=y)
     code = plan.ACTIVATIONS[check_choice("name", name, plan.ACTIVATIONS)].code
@@ -182,7 +187,7 @@ def activation_forward(y: Array, z: Array, name: str, threads: int | None = None
 def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, name: str, threads: int | None = None) -> None:
     """dz (B, n) = dy * activation'(z), from y = activation(z) and, for GELU and SiLU, z; dz may be dy."""
     _two_dimensional("dz", dz)
-    _expect("dz", dz, dz.shape, dz.dtype)
+    _filled("dz", dz)
     _expect_like(dz, dy=dy, y=y, z=z)
     _outputs(y, z, in_place=dy, dz=dz)
     activation = plan.ACTIVATIONS[check_choice("name", name, plan.ACTIVATIONS)]
@@ -194,7 +199,7 @@ def activation_backward(dz: Array, dy: Array, y: Array, z: Array | None, name: s
 def dropout(y: Array, x: Array, p: float, key: int, step: int, threads: int | None = None) -> None:
     """y (B, n) = x * mask / (1 - p), the mask from the random stream of key and step, both below 2**64."""
     _two_dimensional("x", x)
-    _expect("x", x, x.shape, x.dtype)
+    _filled("x", x)
     _expect_like(x, y=y)
     _outputs(x, y=y)
     key, step = (check_int(name, n, 0, 2**64 - 1) for name, n in (("key", key), ("step", step)))
@@ -276,7 +281,7 @@ def layernorm_backward(
 def _norm(x: Array, **vectors: Array) -> None:
     """x (B, n) and the vectors (n,) that go with it."""
     _, n = _two_dimensional("x", x)
-    _expect("x", x, x.shape, x.dtype)
+    _filled("x", x)
     for name, vector in vectors.items():
         _expect(name, vector, (n,), x.dtype)
 
@@ -295,7 +300,7 @@ def cross_entropy(
     With weights of the classes (C,) or the samples (B,) it is the weighted mean.
     """
     batch, classes = _two_dimensional("logits", logits)
-    _expect("logits", logits, logits.shape, logits.dtype)
+    _filled("logits", logits)
     _expect_like(logits, dlogits=dlogits)
     if class_weight is not None:
         _expect("class_weight", class_weight, (classes,), logits.dtype)
@@ -329,7 +334,7 @@ def elementwise_loss(
             f"parameter: expected {'a number' if parameter is None else 'none'} for {name!r}, got {parameter}"
         )
     batch, _ = _two_dimensional("pred", pred)
-    _expect("pred", pred, pred.shape, pred.dtype)
+    _filled("pred", pred)
     _expect_like(pred, dpred=dpred, target=target)
     if sample_weight is not None:
         _expect("sample_weight", sample_weight, (batch,), pred.dtype)
@@ -430,6 +435,6 @@ def _flat(param: Array, grad: Array, **state: Array | None) -> None:
         raise TypeError(f"param: expected an ndarray, got {type(param).__name__}")
     if param.ndim != 1:
         raise ValueError(f"param: expected a 1-D array, got shape {param.shape}")
-    _expect("param", param, param.shape, param.dtype)
+    _filled("param", param)
     _expect_like(param, grad=grad, **state)
     _outputs(grad, param=param, **state)

@@ -7,7 +7,7 @@ class of the user's own may have attributes of its own.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastbp.data.arrays import near_names
 
@@ -15,10 +15,12 @@ from fastbp.data.arrays import near_names
 class _Constructed(type):
     """The type of classes whose objects know when their constructor has ended."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        made = super().__call__(*args, **kwargs)
-        vars(made)["_constructed"] = True
-        return made
+    if not TYPE_CHECKING:  # checkers read the constructors themselves
+
+        def __call__(self, *args, **kwds):
+            made = super().__call__(*args, **kwds)
+            vars(made)["_constructed"] = True
+            return made
 
 
 class Settings(metaclass=_Constructed):

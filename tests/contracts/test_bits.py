@@ -193,6 +193,7 @@ def cases():
 
 @pytest.mark.parametrize("backend", ["avx512", "avx2", "generic"])
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.filterwarnings("ignore:batch_size. with one row per batch")
 def test_bits_are_the_committed_ones(backend, threads):
     if backend not in available_backends():
         pytest.skip(f"{backend} cannot run here")

@@ -107,6 +107,7 @@ STACKS = [
 
 @pytest.mark.parametrize("layers", STACKS)
 @pytest.mark.parametrize("batch_size", [1, 50])
+@pytest.mark.filterwarnings("ignore:batch_size. with one row per batch")
 def test_the_engine_keeps_the_bits_of_one_output(compiled, dtype, layers, batch_size):
     """Whatever kind of layer is first, and with more threads than rows or panels."""
     rng = np.random.default_rng(3)
