@@ -17,7 +17,7 @@ class _Constructed(type):
 
     if not TYPE_CHECKING:  # checkers read the constructors themselves
 
-        def __call__(self, *args, **kwds):
+        def __call__(self, *args, **kwds):  # noqa: N804  (the names that type has)
             made = super().__call__(*args, **kwds)
             vars(made)["_constructed"] = True
             return made
