@@ -275,12 +275,12 @@ def profile() -> Iterator[Profile]:
     Profile
         With ``compare(backend)`` and ``plot(path)``.
     """
-    measured = Profile()
-    token = _active.set(measured)
+    measured, before = Profile(), active()
     try:
+        _active.set(measured)
         yield measured
     finally:
-        _active.reset(token)
+        _active.set(before)
 
 
 def _kernels(name: str) -> ModuleType:

@@ -103,11 +103,12 @@ def use_backend(name: str) -> Iterator[None]:
     RuntimeError
         If it cannot run on this machine; the message says why.
     """
-    token = _chosen.set(_load(name, "use_backend"))
-    try:
+    chosen, before = _load(name, "use_backend"), _chosen.get(_picked)
+    try:  # an interrupt may follow any call: what is to be undone is known before it is done
+        _chosen.set(chosen)
         yield
     finally:
-        _chosen.reset(token)
+        _chosen.set(before)
 
 
 _num_threads, _threads_set = default_threads(), False  # whether by the user

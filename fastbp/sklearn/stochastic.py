@@ -20,6 +20,7 @@ from fastbp.optim import SGD, Adam, Optimizer
 from fastbp.sklearn.objective import batch_penalties
 from fastbp.sklearn.task import Data, Fitted, Task, predict
 from fastbp.training.callbacks import Callback, called
+from fastbp.training.sequential import warn_of_single_rows
 from fastbp.training.trainer import Trainer
 
 
@@ -103,6 +104,8 @@ class StochasticSolver:
                 "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=4
             )
             self.batch_size = samples
+        if self.batch_size == 1:
+            warn_of_single_rows(task.model.layers, stacklevel=5)
         self.optimizer = self._create_optimizer()
         self._continue_optimizer()
         self.trainer = Trainer(task.model.model, self.optimizer, task.objective.criterion, settings.n_threads)

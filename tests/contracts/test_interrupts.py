@@ -137,6 +137,19 @@ def test_an_interrupt_anywhere_gives_the_model_back(task):
     pair.model.fit(X, Y, "cross_entropy", pair.optimizer, verbose=0)
 
 
+def test_an_interrupt_anywhere_leaves_the_backend_and_the_profile():
+    def work():
+        with fb.use_backend("numpy"), fb.profile():
+            fb.core.backend()
+
+    before, at = fb.core.backend_name(), 0
+    while interrupted(work, at):
+        assert fb.core.backend_name() == before
+        assert fb.profiling.active() is None
+        at += 1
+    assert at > 5
+
+
 posix = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
 
 

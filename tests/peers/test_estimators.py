@@ -341,6 +341,19 @@ def test_lbfgs_shows_its_callbacks_the_point_it_has_reached():
     np.testing.assert_allclose(asked, logged, rtol=1e-9)
 
 
+@pytest.mark.parametrize("way", ["fit", "partial_fit", "one row"])
+def test_batch_norm_with_one_row_per_batch_is_told(way):
+    X, y = DIABETES
+    rows = slice(0, 1 if way == "one row" else 8)
+    settings = dict(hidden_layer_sizes=(4,), max_iter=2, random_state=0)
+    batch_size = 1 if way != "one row" else "auto"
+    task = "partial_fit" if way != "fit" else "fit"
+    with pytest.warns(RuntimeWarning, match="batch_size: with one row per batch") as told:
+        getattr(MLPRegressor(**settings, batch_norm=True, batch_size=batch_size), task)(X[rows], y[rows])
+    assert told[0].filename == __file__
+    getattr(MLPRegressor(**settings, batch_size=batch_size), task)(X[rows], y[rows])
+
+
 def test_copies_of_callbacks_have_no_model():
     X, y = CANCER
     callback = fb.EarlyStopping(monitor="loss")
