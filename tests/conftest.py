@@ -1,5 +1,6 @@
-"""What the tests share: the backends of this machine, the state that each finds, the tolerance of a sum of n terms."""
+"""What the tests share: backends of this machine, the state that each finds, signals, the tolerance of a sum."""
 
+import gc
 import signal
 
 import numpy as np
@@ -43,6 +44,27 @@ def rng():
 def _interrupts():
     """A shell's background job ignores SIGINT, and its Python too: tests that interrupt themselves would never end."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def alarms():
+    """Calls a handler after some time, again and again with ``repeat``: ``alarms(handler, seconds)``.
+
+    Python loses what a handler raises while garbage is collected, so there is no collection.
+    """
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("no interval timer on this system")
+    before = signal.getsignal(signal.SIGALRM)
+
+    def start(handler, seconds, repeat=False):
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds if repeat else 0)
+
+    gc.disable()
+    yield start
+    gc.enable()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True)

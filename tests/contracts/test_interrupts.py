@@ -19,7 +19,7 @@ from networks import bits, blobs, everything
 import fastbp as fb
 
 X, Y = blobs(60)
-ENDS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD", "PRECALL", "INSTRUMENTED_CALL"}
+ENDS = {"CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD", "INSTRUMENTED_CALL"}
 
 
 @functools.cache
@@ -124,7 +124,7 @@ def test_an_interrupt_anywhere_leaves_whole_steps(any_backend, task):
             break
         places_tried += 1
         at += 1 if any_backend != "numpy" or at < 40 else 7  # the reference is Python from end to end
-    assert places_tried > 20
+    assert places_tried > 10
     assert pair.optimizer.steps >= 2
 
 
@@ -145,33 +145,15 @@ def test_an_interrupt_anywhere_leaves_the_backend_and_the_profile():
     before, at = fb.core.backend_name(), 0
     while interrupted(work, at):
         assert fb.core.backend_name() == before
-        assert fb.profiling.active() is None
+        assert fb.profiling.active() is None, at
         at += 1
     assert at > 5
-
-
-posix = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
-
-
-@pytest.fixture
-def alarms():
-    """Calls a handler again and again: ``alarms(handler, seconds)``."""
-
-    def start(handler, seconds):
-        signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
-
-    before = signal.getsignal(signal.SIGALRM)
-    yield start
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
 
 
 class InterruptError(Exception):
     pass
 
 
-@posix
 def test_exceptions_of_a_handler_leave_no_lock_behind(compiled, alarms):
     """Compiled code and real signals, which may fall where no line of Python is."""
 
@@ -188,7 +170,7 @@ def test_exceptions_of_a_handler_leave_no_lock_behind(compiled, alarms):
     ]
     for i in range(120):
         try:
-            alarms(handler, 0.002 + 1e-5 * i)
+            alarms(handler, 0.002 + 1e-5 * i, repeat=True)
             while True:
                 tasks[i % len(tasks)]()
         except InterruptError:
@@ -202,7 +184,6 @@ def large():
     return fb.Sequential([fb.Dense(7, 96, "relu"), fb.BatchNorm(96), fb.Dense(96, 96, "tanh"), fb.Dense(96, 4)], seed=0)
 
 
-@posix
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_handler_that_predicts_sees_whole_steps_and_changes_nothing(any_backend, alarms, threads, tmp_path):
     fb.set_num_threads(threads)
@@ -240,7 +221,7 @@ def test_a_handler_that_predicts_sees_whole_steps_and_changes_nothing(any_backen
         states.append(quiet.predict(rows).tobytes())
         quiet.train_on_batch(X[part], Y[part], "cross_entropy", its_optimizer)
     optimizer = fb.Adam(disturbed.parameters())
-    alarms(handler, 0.02)
+    alarms(handler, 0.02, repeat=True)
     disturbed.fit(np.tile(X, (times, 1)), np.tile(Y, times), "cross_entropy", optimizer, batch_size=30, verbose=0,
                   shuffle=False)  # fmt: skip
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -252,7 +233,6 @@ def test_a_handler_that_predicts_sees_whole_steps_and_changes_nothing(any_backen
     assert its_optimizer.steps == optimizer.steps
 
 
-@posix
 def test_a_handler_between_the_calls_of_an_explicit_step(any_backend, alarms):
     """A prediction keeps what ``backward`` waits for."""
     quiet, disturbed = everything(), everything()

@@ -109,24 +109,15 @@ def test_denormal_data_trains_as_zeros_do(compiled, make_optimizer, threads):
     assert ended[0] == ended[1]
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_callers_state_is_restored_after_an_interrupt(compiled, threads):
+def test_the_callers_state_is_restored_after_an_interrupt(compiled, alarms, threads):
     fb.set_num_threads(threads)
     X, y = np.ones((200_000, 64), "f4"), np.zeros((200_000, 64), "f4")
     model = fb.Sequential([fb.Dense(64, 128, activation="relu"), fb.Dense(128, 64)], seed=0)
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            model.fit(X, y, "mse", fb.SGD(model.parameters(), lr=0.01), epochs=1000, batch_size=64, verbose=0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    alarms(signal.default_int_handler, 0.2)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, y, "mse", fb.SGD(model.parameters(), lr=0.01), epochs=1000, batch_size=64, verbose=0)
     assert not flushes_here()
 
 

@@ -167,8 +167,8 @@ def bits(model, optimizer, losses=()):
     state = optimizer.state_dict()
     p = model.parameters()
     vectors = [v for _, v in sorted(state.items()) if isinstance(v, np.ndarray)]
-    tensors = [p.view(flat, name).tobytes() for flat in (p.values, *vectors) for name in p.shapes]
-    return tensors, model.model.statistics.tobytes(), state["steps"], model.model.training_step, list(losses)
+    kept = [*model.model.tensors().values(), *(p.view(flat, name) for flat in vectors for name in p.shapes)]
+    return [array.tobytes() for array in kept], state["steps"], model.model.training_step, list(losses)
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def threads(case):
 
 def loop(case):
     """The four steps by hand, and one batch after the other."""
-    expected = bits(*case.fit())[:4]
+    expected = bits(*case.fit())[:3]
     by_hand, by_batch = case.model(), case.model()
     optimizer, of_batch = case.optimizer(by_hand), case.optimizer(by_batch)
     generator, loss = np.random.default_rng(3), case.loss()
@@ -201,9 +201,9 @@ def loop(case):
                     break
                 by_hand.backward(dpred)
                 optimizer.step()
-    assert bits(by_batch, of_batch)[:4] == expected
-    if expected[2] == optimizer.steps:
-        assert bits(by_hand, optimizer)[:4] == expected
+    assert bits(by_batch, of_batch)[:3] == expected
+    if expected[1] == optimizer.steps:
+        assert bits(by_hand, optimizer)[:3] == expected
 
 
 def streams(case):
@@ -223,7 +223,7 @@ def streams(case):
     model, optimizer, losses = case.fit(shuffle=False)
     for buffer_size in (1, 64, 10**6):
         other = case.fit(data=(chunks, None, None), shuffle=False, buffer_size=buffer_size)
-        assert bits(*other)[:4] == bits(model, optimizer)[:4]
+        assert bits(*other)[:3] == bits(model, optimizer)[:3]
         np.testing.assert_allclose(other[2], losses, rtol=1e-9)
 
 
@@ -250,7 +250,7 @@ def resume(case):
             pair = model, optimizer
             model, optimizer = copy.deepcopy(pair) if way == "copy" else pickle.loads(pickle.dumps(pair))
             case.fit(model, optimizer, epochs=case.epochs - 1, seed=generator)
-            assert bits(model, optimizer)[:4] == expected[:4]
+            assert bits(model, optimizer)[:3] == expected[:3]
 
 
 def files(case):

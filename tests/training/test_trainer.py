@@ -187,25 +187,16 @@ def test_the_logged_rate_is_that_of_the_last_step(any_backend):
         assert history["lr"] == [0.1 * 0.5**3, 0.1 * 0.5**7, 0.1 * 0.5**11]
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
-def test_an_interrupt_leaves_whole_steps(any_backend):
+def test_an_interrupt_leaves_whole_steps(any_backend, alarms):
     """Ctrl-C in the middle of an epoch: what was trained is the state after some number of whole steps."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((500_000, 20)).astype("f4"), rng.integers(0, 4, 500_000)
     model = fb.Sequential([fb.Dense(20, 64, activation="relu"), fb.Dropout(0.2), fb.Dense(64, 4)], seed=0)
     optimizer = fb.Adam(model.parameters())
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            model.fit(X, y, "cross_entropy", optimizer, epochs=1000, batch_size=50, shuffle=False, verbose=0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    alarms(signal.default_int_handler, 0.2)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, y, "cross_entropy", optimizer, epochs=1000, batch_size=50, shuffle=False, verbose=0)
     steps = optimizer.steps
     assert 0 < steps == model.model.training_step
     assert (steps - 1) // 10_000 <= len(model.history) == model.epochs <= steps // 10_000  # of 10,000 steps
@@ -219,27 +210,17 @@ def test_an_interrupt_leaves_whole_steps(any_backend):
     assert optimizer.steps == steps + 4
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
-def test_an_interrupt_counts_every_step_that_was_applied(compiled):
+def test_an_interrupt_counts_every_step_that_was_applied(compiled, alarms):
     """Of short calls into the core, which end before they look for signals: the bias is the number of steps applied."""
     X, y = np.zeros((32, 2)), np.full(32, 1e9)
+    for i in range(40):
+        model = fb.Sequential([fb.Dense(2, 1)], dtype="float64", seed=0)
+        optimizer = fb.SGD(model.parameters(), lr=1.0)
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+        def train(model=model, optimizer=optimizer, seconds=0.003 + 0.0001 * i):
+            alarms(signal.default_int_handler, seconds)
+            model.fit(X, y, "mae", optimizer, epochs=10**6, batch_size=2, verbose=0)
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        for i in range(40):
-            model = fb.Sequential([fb.Dense(2, 1)], dtype="float64", seed=0)
-            optimizer = fb.SGD(model.parameters(), lr=1.0)
-
-            def train(model=model, optimizer=optimizer, seconds=0.003 + 0.0001 * i):
-                signal.setitimer(signal.ITIMER_REAL, seconds)
-                model.fit(X, y, "mae", optimizer, epochs=10**6, batch_size=2, verbose=0)
-
-            with pytest.raises(KeyboardInterrupt):
-                train()
-            assert model.layers[0].bias[0] == optimizer.steps == model.model.training_step
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+        assert model.layers[0].bias[0] == optimizer.steps == model.model.training_step
