@@ -157,13 +157,14 @@ def get_num_threads() -> int:
     limits them, and so may another library that shares the runtime; ``set_num_threads`` is the last word until OpenMP
     is told of fewer again.
     """
-    limit = _openmp_threads()
-    return _num_threads if limit >= _openmp_threads_before else min(_num_threads, limit)
+    return abs(thread_limit())
 
 
 def thread_limit() -> int:
     """``get_num_threads()`` for a kernel; negative unless the user has set it: then more than one has to pay."""
-    return get_num_threads() if _threads_set else -get_num_threads()
+    limit = _openmp_threads()
+    threads = _num_threads if limit >= _openmp_threads_before else min(_num_threads, limit)
+    return threads if _threads_set else -threads
 
 
 def show_config() -> None:

@@ -175,7 +175,8 @@ cdef class Network:
             self.pending = True
             self.passes += 1
             return
-        self.publish()
+        if self.at_work != NULL:
+            self.publish()
         if not self.pending and self.at_work == NULL and try_lock(&self.lock):
             try:
                 self.run_forward(y, x, step, False, threads)
