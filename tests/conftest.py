@@ -62,9 +62,9 @@ def alarms():
 
     gc.disable()
     yield start
-    gc.enable()
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
