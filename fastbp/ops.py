@@ -309,7 +309,7 @@ def cross_entropy(
         _expect("sample_weight", sample_weight, (batch,), logits.dtype)
     _outputs(logits, target, class_weight, sample_weight, dlogits=dlogits)
     check_number("label_smoothing", label_smoothing, 0, 1)
-    spec = plan.LossSpec("cross_entropy", label_smoothing, class_weight)
+    spec = plan.LossSpec("cross_entropy", class_weight=class_weight, smoothing=label_smoothing)
     loss: float = backend().loss(dlogits, logits, target, sample_weight, spec, _team(threads))
     return loss
 

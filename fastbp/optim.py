@@ -5,14 +5,16 @@ Formulas, names and defaults are PyTorch's.
 
 from __future__ import annotations
 
+import fnmatch
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from fastbp import schedules
 from fastbp.core import backend, thread_limit
-from fastbp.core.plan import UpdateSpec, aligned, check_names
+from fastbp.core.plan import GROUP, UpdateSpec, aligned, check_names
 from fastbp.core.threads import MAX_THREADS
 from fastbp.data.arrays import LARGEST, Array, check_array, check_int, check_normal, check_number
 from fastbp.divergence import DivergenceError, in_gradient
@@ -23,6 +25,49 @@ __all__: list[str] = []  # every public optimizer adds its name above its class
 
 #: fastbp's own optimizers by the names of their classes, for reading checkpoints.
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
+
+
+#: From a pattern of tensors' paths to what multiplies their settings.
+Groups = Mapping[str, Mapping[str, float]]
+
+_MULTIPLIED = "lr", "weight_decay", "l1"
+
+
+def check_groups(groups: Any, params: Parameters) -> dict[str, dict[str, float]] | None:
+    """A copy of ``groups``, if every pattern matches a tensor and multiplies settings that there are."""
+    if groups is None:
+        return None
+    if not isinstance(groups, Mapping) or not all(isinstance(value, Mapping) for value in groups.values()):
+        raise TypeError(f"groups: expected a mapping such as {{'*.bias': {{'lr': 0.1}}}}, got {groups!r}")
+    for pattern, settings in groups.items():
+        if not isinstance(pattern, str) or not any(fnmatch.fnmatchcase(name, pattern) for name in params.shapes):
+            raise ValueError(f"groups: expected patterns of {', '.join(params.shapes)}, got {pattern!r}")
+        for name in settings:
+            if name not in _MULTIPLIED:
+                raise ValueError(
+                    f"groups[{pattern!r}]: expected multipliers of {', '.join(_MULTIPLIED)}, got {name!r}; {{'lr': 0}} "
+                    "freezes a tensor"
+                )
+    return {
+        pattern: {name: check_number(f"groups[{pattern!r}][{name!r}]", value, 0) for name, value in settings.items()}
+        for pattern, settings in groups.items()
+    }
+
+
+def _group_records(params: Parameters, groups: dict[str, dict[str, float]] | None, decay_bias: bool) -> Array | None:
+    """The multipliers of all tensors that have others than ones; None if there are none."""
+    records = []
+    for name, shape in params.shapes.items():
+        own = dict.fromkeys(_MULTIPLIED, 1.0)
+        for pattern, settings in (groups or {}).items():
+            if fnmatch.fnmatchcase(name, pattern):
+                own |= settings
+        if not decay_bias and len(shape) == 1:
+            own["weight_decay"] = own["l1"] = 0.0
+        if any(value != 1 for value in own.values()):
+            begin = params.offsets[name]
+            records.append((begin, begin + math.prod(shape), *own.values()))
+    return np.array(records, GROUP) if records else None
 
 
 class Optimizer(Settings):
@@ -42,6 +87,14 @@ class Optimizer(Settings):
         Whether weight decay acts on biases and the parameters of normalisations too.
     clip_value : float or None
         Bring every entry of the gradient into [-clip_value, clip_value] where it lies; not together with clip_norm.
+    l1 : float
+        Times the parameter's sign, added to its gradient, where weight decay acts; in AdamW it is decoupled as well,
+        the soft threshold ``sign(param) max(|param| - lr l1, 0)`` after the update (Parikh & Boyd 2014, section 6.5.2).
+    groups : mapping from pattern to mapping, or None
+        ``{"*.bias": {"lr": 0.1, "weight_decay": 0}}`` multiplies settings, of ``"lr"``, ``"weight_decay"`` and
+        ``"l1"``, for the tensors whose whole path, such as ``"3.1.0.weight"``, matches the pattern (``fnmatch``). Of
+        several patterns with the same setting the last one counts. A multiplier of 0 for the learning rate freezes: no
+        weight and no state of the optimizer moves, and ``clip_norm`` leaves the gradient out.
 
     Attributes
     ----------
@@ -58,7 +111,7 @@ class Optimizer(Settings):
     Raises
     ------
     TypeError, ValueError
-        If params is not a model's parameters or a number is out of range.
+        If params is not a model's parameters, a number is out of range, or a pattern in groups matches no tensor.
     """
 
     _kept: ClassVar[tuple[str, ...]] = ("params", "steps", "state_vectors")
@@ -86,6 +139,8 @@ class Optimizer(Settings):
         clip_norm: float | None = None,
         decay_bias: bool = True,
         clip_value: float | None = None,
+        l1: float = 0.0,
+        groups: Groups | None = None,
     ) -> None:
         if not isinstance(params, Parameters):
             raise TypeError(f"params: expected model.parameters(), got {type(params).__name__}")
@@ -97,6 +152,10 @@ class Optimizer(Settings):
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError("clip_value: expected None together with clip_norm")
         self.decay_bias = bool(decay_bias)
+        self.l1 = check_number("l1", l1, 0)
+        self.groups = check_groups(groups, params)
+        #: What the core knows of groups and decay_bias, plan.GROUP.
+        self.group_records = _group_records(params, self.groups, self.decay_bias)
         self.steps = 0
         self.state_vectors: dict[str, Array] = {}
 
@@ -163,7 +222,7 @@ class Optimizer(Settings):
         """``step`` for who has exclusive access to the model."""
         lr, scale = self.lr, 1.0
         if self.clip_norm is not None:
-            norm = math.sqrt(backend().squared_norm(self.params.grads, threads))
+            norm = math.sqrt(backend().squared_norm(self.params.grads, self.group_records, threads))
             if not math.isfinite(norm):
                 raise DivergenceError("gradient", norm, in_gradient(self.params), self.steps + 1, lr)
             scale = min(1.0, self.clip_norm / (norm + 1e-6))
@@ -246,9 +305,14 @@ class Optimizer(Settings):
             spec.clip_norm = self.clip_norm
         if self.clip_value is not None:
             spec.clip_value = self.clip_value
-        if not self.decay_bias and (weight_decay is not None or self.weight_decay):
-            spec.undecayed = self.params.vectors
+        spec.l1 = self.l1
+        if self.groups or weight_decay is not None or self.weight_decay or self.l1:
+            spec.groups = self.group_records
         return spec
+
+    def _never_idle(self, weight_decay: Array | float | None) -> bool:
+        """Whether a penalty moves parameters whose gradient is zero."""
+        return weight_decay is not None or self.weight_decay != 0 or self.l1 != 0
 
     def _used(self) -> set[str]:
         """The state vectors that these settings need: a velocity only with momentum."""
@@ -267,7 +331,7 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm, decay_bias, clip_value
+    params, lr, weight_decay, clip_norm, decay_bias, clip_value, l1, groups
         See ``Optimizer``.
     momentum : float
         In [0, 1).
@@ -289,8 +353,10 @@ class SGD(Optimizer):
         clip_norm: float | None = None,
         decay_bias: bool = True,
         clip_value: float | None = None,
+        l1: float = 0.0,
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value, l1, groups)
         self.momentum = check_number("momentum", momentum, 0, 1)
         self.nesterov = bool(nesterov)
         if self.nesterov and self.momentum == 0:
@@ -300,7 +366,7 @@ class SGD(Optimizer):
         state = (self.state_vector("velocity") if self.momentum else None,)
         spec = self._spec(state, lr, weight_decay)
         spec.momentum, spec.nesterov = self.momentum, self.nesterov
-        spec.idle = self.momentum == 0 and weight_decay is None and self.weight_decay == 0
+        spec.idle = self.momentum == 0 and not self._never_idle(weight_decay)
         return spec
 
 
@@ -312,7 +378,7 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm, decay_bias, clip_value
+    params, lr, weight_decay, clip_norm, decay_bias, clip_value, l1, groups
         See ``Optimizer``.
     betas : (float, float)
         Decay of the gradient's and the squared gradient's running means, in [0, 1).
@@ -336,8 +402,10 @@ class Adam(Optimizer):
         clip_norm: float | None = None,
         decay_bias: bool = True,
         clip_value: float | None = None,
+        l1: float = 0.0,
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value, l1, groups)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise TypeError(f"betas: expected a pair of numbers, got {betas!r}")
         self.betas = (check_number("betas[0]", betas[0], 0, 1), check_number("betas[1]", betas[1], 0, 1))
@@ -369,6 +437,8 @@ class AdamW(Adam):
         clip_norm: float | None = None,
         decay_bias: bool = True,
         clip_value: float | None = None,
+        l1: float = 0.0,
+        groups: Groups | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -379,6 +449,8 @@ class AdamW(Adam):
             clip_norm=clip_norm,
             decay_bias=decay_bias,
             clip_value=clip_value,
+            l1=l1,
+            groups=groups,
         )
 
 
@@ -390,7 +462,7 @@ class RMSprop(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm, decay_bias, clip_value
+    params, lr, weight_decay, clip_norm, decay_bias, clip_value, l1, groups
         See ``Optimizer``.
     alpha : float
         Decay of the running mean of squares, in [0, 1).
@@ -416,8 +488,10 @@ class RMSprop(Optimizer):
         clip_norm: float | None = None,
         decay_bias: bool = True,
         clip_value: float | None = None,
+        l1: float = 0.0,
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value, l1, groups)
         self.alpha = check_number("alpha", alpha, 0, 1)
         self.eps = self._eps(eps)
         self.momentum = check_number("momentum", momentum, 0, 1)
@@ -437,7 +511,7 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    params, lr, weight_decay, clip_norm, decay_bias, clip_value
+    params, lr, weight_decay, clip_norm, decay_bias, clip_value, l1, groups
         See ``Optimizer``.
     eps : float
         Added to the root.
@@ -457,13 +531,15 @@ class Adagrad(Optimizer):
         clip_norm: float | None = None,
         decay_bias: bool = True,
         clip_value: float | None = None,
+        l1: float = 0.0,
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value)
+        super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value, l1, groups)
         self.eps = self._eps(eps)
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
         spec = self._spec((self.state_vector("total"),), lr, weight_decay)
-        spec.eps, spec.idle = self.eps, weight_decay is None and self.weight_decay == 0
+        spec.eps, spec.idle = self.eps, not self._never_idle(weight_decay)
         return spec
 
 

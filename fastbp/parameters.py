@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -108,12 +107,6 @@ class Parameters(Settings):
     def count(self) -> int:
         """How many numbers are learned."""
         return sum(math.prod(shape) for shape in self.shapes.values())
-
-    @cached_property  # an optimizer asks at every step
-    def vectors(self) -> Array:
-        """Where in the flat buffers biases and the parameters of normalisations begin and end, (k, 2) int64."""
-        starts = [(self.offsets[name], math.prod(shape)) for name, shape in self.shapes.items() if len(shape) == 1]
-        return np.array([(start, start + size) for start, size in starts], np.int64).reshape(-1, 2)
 
     def value(self, name: str) -> Array:
         """The parameter tensor of that name, a view."""

@@ -139,3 +139,122 @@ def test_a_wrong_state_dict_changes_nothing():
     after = optimizer.state_dict()
     assert after["steps"] == 1
     np.testing.assert_array_equal(after["m"], before["m"])
+
+
+def network(dtype="float32"):
+    layers = [fb.TabularInput(3, [20, 4], 2), fb.Dense(7, 40, "relu"), fb.BatchNorm(40), fb.Dense(40, 33, "tanh")]
+    return fb.Sequential([*layers, fb.Dense(33, 2)], dtype=dtype, seed=0)
+
+
+def table():
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.standard_normal((200, 3)), rng.integers(0, 20, 200), rng.integers(0, 4, 200)])
+    return X, rng.integers(0, 2, 200)
+
+
+GROUPS = {"1.*": {"lr": 0}, "*.bias": {"lr": 0.5, "weight_decay": 0}, "3.weight": {"l1": 3}, "0.weights.0": {"lr": 2}}
+KINDS = [
+    lambda p, **own: fb.SGD(p, 0.1, **own),
+    lambda p, **own: fb.SGD(p, 0.1, momentum=0.9, **own),
+    fb.Adam,
+    fb.AdamW,
+    fb.RMSprop,
+    fb.Adagrad,
+]
+
+
+@pytest.mark.parametrize("own", [{}, {"clip_norm": 0.3}, {"clip_value": 0.01}, {"l1": 0.01, "weight_decay": 0.1}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_in_fit_are_those_of_the_loop_and_of_the_reference(any_backend, dtype, threads, kind, own):
+    (X, y), (fitted, looped, plain) = table(), (network(dtype) for _ in range(3))
+    frozen, fb_loss, order = fitted.layers[1].weight.copy(), fb.CrossEntropy(), np.random.default_rng(1)
+    fb.set_num_threads(threads)
+    optimizer, other = (kind(model.parameters(), groups=GROUPS, **own) for model in (fitted, looped))
+    fitted.fit(X, y, "cross_entropy", optimizer, batch_size=64, epochs=2, seed=1, verbose=0)
+    for _ in range(2):
+        for xb, yb in fb.batches(X, y, 64, seed=order):
+            looped.backward(fb_loss(looped.forward(xb, training=True), yb)[1])
+            other.step()
+    assert fitted.parameters().values.tobytes() == looped.parameters().values.tobytes()
+    assert fitted.parameters().grads.tobytes() == looped.parameters().grads.tobytes()
+    assert (fitted.layers[1].weight == frozen).all()
+    with fb.use_backend("numpy"):
+        plain.fit(X, y, "cross_entropy", kind(plain.parameters(), groups=GROUPS, **own), batch_size=64, epochs=2,
+                  seed=1, verbose=0)  # fmt: skip
+    # 8 steps, whose rates are up to 0.2, and a square root of a mean of squares near zero in some of them
+    tolerance = 2e-3 if dtype == "float32" else 1e-9
+    np.testing.assert_allclose(fitted.parameters().values, plain.parameters().values, atol=tolerance)
+
+
+def test_frozen_state_does_not_move(any_backend):
+    X, y = table()
+    model = network()
+    params = model.parameters()
+    optimizer = fb.AdamW(params, 0.1, groups={"3.*": {"lr": 0}})
+    model.fit(X, y, "cross_entropy", optimizer, verbose=0)
+    for vector in optimizer.state_vectors.values():
+        assert not params.view(vector, "3.weight").any()
+        assert params.view(vector, "4.weight").any()
+    optimizer.groups = None
+    model.fit(X, y, "cross_entropy", optimizer, verbose=0)
+    assert params.view(vector, "3.weight").any()
+
+
+def test_the_last_pattern_with_a_setting_counts():
+    params = network().parameters()
+    optimizer = fb.SGD(params, 0.1, groups={"*": {"lr": 0.5, "l1": 2}, "*.bias": {"lr": 3}}, decay_bias=False, l1=1)
+    records = {int(record["begin"]): record for record in optimizer.group_records}
+    bias, weight = records[params.offsets["1.bias"]], records[params.offsets["1.weight"]]
+    assert (bias["lr"], bias["weight_decay"], bias["l1"]) == (3, 0, 0)
+    assert (weight["lr"], weight["weight_decay"], weight["l1"]) == (0.5, 1, 2)
+
+
+def test_l1_makes_weights_exactly_zero_in_adamw(any_backend):
+    """The lasso: of ten columns three have something to say."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((400, 10)).astype("f4")
+    y = X[:, :3] @ np.array([1.0, -2.0, 3.0], "f4")
+    model = fb.Sequential([fb.Dense(10, 1)], seed=0)
+    optimizer = fb.AdamW(model.parameters(), fb.schedules.Cosine(0.05, 13 * 60), weight_decay=0, l1=0.5)
+    model.fit(X, y, "mse", optimizer, epochs=60, verbose=0)
+    weight = model.layers[0].weight[:, 0]
+    assert (weight[3:] == 0).all()
+    assert (np.abs(weight[:3]) > 0.5).all()
+
+
+def test_groups_that_do_not_fit_are_refused():
+    params = network().parameters()
+    for groups, message in {
+        (("9.*", (("lr", 0),)),): r"groups: expected patterns of 0.weights.0, .*, got '9.\*'",
+        (("1.*", (("trainable", False),)),): r"groups\['1.\*'\]: expected multipliers of lr, .* freezes",
+        (("1.*", (("lr", -1),)),): "groups.*lr",
+        (("1.*", (("lr", float("nan")),)),): "groups.*lr",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            fb.Adam(params, groups={pattern: dict(settings) for pattern, settings in groups})
+    for wrong in ([("0.*", {"lr": 0})], "0.*", {"0.*": 0.1}):
+        with pytest.raises(TypeError, match="groups: expected a mapping"):
+            fb.Adam(params, groups=wrong)
+    optimizer = fb.Adam(params)
+    with pytest.raises(ValueError, match="patterns"):
+        optimizer.groups = {"9": {"lr": 1}}
+    assert optimizer.groups is None
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_l1_is_its_formula(any_backend, decoupled):
+    model = model_of()
+    p, before = model.parameters(), model.parameters().values.copy()
+    p.grads[:] = np.linspace(-1, 1, p.grads.size)
+    grads = p.grads.copy()
+    if decoupled:
+        optimizer = fb.AdamW(p, 0.1, weight_decay=0.0, l1=0.3)
+        moved = before - 0.1 * grads / (np.abs(grads) + 1e-8)
+        expected = np.sign(moved) * np.maximum(np.abs(moved) - 0.03, 0)
+    else:
+        optimizer = fb.SGD(p, 0.1, l1=0.3)
+        expected = before - 0.1 * (grads + 0.3 * np.sign(before))
+    optimizer.step()
+    for name in p.shapes:
+        np.testing.assert_allclose(p.value(name), p.view(expected, name), atol=1e-12)
+    assert (p.grads == grads).all()

@@ -13,7 +13,7 @@ from fastbp.core.plan import BatchPlan, LossSpec, Reducer, Report, UpdateSpec
 
 _Real = TypeVar("_Real", np.float32, np.float64)
 _Dtype = np.dtype[np.float32] | np.dtype[np.float64]
-_Records = NDArray[np.void]  # of plan.OP, plan.SLOT or plan.TABLE
+_Records = NDArray[np.void]  # of plan.OP, plan.SLOT, plan.TABLE or plan.GROUP
 _Order = int | NDArray[np.int64] | None
 
 CODES: dict[str, dict[str, int]]
@@ -106,8 +106,17 @@ def loss(
     spec: LossSpec,
     threads: int,
 ) -> float: ...
+def sample_losses(
+    losses: NDArray[_Real],
+    dpred: NDArray[_Real],
+    pred: NDArray[_Real],
+    target: NDArray[_Real] | NDArray[np.int64],
+    sample_weight: NDArray[_Real] | None,
+    spec: LossSpec,
+    threads: int,
+) -> None: ...
 def update(param: NDArray[_Real], grad: NDArray[_Real], spec: UpdateSpec, grad_scale: float, threads: int) -> None: ...
-def squared_norm(x: NDArray[_Real], threads: int) -> float: ...
+def squared_norm(x: NDArray[_Real], groups: _Records | None, threads: int) -> float: ...
 
 # --- the rest
 

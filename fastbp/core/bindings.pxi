@@ -27,7 +27,7 @@ cdef struct DenseBackward:
 
 cdef struct LossCall:
     Criterion criterion
-    Matrix dpred, pred
+    Matrix losses, dpred, pred
     const void *targets
     const void *sample_weight  # or NULL
     double scale
@@ -39,6 +39,7 @@ cdef struct UpdateCall:
     double grad_scale
 
 cdef struct NormCall:
+    Update update  # its groups alone
     Matrix x
     double partial[CHUNKS]
 
@@ -334,7 +335,8 @@ cdef void thread_loss_call(LossCall *call, Thread *thread, const real *witness) 
 
 
 cdef void run_loss(LossCall *call, int threads, const real *witness) noexcept nogil:
-    cdef double weight = loss_weight(&call.criterion, call.targets, <const real *> call.sample_weight, call.pred.rows)
+    cdef double weight = loss_weight(&call.criterion, call.targets, <const real *> call.sample_weight, call.pred.rows,
+                                     call.pred.columns)
     call.scale = loss_scale(&call.criterion, weight, call.pred.columns)
     run_team(<Task> thread_loss_call[real], call,
              elementwise_team(<double> call.pred.rows * call.pred.columns, threads))
@@ -343,7 +345,7 @@ cdef void run_loss(LossCall *call, int threads, const real *witness) noexcept no
 def loss(dpred, pred, target, sample_weight, spec, int threads):
     cdef intp size = pred.itemsize
     cdef LossCall call
-    read_criterion(&call.criterion, spec)
+    read_criterion(&call.criterion, spec, target, sample_weight)
     call.dpred, call.pred = output(dpred, size), matrix(pred, size)
     call.targets, call.sample_weight = address(target), matrix(sample_weight, size).data
     with nogil:
@@ -354,25 +356,44 @@ def loss(dpred, pred, target, sample_weight, spec, int threads):
     return total(call.partial, ceil_div(call.pred.rows, chunk_rows(call.pred.rows)))
 
 
+cdef void thread_sample_losses_call(LossCall *call, Thread *thread, const real *witness) noexcept nogil:
+    thread_sample_losses(<real *> call.losses.data, &call.criterion, <real *> call.dpred.data,
+                         <const real *> call.pred.data, one_strip(call.pred.columns), call.targets,
+                         <const real *> call.sample_weight, call.pred.rows, thread)
+
+
+def sample_losses(losses, dpred, pred, target, sample_weight, spec, int threads):
+    cdef intp size = pred.itemsize
+    cdef LossCall call
+    read_criterion(&call.criterion, spec, target, sample_weight)
+    call.losses, call.dpred, call.pred = output(losses, size), output(dpred, size), matrix(pred, size)
+    call.targets, call.sample_weight = address(target), matrix(sample_weight, size).data
+    threads = elementwise_team(<double> call.pred.rows * call.pred.columns, threads)
+    with nogil:
+        run_team(<Task> thread_sample_losses_call[float] if size == 4 else <Task> thread_sample_losses_call[double],
+                 &call, threads)
+
+
 # --- updates
 
-cdef inline void update_run(UpdateCall *call, intp begin, intp end, bint decays, const real *witness) noexcept nogil:
+cdef inline void update_run(UpdateCall *call, intp begin, intp end, const real *witness) noexcept nogil:
     update_rows(&call.update, <real *> call.param.data + begin, 0, begin, 0, <const real *> call.grad.data + begin, 0,
-                call.grad_scale, decays, 1, end - begin)
+                call.grad_scale, 1, end - begin)
 
 
 cdef void thread_update(UpdateCall *call, Thread *thread, const real *witness) noexcept nogil:
-    """A thread's whole cache lines of the vectors; weight decay spares the ranges that the update names."""
-    cdef intp n = call.param.rows * call.param.columns, line = 64 // <intp> sizeof(real), k, low, high
+    """A thread's whole cache lines of the vectors, in parts of which each is in one group."""
+    cdef intp n = call.param.rows * call.param.columns, line = 64 // <intp> sizeof(real), low, high
+    cdef const Group *group
     cdef Range lines = thread_part(ceil_div(n, line), thread)
     cdef intp begin = lines.begin * line, end = min(n, lines.end * line)
-    for k in range(call.update.undecayed_count):
-        low, high = max(begin, call.update.undecayed[2 * k]), min(end, call.update.undecayed[2 * k + 1])
+    for group in call.update.groups[:call.update.group_count]:
+        low, high = max(begin, <intp> group.begin), min(end, <intp> group.end)
         if low < high:
-            update_run(call, begin, low, True, witness)
-            update_run(call, low, high, False, witness)
+            update_run(call, begin, low, witness)
+            update_run(call, low, high, witness)
             begin = high
-    update_run(call, begin, end, True, witness)
+    update_run(call, begin, end, witness)
 
 
 def update(param, grad, spec, double grad_scale, int threads):
@@ -389,13 +410,14 @@ def update(param, grad, spec, double grad_scale, int threads):
 
 
 cdef void thread_norm(NormCall *call, Thread *thread, const real *witness) noexcept nogil:
-    thread_squared_norm(call.partial, <const real *> call.x.data, call.x.columns, thread)
+    thread_squared_norm(call.partial, &call.update, <const real *> call.x.data, call.x.columns, thread)
 
 
-def squared_norm(x, int threads):
+def squared_norm(x, groups, int threads):
     cdef intp size = x.itemsize
     cdef NormCall call
     call.x = matrix(x, size)
+    read_groups(&call.update, groups)
     threads = elementwise_team(call.x.columns, threads)
     with nogil:
         run_team(<Task> thread_norm[float] if size == 4 else <Task> thread_norm[double], &call, threads)

@@ -128,10 +128,9 @@ cdef void update_vectors(const Layer *layer, const Thread *thread, const WeightP
     """Apply the gradients of a thread's panels of a weight and a bias that are vectors along the features."""
     cdef Range columns = panel_input_columns(layer, thread, witness)
     cdef intp begin = columns.begin, n = columns.end - columns.begin
-    cdef bint decays = work.update.undecayed_count == 0
     if n > 0:
         update_rows(work.update, <real *> layer.weight + begin, 0, layer.op.weight + begin, 0,
-                    <real *> layer.dweight + begin, 0, work.grad_scale, decays, 1, n)
+                    <real *> layer.dweight + begin, 0, work.grad_scale, 1, n)
     if n > 0 and layer.bias != NULL:
         update_rows(work.update, <real *> layer.bias + begin, 0, layer.op.bias + begin, 0,
-                    <real *> layer.dbias + begin, 0, work.grad_scale, decays, 1, n)
+                    <real *> layer.dbias + begin, 0, work.grad_scale, 1, n)

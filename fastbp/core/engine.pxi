@@ -17,9 +17,9 @@ cdef void loss_of_rows(Epoch *e, Net *net, Thread *thread, intp begin, intp end,
     cdef real *dpred = <real *> e.dpred
     cdef double total_weight = 1  # of sums, which a reducer wants
     if e.reduction == NULL:
-        if e.criterion.weight != NULL or e.sample_weight != NULL:
+        if e.criterion.weight != NULL or e.sample_weight != NULL or e.criterion.missing:
             barrier(thread)  # the total weight is that of all threads' samples
-        total_weight = loss_weight(e.criterion, e.batch_targets, <const real *> e.batch_weights, net.batch)
+        total_weight = loss_weight(e.criterion, e.batch_targets, <const real *> e.batch_weights, net.batch, outputs)
         if thread.number == 0:
             e.weight = total_weight
     if outputs % panel_width(witness) == 0 and last.grad != NULL:
@@ -28,7 +28,7 @@ cdef void loss_of_rows(Epoch *e, Net *net, Thread *thread, intp begin, intp end,
         copy_rows(<real *> e.pred, rows, <const real *> last.value, last.layout, begin, end, outputs)
     thread_loss(e.losses, e.criterion, dpred, pred, strips, e.batch_targets, <const real *> e.batch_weights,
                 loss_scale(e.criterion, total_weight, outputs), net.batch, thread)
-    e.correct[thread.number] = count_correct(pred, strips, e.batch_targets, e.criterion.code, begin, end)
+    e.correct[thread.number] = count_correct(e.criterion, pred, strips, e.batch_targets, begin, end)
     if dpred == <real *> e.dpred and last.grad != NULL:
         copy_rows(<real *> last.grad, last.layout, dpred, rows, begin, end, outputs)
 
@@ -44,7 +44,7 @@ cdef bint clip_and_update(Epoch *e, Net *net, Thread *thread, WeightPass *work, 
     cdef double square
     work.grad_scale = scale
     if e.clip_norm > 0:
-        thread_squared_norm(e.norms, <const real *> e.grads, e.parameters, thread)
+        thread_squared_norm(e.norms, e.update, <const real *> e.grads, e.parameters, thread)
         barrier(thread)
         square = total(e.norms, CHUNKS)
         if not is_finite(square):
@@ -78,7 +78,8 @@ cdef bint reduce_and_apply(Epoch *e, Net *net, Thread *thread, WeightPass *work,
     cdef real *grads = <real *> e.grads
     cdef double scale, waited = thread.waited
     if thread.number == 0:
-        begin_reduction(r, loss_weight(e.criterion, e.batch_targets, <const real *> e.batch_weights, net.batch),
+        begin_reduction(r, loss_weight(e.criterion, e.batch_targets, <const real *> e.batch_weights, net.batch,
+                                       dst_slot(net, &net.layers[net.count - 1]).plan.width),
                         loss[0], is_set(net.stop))
     only_gradients(work)
     thread_reduce(r, net, thread, work, grads)

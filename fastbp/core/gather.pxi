@@ -14,7 +14,7 @@ cdef struct Epoch:
     const void *features   # (samples, inputs)
     const char *targets    # (samples,) labels or (samples, outputs)
     intp target_bytes      # of one sample
-    const void *sample_weight  # (samples,) or NULL
+    const void *sample_weight  # (samples,), (samples, outputs) or NULL
     Shuffle order
     intp first, steps, batch_size  # position in the order of the first sample, and how far to go from there
     # the batch, row by row
@@ -117,7 +117,7 @@ cdef void gather_rows(Gather *g, Epoch *e, Net *net, intp begin, intp end, const
     i = check_input(net, 0, net.batch, witness)
     if i >= 0:
         g.invalid = g.rows[i]
-    if e.criterion.code == CROSS_ENTROPY:
+    if e.criterion.code == CROSS_ENTROPY and not e.criterion.soft:
         gather_labels(g, e, dst_slot(net, &net.layers[net.count - 1]).plan.width, begin, end)
     elif e.target_bytes == 8:
         for i in range(begin, end):
@@ -130,4 +130,6 @@ cdef void gather_rows(Gather *g, Epoch *e, Net *net, intp begin, intp end, const
             memcpy(e.batch_targets + i * e.target_bytes, e.targets + g.rows[i] * e.target_bytes, e.target_bytes)
     if e.sample_weight != NULL:
         for i in range(begin, end):
-            (<real *> e.batch_weights)[i] = (<const real *> e.sample_weight)[g.rows[i]]
+            copy_run(<real *> e.batch_weights + i * e.criterion.weight_columns,
+                     <const real *> e.sample_weight + g.rows[i] * e.criterion.weight_columns,
+                     e.criterion.weight_columns)

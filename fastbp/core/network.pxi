@@ -254,7 +254,7 @@ cdef class Network:
         cdef intp batch = self.epoch_capacity, threads = self.thread_capacity, size = self.size
         cdef intp outputs = dst_slot(&self.net, &self.net.layers[self.net.count - 1]).plan.width
         m.pred, m.dpred = take(arena, batch * outputs * size), take(arena, batch * outputs * size)
-        m.targets, m.weights = take(arena, batch * max(8, outputs * size)), take(arena, batch * size)
+        m.targets, m.weights = take(arena, batch * max(8, outputs * size)), take(arena, batch * outputs * size)
         m.block_size = VECTOR_BYTES // size * 2 * max(<intp> BLOCK_COLUMNS_BYTES // size, self.longest_row)
         m.input_size = panel_bytes(batch, self.net.slots[0].plan.width, size) // size
         m.blocks = take(arena, threads * m.block_size * size)
@@ -327,7 +327,7 @@ cdef class Network:
         """Steps of one epoch over the rows that a plan.BatchPlan names.
 
         report is a plan.Report, which is filled after an interrupt too, that ends the work after a whole step. data is
-        ``(X (n, I), y, sample_weight (n,) or None)``, loss_specs a list of one plan.LossSpec, update_spec a
+        ``(X (n, I), y, sample_weight (n,), (n, O) or None)``, loss_specs a list of one plan.LossSpec, update_spec a
         plan.UpdateSpec. A step whose loss, or whose gradient where it is clipped by its norm, is not finite is not
         applied, nor any after it. reducer, if there is one, adds up the gradients of several processes
         (reduction.pxi).
@@ -342,7 +342,7 @@ cdef class Network:
         cdef bint may_try
         X, y, sample_weight = data
         (loss_spec,) = loss_specs
-        read_criterion(&criterion, loss_spec)
+        read_criterion(&criterion, loss_spec, y, sample_weight)
         read_update(&u, update_spec)
         u.idle = self.net.table_count > 0 and u.clip_value == 0 and update_spec.idle and reducer is None
         init_shuffle(&e.order, len(X), batches.order)

@@ -95,18 +95,36 @@ OP = np.dtype(
 TABLE = np.dtype([("rows", np.int64), ("dim", np.int64), ("offset", np.int64), ("columns", np.int64)])
 
 
+#: What multiplies an optimizer's settings from ``begin`` to ``end`` in the flat buffers; where ``lr`` is 0 nothing moves.
+GROUP = np.dtype(
+    [("begin", np.int64), ("end", np.int64), ("lr", np.float64), ("weight_decay", np.float64), ("l1", np.float64)]
+)
+
+
 # The specs are written out: dataclasses would take a tenth of the package's time to import. By the slots a misspelt
 # field is an error.
 
 
 class LossSpec:
-    """A loss: its name in ``fastbp.losses.LOSSES``, its parameter (label smoothing, delta, quantile), class weights."""
+    """A loss: its name in ``fastbp.losses.LOSSES``, its parameter (delta or quantile), and what it weighs."""
 
-    __slots__ = "class_weight", "name", "parameter"
+    __slots__ = "class_weight", "missing", "name", "normalized", "parameter", "parameters", "smoothing"
 
-    def __init__(self, name: str, parameter: float = 0.0, class_weight: Array | None = None) -> None:
-        self.name, self.parameter = name, parameter
-        self.class_weight = class_weight  # (C,), of the model's dtype
+    def __init__(
+        self,
+        name: str,
+        parameter: float = 0.0,
+        class_weight: Array | None = None,
+        smoothing: float = 0.0,
+        parameters: Array | None = None,
+        missing: bool = False,
+        normalized: bool = True,
+    ) -> None:
+        self.name, self.parameter, self.smoothing = name, parameter, smoothing
+        self.class_weight = class_weight  # (C,), of the model's dtype; (2,) for binary cross-entropy with one output
+        self.parameters = parameters  # (O,), of the model's dtype: quantiles, or the weights of positive targets
+        self.missing = missing  # whether targets that are NaN are left out
+        self.normalized = normalized  # whether the mean is over the weights; else over the number of samples
 
 
 class UpdateSpec:
@@ -116,8 +134,8 @@ class UpdateSpec:
     """
 
     __slots__ = (
-        "alpha", "applied", "beta1", "beta2", "clip_norm", "clip_value", "decoupled", "eps", "eps_hat", "idle", "lr",
-        "momentum", "nesterov", "rule", "state", "step", "undecayed", "weight_decay",
+        "alpha", "applied", "beta1", "beta2", "clip_norm", "clip_value", "decoupled", "eps", "eps_hat", "groups",
+        "idle", "l1", "lr", "momentum", "nesterov", "rule", "state", "step", "weight_decay",
     )  # fmt: skip
 
     def __init__(
@@ -137,8 +155,9 @@ class UpdateSpec:
         step: int = 1,
         clip_norm: float = 0.0,
         clip_value: float = 0.0,
-        undecayed: Array | None = None,
+        groups: Array | None = None,
         idle: bool = False,
+        l1: float = 0.0,
     ) -> None:
         self.rule, self.state, self.lr, self.weight_decay = rule, state, lr, weight_decay
         self.momentum, self.nesterov, self.beta1, self.beta2, self.alpha = momentum, nesterov, beta1, beta2, alpha
@@ -147,7 +166,8 @@ class UpdateSpec:
         self.decoupled = decoupled  # whether weight decay multiplies the parameter, as in AdamW
         self.step = step  # Adam's, from 1
         self.clip_norm, self.clip_value = clip_norm, clip_value  # 0 for none
-        self.undecayed = undecayed  # (k, 2) int64: from where to where in the flat buffers weight decay does not act
+        self.groups = groups  # GROUP records in their order in the buffers, without overlap
+        self.l1 = l1  # times the sign of a parameter, added to its gradient; decoupled, a soft threshold afterwards
         self.idle = idle  # whether a gradient of zero changes nothing
         self.applied = False  # set by ``update``: what an interrupt finds done is done as a whole
 

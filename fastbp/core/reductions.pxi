@@ -23,15 +23,6 @@ cdef double squared_norm_chunk(const real *x, intp n) noexcept nogil:
     return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))
 
 
-cdef void thread_squared_norm(double *partial, const real *x, intp n, const Thread *thread) noexcept nogil:
-    """This thread's part of the CHUNKS partial sums of squares of x (n,)."""
-    cdef Range chunks = thread_part(CHUNKS, thread), items
-    cdef intp chunk
-    for chunk in range(chunks.begin, chunks.end):
-        items = part(n, chunk, CHUNKS)
-        partial[chunk] = squared_norm_chunk(x + items.begin, items.end - items.begin)
-
-
 cdef void thread_scale(real *x, double factor, intp n, const Thread *thread) noexcept nogil:
     """This thread's part of x (n,) *= factor."""
     cdef Range own = thread_part(n, thread)

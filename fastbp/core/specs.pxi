@@ -26,20 +26,23 @@ cdef int check_op(const Op *op, int slots) except -1:
     return check_activation(op.input_activation)
 
 
-cdef int read_criterion(Criterion *criterion, spec) except -1:
-    """A plan.LossSpec, which the caller keeps alive."""
+cdef int read_criterion(Criterion *criterion, spec, target, sample_weight) except -1:
+    """A plan.LossSpec, which the caller keeps alive, for such targets and weights."""
     code = LOSS_CODES.get(spec.name)
     if code is None:
         raise ValueError(f"loss: expected one of {', '.join(LOSS_CODES)}, got {spec.name!r}")
-    criterion.code, criterion.parameter = code, spec.parameter
-    criterion.weight = address_or_null(spec.class_weight)
+    criterion.code, criterion.parameter, criterion.smoothing = code, spec.parameter, spec.smoothing
+    criterion.weight, criterion.parameters = address_or_null(spec.class_weight), address_or_null(spec.parameters)
+    criterion.missing, criterion.normalized = spec.missing, spec.normalized
+    criterion.soft = code == CROSS_ENTROPY and target.ndim == 2
+    criterion.weight_columns = 0 if sample_weight is None else sample_weight.size // len(sample_weight)
     return 0
 
 
 cdef int read_update(Update *u, spec) except -1:
     """A plan.UpdateSpec, which the caller keeps alive; but for its learning rate and weight decay, see `read_rates`."""
     cdef int v
-    state, undecayed, code = spec.state, spec.undecayed, RULE_CODES.get(spec.rule)
+    state, groups, code = spec.state, spec.groups, RULE_CODES.get(spec.rule)
     if code is None:
         raise ValueError(f"rule: expected one of {', '.join(RULE_CODES)}, got {spec.rule!r}")
     if len(state) > MAX_STATE:
@@ -50,9 +53,15 @@ cdef int read_update(Update *u, spec) except -1:
     u.momentum, u.nesterov, u.beta1, u.beta2 = spec.momentum, spec.nesterov, spec.beta1, spec.beta2
     u.alpha, u.eps, u.eps_hat = spec.alpha, spec.eps, spec.eps_hat
     u.decoupled, u.step, u.clip_value = spec.decoupled, spec.step, spec.clip_value
-    u.undecayed, u.undecayed_count = NULL, 0
-    if undecayed is not None:
-        u.undecayed, u.undecayed_count = <const int64_t *> address(undecayed), len(undecayed)
+    u.l1 = spec.l1
+    return read_groups(u, groups)
+
+
+cdef int read_groups(Update *u, groups) except -1:
+    """An array of plan.GROUP, which the caller keeps alive, or None."""
+    u.groups, u.group_count = NULL, 0
+    if groups is not None:
+        u.groups, u.group_count = <const Group *> address(groups), len(groups)
     return 0
 
 

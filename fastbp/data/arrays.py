@@ -226,8 +226,13 @@ def check_labels(name: str, value: ArrayLike, samples: int, classes: int) -> Arr
     return np.require(array, dtype=np.int64, requirements=["C", "A"])
 
 
-def check_targets(name: str, value: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
-    """``value`` as a finite (samples, outputs) array; (samples,) is accepted where there is one output."""
+def check_targets(
+    name: str, value: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any], missing: bool = False
+) -> Array:
+    """``value`` as a finite (samples, outputs) array; (samples,) is accepted where there is one output.
+
+    missing: whether there may be NaN, but no infinity.
+    """
     array = cast(name, value, dtype)
     check_length(name, array, samples)
     if array.ndim == 1 and outputs == 1:
@@ -235,6 +240,10 @@ def check_targets(name: str, value: ArrayLike, samples: int, outputs: int, dtype
     if array.shape != (samples, outputs):
         shape = f"({samples}, {outputs})" + (f" or ({samples},)" if outputs == 1 else "")
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+    if missing:
+        if np.isinf(array).any():
+            raise ValueError(f"{name}: expected finite numbers or NaN, got infinity")
+        return array
     return check_finite(name, array)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastbp.data.arrays import Samples, check_weights
+from fastbp.data.arrays import Samples
 from fastbp.data.sampling import NAMES, Names, Stream, open_data
 from fastbp.losses import Loss
 from fastbp.model import Model
@@ -30,7 +30,7 @@ def check_batch(
     model.check_apart(names[1], target)
     if sample_weight is None:  # the usual case: no further call
         return X, target, None
-    weight = check_weights(names[2], sample_weight, X.shape[0], model.dtype, part)
+    weight = criterion.check_weight(names[2], sample_weight, X.shape[0], model.outputs, model.dtype, part)
     if weight is not None:
         model.check_apart(names[2], weight)
     return X, target, weight

@@ -168,7 +168,7 @@ class Trainer:
         """The error for a training step on the rows of x that was not applied, for its loss or its gradient."""
         params, number = self.model.params, self.optimizer.steps + 1
         if math.isfinite(loss):  # only clip_norm looks at the whole gradient before it is used
-            norm = math.sqrt(backend().squared_norm(params.grads, 1))
+            norm = math.sqrt(backend().squared_norm(params.grads, self.optimizer.group_records, 1))
             return DivergenceError("gradient", norm, in_gradient(params), number, lr)
         return DivergenceError("loss", loss, in_model(self.model, x, step), number, lr)
 

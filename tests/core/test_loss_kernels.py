@@ -44,7 +44,7 @@ def test_cross_entropy(compiled, dtype, rng, threads, smoothing, weighted, shape
     of_sample = sample_weights(rng, shape[0], dtype, sampled)
     dlogits, expected = np.empty_like(logits), np.empty_like(logits)
     loss = ops.cross_entropy(dlogits, logits, labels, weight, smoothing, of_sample, threads=threads)
-    spec = LossSpec("cross_entropy", smoothing, weight)
+    spec = LossSpec("cross_entropy", class_weight=weight, smoothing=smoothing)
     expected_loss = reference.loss(expected, logits, labels, of_sample, spec, 1)
     assert abs(loss - expected_loss) <= rounding(dtype, shape[1]) * (1 + abs(expected_loss))
     share = 3 / shape[0] if of_sample is None else 3 * of_sample[:, None] / of_sample.sum()

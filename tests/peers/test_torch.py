@@ -227,6 +227,83 @@ def test_losses_with_sample_weights(any_backend, dtype, loss, torch_loss):
     train_both(model, optimizer, lambda p: torch.optim.SGD(p, lr=0.02), loss, weighted, X, y, weight=weight)
 
 
+def masked_mse(pred, target):
+    present = ~torch.isnan(target)
+    return ((pred - torch.nan_to_num(target)) ** 2)[present].mean()
+
+
+def soft_with_class_weights(pred, target):
+    """PyTorch divides by the number of samples, fastbp by their weight, as both do for labels."""
+    weight = torch.tensor([1, 0.5, 2, 0.1, 3], dtype=pred.dtype)
+    return nn.functional.cross_entropy(pred, target, weight, reduction="sum") / (target @ weight).sum()
+
+
+def with_holes(y):
+    return np.where(np.random.default_rng(2).random(y.shape) < 0.3, np.nan, y).astype(y.dtype)
+
+
+def of_three_levels(pred, target):
+    levels = torch.tensor([0.1, 0.5, 0.9, 0.5, 0.2], dtype=pred.dtype)
+    e = target[:, :1] - pred
+    return torch.maximum(levels * e, (levels - 1) * e).mean()
+
+
+OPTIONS = {
+    "pos_weight": (fb.BinaryCrossEntropy([1, 2, 3, 0.5, 0]), lambda p, y: nn.functional.binary_cross_entropy_with_logits(
+        p, y, pos_weight=torch.tensor([1, 2, 3, 0.5, 0], dtype=p.dtype)), None),
+    "smoothed": (fb.BinaryCrossEntropy(label_smoothing=0.2), lambda p, y: nn.functional.
+                 binary_cross_entropy_with_logits(p, 0.8 * y + 0.1), None),
+    "soft labels": (fb.CrossEntropy(0.1), nn.CrossEntropyLoss(label_smoothing=0.1),
+                    lambda y: (y / y.sum(axis=1, keepdims=True)).astype(y.dtype)),
+    "soft labels, classes": (fb.CrossEntropy(class_weight=[1, 0.5, 2, 0.1, 3]), soft_with_class_weights,
+                             lambda y: (y / y.sum(axis=1, keepdims=True)).astype(y.dtype)),
+    "missing": (fb.MSE(missing="ignore"), masked_mse, with_holes),
+    "quantiles": (fb.Quantile([0.1, 0.5, 0.9, 0.5, 0.2]), of_three_levels, lambda y: y[:, :1].copy()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_losses(any_backend, dtype, option):
+    loss, torch_loss, changed = OPTIONS[option]
+    model = net_with(dtype)
+    X, _ = classification(dtype)
+    y = np.random.default_rng(1).random((500, 5)).astype(dtype)
+    y = y if changed is None else changed(y)
+    optimizer = fb.SGD(model.parameters(), lr=0.02)
+    train_both(model, optimizer, lambda p: torch.optim.SGD(p, lr=0.02), loss, torch_loss, X, y)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "settings"), OPTIMIZERS)
+def test_groups(any_backend, ours, theirs, settings):
+    """A frozen layer, biases with a rate and a decay of their own: PyTorch's groups, and requires_grad for its norm."""
+    model = net_with("float64", None, [fb.Dense(32, 32, "tanh")])
+    X, y = classification("float64")
+    own, first = dict(lr=0.5, weight_decay=0), model.layers[0].weight.copy()
+    groups = {"0.*": {"lr": 0}, "*.bias": own, "0.bias": {"lr": 0}}
+    optimizer = ours(model.parameters(), **settings, groups=groups, clip_norm=0.3)
+
+    def make(parameters):
+        parameters = list(parameters)
+        for frozen in parameters[:2]:
+            frozen.requires_grad_(False)
+        inner = theirs([
+            dict(params=[p for p in parameters[2:] if p.ndim == 2]),
+            dict(params=[p for p in parameters[2:] if p.ndim == 1], lr=settings["lr"] / 2, weight_decay=0),
+        ], **settings)  # fmt: skip
+        step = inner.step
+
+        def clipped():
+            nn.utils.clip_grad_norm_(parameters[2:], 0.3)
+            step()
+
+        inner.step = clipped
+        return inner
+
+    train_both(model, optimizer, make, "cross_entropy", nn.CrossEntropyLoss(), X, y)
+    assert (model.layers[0].weight == first).all()
+
+
 def test_one_cycle_is_pytorchs():
     parameter = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=0.1)

@@ -133,23 +133,26 @@ cdef void update_block(Net *net, Layer *layer, Block b, const real *gradient, in
         work.squares[block_number(layer, b, gradient)] = sum_of_squares(<const real *> weight, row, b.i1 - b.i0,
                                                                         b.j1 - b.j0)
     update_rows(update, weight, row, state_offset(work, layer, b), state_row, gradient, gradient_row, work.grad_scale,
-                True, b.i1 - b.i0, b.j1 - b.j0)
+                b.i1 - b.i0, b.j1 - b.j0)
     if b.i0 == 0 and layer.bias != NULL:
         update_rows(update, <real *> layer.bias + b.j0, 0, layer.op.bias + b.j0, 0, <real *> layer.dbias + b.j0, 0,
-                    work.grad_scale, update.undecayed_count == 0, 1, b.j1 - b.j0)
+                    work.grad_scale, 1, b.j1 - b.j0)
     if needs_transposed(net, layer):
         transpose_block(layer, b, layer.panels != NULL, gradient)
 
 
 cdef void dense_weights(Net *net, Layer *layer, const Thread *thread, WeightPass *work,
                         const real *witness) noexcept nogil:
-    """A thread's blocks, one after the other."""
+    """A thread's blocks, one after the other. Gradients that only a frozen layer would use are left out."""
     cdef Range blocks = thread_blocks(layer, thread, witness)
     cdef intp index
     cdef Block b
     cdef real *gradient
     cdef Layout rows
     cdef PrefetchPlan plan
+    if work.updates and not work.keep and is_frozen(work.update, layer.op.weight) and (
+            layer.bias == NULL or is_frozen(work.update, layer.op.bias)):
+        return
     for index in range(blocks.begin, blocks.end):
         b = block_at(layer, index, witness)
         if work.in_memory:

@@ -73,7 +73,7 @@ cdef void update_used_rows(const IdColumn *c, const Update *u, real *table, real
         row = id_at(c, i, table)
         if r0 <= row < r1:
             update_rows(u, table + row * dim, 0, t.offset + row * dim, 0, gradient + row * dim, 0, grad_scale,
-                        True, 1, dim)
+                        1, dim)
             memset(gradient + row * dim, 0, dim * sizeof(real))
 
 
@@ -147,7 +147,7 @@ cdef void update_table(const WeightPass *work, Net *net, Layer *layer, const Tab
     cdef intp k
     if not skips:
         update_rows(work.update, weight + r0 * t.dim, 0, t.offset + r0 * t.dim, 0, gradient + r0 * t.dim, 0,
-                    work.grad_scale, True, 1, (r1 - r0) * t.dim)
+                    work.grad_scale, 1, (r1 - r0) * t.dim)
         if clears and t.rows <= net.batch * t.columns:
             memset(gradient + r0 * t.dim, 0, (r1 - r0) * t.dim * sizeof(real))
             return

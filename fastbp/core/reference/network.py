@@ -189,7 +189,7 @@ class Network:
         xb, yb, _ = batch
         checks = [kind.check for op, kind in zip(self.ops, self._kinds, strict=True) if op["src"] == 0]
         found = [check(xb, self._buffers) for check in checks if check is not None]
-        if loss_spec.name == "cross_entropy":
+        if loss_spec.name == "cross_entropy" and yb.ndim == 1:
             wrong = (yb < 0) | (yb >= self.slots[self.ops[-1]["dst"]]["width"])
             found.append(int(wrong.argmax()) if wrong.any() else -1)
         return max(found, default=-1)
@@ -203,7 +203,7 @@ class Network:
         """
         xb, yb, weight = batch
         pred = np.empty((len(xb), int(self.slots[self.ops[-1]["dst"]]["width"])), xb.dtype)
-        dpred, total = np.empty_like(pred), total_weight(yb, weight, loss_spec)
+        dpred, total = np.empty_like(pred), total_weight(pred, yb, weight, loss_spec)
         self.forward(pred, xb, dropout_step, True, threads)
         value = summed_loss(dpred, pred, yb, weight, loss_spec, total if mean else 1.0)
         right = correct(pred, yb, loss_spec)
@@ -227,7 +227,7 @@ class Network:
         """Clip and update; nothing changes if the norm of the gradient is not finite."""
         scale = 1.0
         if spec.clip_norm > 0:
-            norm = math.sqrt(squared_norm(self.grads, threads))
+            norm = math.sqrt(squared_norm(self.grads, spec.groups, threads))
             if not math.isfinite(norm):
                 return
             scale = min(1.0, spec.clip_norm / (norm + 1e-6))

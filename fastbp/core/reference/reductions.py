@@ -7,9 +7,13 @@ import numpy as np
 from fastbp.core.plan import Array
 
 
-def squared_norm(x: Array, threads: int) -> float:
-    """The sum of squares of x (n,), in float64."""
-    return float(np.square(x, dtype=np.float64).sum())
+def squared_norm(x: Array, groups: Array | None, threads: int) -> float:
+    """The sum of squares of a gradient x (n,), in float64, without those of frozen parameters (plan.GROUP)."""
+    squares = np.square(x, dtype=np.float64)
+    for group in () if groups is None else groups:
+        if group["lr"] == 0:
+            squares[group["begin"] : group["end"]] = 0
+    return float(squares.sum())
 
 
 def all_finite(x: Array) -> bool:

@@ -6,7 +6,7 @@ A rule gets the parameters, its state vectors, the gradient (already scaled), an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -74,21 +74,43 @@ def adagrad(param: Array, total: Array, g: Array, u: UpdateSpec, lr: float, weig
     param -= lr * g / (np.sqrt(total) + u.eps)
 
 
+def _rates(u: UpdateSpec, lr: float = 1.0, weight_decay: float = 1.0, l1: float = 1.0) -> tuple[float, float, float]:
+    """Learning rate, weight decay and L1 penalty of a group, whose multipliers are given."""
+    return float(u.lr) * lr, float(u.weight_decay) * weight_decay, u.l1 * l1
+
+
+def _ranges(u: UpdateSpec, size: int) -> Iterator[tuple[slice, tuple[float, float, float]]]:
+    """Parts of the flat buffers, each with its rates; parts that are frozen are left out."""
+    begin = 0
+    for low, high, *multipliers in () if u.groups is None else u.groups.tolist():
+        yield slice(begin, low), _rates(u)
+        if multipliers[0] != 0:
+            yield slice(low, high), _rates(u, *multipliers)
+        begin = high
+    yield slice(begin, size), _rates(u)
+
+
 def update(param: Array, grad: Array, spec: UpdateSpec, grad_scale: float, threads: int) -> None:
-    """One step of a rule over flat vectors (n,); the spec's rates are numbers. Clipping by value changes grad."""
+    """One step of a rule over flat vectors (n,); the spec's rates are numbers. Clipping by value changes grad.
+
+    An L1 penalty adds ``l1 sign(param)`` to the gradient. With decoupled weight decay it is a proximal step after the
+    update, the soft threshold ``sign(param) max(|param| - lr l1, 0)`` (Parikh & Boyd 2014, section 6.5.2).
+    """
     if spec.rule not in RULES:
         raise ValueError(f"rule: expected one of {', '.join(RULES)}, got {spec.rule!r}")
-    if spec.clip_value > 0:
-        np.clip(grad, -spec.clip_value, spec.clip_value, out=grad)
     changed = [param, *(vector for vector in spec.state if vector is not None)]
-    before, begin = [vector.copy() for vector in changed], 0
-    undecayed = () if spec.undecayed is None else spec.undecayed
+    before = [vector.copy() for vector in changed]
     try:
-        for low, high in [*undecayed, (param.size, param.size)]:
-            for part, weight_decay in ((slice(begin, low), float(spec.weight_decay)), (slice(low, high), 0.0)):
-                state = (None if vector is None else vector[part] for vector in spec.state)
-                RULES[spec.rule](param[part], *state, grad[part] * grad_scale, spec, float(spec.lr), weight_decay)
-            begin = high
+        for part, (lr, weight_decay, l1) in _ranges(spec, param.size):
+            state = (None if vector is None else vector[part] for vector in spec.state)
+            if spec.clip_value > 0:
+                np.clip(grad[part], -spec.clip_value, spec.clip_value, out=grad[part])
+            values, g = param[part], grad[part] * grad_scale
+            if l1 and not spec.decoupled:
+                g += l1 * np.sign(values)
+            RULES[spec.rule](values, *state, g, spec, lr, weight_decay)
+            if l1 and spec.decoupled:
+                values[:] = np.sign(values) * np.maximum(np.abs(values) - lr * l1, 0)
     except BaseException:  # an interrupt: the step has not been
         for vector, old in zip(changed, before, strict=True):
             vector[:] = old
