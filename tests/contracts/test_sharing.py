@@ -232,9 +232,9 @@ def test_two_estimators_at_once_leave_the_threads_of_the_process(compiled):
         estimator(n_threads=1, callbacks=[First()]).fit(X, Y)
         ended.set()
 
-    thread = threading.Thread(target=first)
+    last, thread = estimator(n_threads=3, callbacks=[Second()]), threading.Thread(target=first)  # or it is skipped here
     thread.start()
-    estimator(n_threads=3, callbacks=[Second()]).fit(X, Y)
+    last.fit(X, Y)
     thread.join()
     assert len(seen) == 6
     assert {*seen, fb.get_num_threads()} == {2}
