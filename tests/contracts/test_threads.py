@@ -371,7 +371,10 @@ for pause in (0, 0, 0.1):
     if child == 0:
         signal.alarm(60)
         before = before + workers()
-        os._exit(fb.get_num_threads() - 1 + (train(2) != expected) + (workers() != 1))
+        others, wrong = fb.get_num_threads() - 1, train(2) != expected
+        while workers() < 1:  # on a crowded machine a team is one thread for a while
+            wrong = wrong or train(2) != expected
+        os._exit(others + wrong + (workers() != 1))
     assert os.waitpid(child, 0)[1] == 0
     assert train(2) == expected
     time.sleep(pause)
