@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 import numpy as np
 
 from fastbp.core import backend, thread_limit
-from fastbp.core.plan import LossSpec, check_names
+from fastbp.core.plan import ACTIVATIONS, LossSpec, check_names
 from fastbp.data.arrays import (
     Array,
     as_array,
@@ -57,10 +57,10 @@ class Loss(Settings):
     fastbp's own are registered in ``LOSSES`` under their ``name``.
 
     pred has shape (B, O) and dtype float32 or float64 (anything else is cast to float32); dpred is like pred.
-    sample_weight, if not None, has shape (B,) and is not negative; where the loss is a mean over all entries it may have
-    the shape of the target, with a weight for each. reduction ``"mean"`` is what training uses; ``"sum"`` adds up the
-    samples' losses, each with its weight; ``"none"`` gives every sample's own, (B,), and dpred is then the gradient of
-    their sum, so that row i is that of loss i.
+    sample_weight, if not None, has shape (B,) and is not negative; where the loss is a mean over all entries it may
+    have the shape of the target, with a weight for each. reduction ``"mean"`` is what training uses; ``"sum"`` adds up
+    the samples' losses, each with its weight; ``"none"`` gives every sample's own, (B,), and dpred is then the gradient
+    of their sum, so that row i is that of loss i.
     """
 
     #: The name under which ``fit`` knows the loss; the kernel of an elementwise one has the same.
@@ -144,6 +144,14 @@ class Loss(Settings):
     def labels(self, target: Array) -> Array:
         """The targets as metrics see them: the classes of targets that are probabilities."""
         return target
+
+    def classes(self, outputs: int) -> int:
+        """How many classes a sample may be of, with so many outputs."""
+        raise ValueError(f"class_weight: expected None with {type(self).__name__}, whose targets are no classes")
+
+    def weights_of(self, target: Array, weight: Array) -> Array:
+        """The samples' weights (N,) float64 by those of their classes (C,); means, of probabilities."""
+        raise NotImplementedError
 
     def correct(self, pred: Array, target: Array) -> int:
         """How many predictions are right."""
@@ -242,9 +250,14 @@ class CrossEntropy(Compiled):
         weight = self._weight(pred.shape[1], pred.dtype)
         if weight is None or not self.normalize_weights:
             return super().total_weight(pred, target, sample_weight)
-        classes = weight.astype(np.float64)
-        of_labels = classes[target] if target.ndim == 1 else target @ classes
+        of_labels = self.weights_of(target, weight.astype(np.float64))
         return float(of_labels.sum() if sample_weight is None else of_labels @ sample_weight)
+
+    def classes(self, outputs: int) -> int:
+        return outputs
+
+    def weights_of(self, target: Array, weight: Array) -> Array:
+        return weight[target] if target.ndim == 1 else target @ weight
 
     def correct(self, pred: Array, target: Array) -> int:
         return int(np.count_nonzero(pred.argmax(axis=1) == self.labels(target)))
@@ -259,7 +272,8 @@ def _check_probabilities(name: str, array: Array) -> Array:
     if array.min() < 0 or np.abs(sums - 1).max() > PROBABILITY_ERROR:
         row = int(np.argmax(np.maximum(np.abs(sums - 1), -array.min(axis=1))))
         raise ValueError(
-            f"{name}: expected labels, or rows of probabilities that sum to 1, got {array[row, :5].tolist()} in row {row}"
+            f"{name}: expected labels, or rows of probabilities that sum to 1, got {array[row, :5].tolist()} in row "
+            f"{row}"
         )
     return array
 
@@ -414,9 +428,19 @@ class BinaryCrossEntropy(Elementwise):
     def total_weight(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
         if self._of_classes is None or not self.normalize_weights:
             return super().total_weight(pred, target, sample_weight)
-        zero, one = self._of_classes
-        of_classes = zero + (one - zero) * np.nan_to_num(target)
-        return float((self._entry_weights(target, sample_weight) * of_classes).sum())
+        of_classes = self.weights_of(target, self._of_classes)
+        return float(self._entry_weights(target, sample_weight)[:, 0] @ of_classes)
+
+    def classes(self, outputs: int) -> int:
+        if outputs != 1:
+            raise ValueError(
+                f"class_weight: expected None with several outputs, got {outputs}; the loss has pos_weight"
+            )
+        return 2
+
+    def weights_of(self, target: Array, weight: Array) -> Array:
+        of_samples: Array = weight[0] + (weight[1] - weight[0]) * np.nan_to_num(target[:, 0].astype(np.float64))
+        return of_samples
 
     def correct(self, pred: Array, target: Array) -> int:
         """Rows of which every output is on its target's side of one half, or its target is missing."""
@@ -475,9 +499,7 @@ class Huber(Elementwise):
     name = "huber"
     has_parameter = True
 
-    def __init__(
-        self, delta: float = 1.0, *, missing: Missing = "error", normalize_weights: bool = True
-    ) -> None:
+    def __init__(self, delta: float = 1.0, *, missing: Missing = "error", normalize_weights: bool = True) -> None:
         super().__init__(missing=missing, normalize_weights=normalize_weights)
         self.parameter = self.delta = check_number("delta", delta, 0, open_low=True)
 
@@ -587,6 +609,15 @@ class _Custom(Loss):
         if not np.isfinite(loss):  # training ends with it: the gradient is of no use
             return loss, np.zeros_like(pred)
         return loss, check_array("dpred", result[1], pred.shape, pred.dtype)
+
+
+def probabilities(link: str, logits: Array) -> Array:
+    """What a loss's link makes of logits (B, O), in place."""
+    if logits.size and link == "softmax":
+        backend().softmax(logits, logits, thread_limit())
+    elif logits.size:
+        backend().activation_forward(logits, logits, ACTIVATIONS[link].code, thread_limit())
+    return logits
 
 
 check_names(backend(), "losses", LOSSES)

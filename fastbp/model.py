@@ -34,7 +34,7 @@ from fastbp.parameters import Parameters, Unchanged
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    Contents = tuple[Parameters, Array, Array, int, np.random.Generator, Unchanged]
+    Contents = tuple[Parameters, Array, Array, int, str, np.random.Generator, Unchanged]
 
 PREDICTION_ROWS = 1024  # that go through the network at a time
 SMALL_BATCH = 1024  # rows, up to which the memory of a pass is not compared with the machine's
@@ -46,6 +46,10 @@ class PendingForward(NamedTuple):
     network: Any
     shape: tuple[int, ...]  # of the outputs
     x: Array
+
+
+#: What makes probabilities of outputs.
+LINKS = "softmax", "sigmoid"
 
 
 class Model:
@@ -68,6 +72,8 @@ class Model:
         The model's own, and the one that the last ``fit`` drew its orders from.
     training_step : int
         Forward passes in training so far; dropout's masks follow from it.
+    link : str
+        Of the loss that it was last trained with: what makes probabilities of its outputs, or "".
     pending_forward : PendingForward or None
     lock : ReadWriteLock
         The parameters' own: keeps training and other threads apart.
@@ -87,6 +93,7 @@ class Model:
         check_tree(self.layers)
         widths = infer_widths(self.layers)
         self.inputs, self.outputs = widths[""], widths[str(len(self.layers) - 1)]
+        self.widths = widths
         self.row_bytes = bytes_per_row(widths, self.dtype.itemsize)
         for _, access, layer in walk(self.layers):
             layer.check_dtype(access, self.dtype)
@@ -101,9 +108,10 @@ class Model:
         self._categories = self.layers[0].categories()
         self._initialise()
         self._bind(offsets)
-        self._networks: dict[str, Any] = {}
+        self._offsets = offsets
+        self._networks: dict[str | tuple[str, int], Any] = {}
         self.lock = self.params.lock
-        self.training_step = 0
+        self.training_step, self.link = 0, ""
         self.pending_forward: PendingForward | None = None
         self._remember_buffers()
 
@@ -119,7 +127,10 @@ class Model:
     def _initialise(self) -> None:
         """Give the parameters that do not start at zero their first values."""
         for path, access, layer in walk(self.layers):
-            for name, value in layer.initial_values(self.generator).items():
+            values = layer.initial_values(self.generator)
+            for name in layer.shapes() if layer.copied else ():
+                values[name] = layer.copied[name]
+            for name, value in values.items():
                 view = self.params.value(f"{path}.{name}")
                 view[:] = check_array(f"{access}.{name}", value, view.shape, self.dtype)
 
@@ -130,23 +141,28 @@ class Model:
             if path in offsets:
                 shape = layer.statistics_shape()
                 layer.bind_statistics(self.statistics[offsets[path] :][: math.prod(shape)].reshape(shape))
+                for name in layer.running_shapes() if layer.copied else ():
+                    getattr(layer, name)[:] = layer.copied[name]
 
-    def network(self) -> Any:
-        """The network of the active backend, made when it is first used."""
-        name = backend_name()
+    def network(self, upto: int | None = None) -> Any:
+        """The network of the active backend, or that of the first layers alone, made when it is first used."""
+        name = backend_name() if upto is None else (backend_name(), upto)
         network = self._networks.get(name)
         if network is None:
-            network = backend().Network(*self._records(), self.statistics)
+            network = backend().Network(*self._records(upto), self.statistics)
             network = self._networks.setdefault(name, network)  # another thread may have been first
         return network
 
-    def _records(self) -> tuple[Array, Array, Array, Array, Array]:
-        """What a network is made of, up to the statistics."""
-        return self.program, self.slots, self.tables, self.params.values, self.params.grads
+    def _records(self, upto: int | None = None) -> tuple[Array, Array, Array, Array, Array]:
+        """What a network is made of, up to the statistics; of the first layers, whose tensors lie where they do."""
+        program, slots, tables = self.program, self.slots, self.tables
+        if upto is not None:
+            program, slots, tables, _ = lower(self.layers[:upto], self.widths, self.params, self._offsets, {})
+        return program, slots, tables, self.params.values, self.params.grads
 
-    def check_features(self, name: str, x: ArrayLike) -> Array:
-        """``x`` as the model's input."""
-        return check_features(name, x, self.inputs, self.dtype, self._categories)
+    def check_features(self, name: str, x: ArrayLike, empty: bool = False) -> Array:
+        """``x`` as the model's input; empty: whether it may have no rows."""
+        return check_features(name, x, self.inputs, self.dtype, self._categories, empty)
 
     def training(self) -> AbstractContextManager[None]:
         """Keep other threads out from the first epoch to the last; within, this one may read and change the model."""
@@ -187,35 +203,36 @@ class Model:
         self.expect_forward().network.backward(dx, dy, parameter_gradients, threads)
         self.pending_forward = None  # not before: one that fails for want of memory may be repeated
 
-    def predict(self, x: Array, threads: int) -> Array:
-        """The outputs; the caller has shared access, which says how many threads to use."""
-        network = self.network()
+    def predict(self, x: Array, threads: int, upto: int | None = None) -> Array:
+        """The outputs, or those of the first layers, with so many threads; the caller has shared access."""
+        network = self.network(upto)
+        y = np.empty((x.shape[0], self.outputs if upto is None else self.widths[str(upto - 1)]), self.dtype)
         if self._categories is not None and self._categories.among(x):
-            network = self._network_of_means()
+            network = self._network_of_means(upto)
         if x.shape[0] <= PREDICTION_ROWS:
-            return self._infer(network, x, threads)
-        firsts = range(0, x.shape[0], PREDICTION_ROWS)
-        return np.concatenate([self._infer(network, x[i : i + PREDICTION_ROWS], threads) for i in firsts])
-
-    def _infer(self, network: Any, x: Array, threads: int) -> Array:
-        y = np.empty((x.shape[0], self.outputs), self.dtype)
-        network.forward(y, x, 0, False, threads)
+            if x.shape[0]:
+                network.forward(y, x, 0, False, threads)
+            return y
+        for first in range(0, x.shape[0], PREDICTION_ROWS):
+            rows = slice(first, first + PREDICTION_ROWS)
+            network.forward(y[rows], x[rows], 0, False, threads)
         return y
 
-    def _network_of_means(self) -> Any:
+    def _network_of_means(self, upto: int | None = None) -> Any:
         """A network in which reserved rows that were never trained are the mean of their table.
 
         It has parameters of its own: others may be predicting now. Made anew, as the weights may be others by then.
         """
-        network, means = self.network(), self.layers[0].means()
+        network, means = self.network(upto), self.layers[0].means()
         if not means:
             return network
-        network.publish()
+        self.network().publish()
         values = plan.aligned(self.params.values.size, self.dtype)
         values[:] = self.params.values
         for name, mean in means.items():
             self.params.view(values, f"0.{name}")[-1] = mean
-        return backend().Network(self.program, self.slots, self.tables, values, self.params.grads, self.statistics)
+        program, slots, tables, _, grads = self._records(upto)
+        return backend().Network(program, slots, tables, values, grads, self.statistics)
 
     def layer_outputs(self, x: Array, step: int) -> Iterator[tuple[Place, Array]]:
         """For every op its layer and its outputs in that training step; changes nothing."""
@@ -251,10 +268,37 @@ class Model:
         """The layers as data, for ``make_layers``."""
         return [layer.config() for layer in self.layers]
 
+    def header(self) -> dict[str, Any]:
+        """What a file says of a model besides its tensors."""
+        return {"dtype": self.dtype.name, "layers": self.config()} | ({"link": self.link} if self.link else {})
+
+    def expect_link(self) -> str:
+        """What makes probabilities of its outputs; raises if they are of none."""
+        if not self.link:
+            raise ValueError(
+                "probabilities: expected a model that was last trained with 'cross_entropy' or 'binary_cross_entropy', "
+                "got one with another loss, or none"
+            )
+        return self.link
+
+    def set_link(self, link: object) -> None:
+        """What a file says of it; raises if there is no such link."""
+        if link not in ("", *LINKS):
+            raise ValueError(f"link: expected one of {', '.join(LINKS)}, got {link!r}")
+        self.link = str(link)
+
     def contents(self) -> Contents:
         """What else there is to a model, for ``adopt`` by one of the same layers and dtype."""
         unchanged = Unchanged(self.lock)
-        return self.params, self.statistics, self.program["key"], self.training_step, self.generator, unchanged
+        return (
+            self.params,
+            self.statistics,
+            self.program["key"],
+            self.training_step,
+            self.link,
+            self.generator,
+            unchanged,
+        )
 
     def adopt(
         self,
@@ -262,6 +306,7 @@ class Model:
         statistics: Array,
         keys: Array,
         training_step: int,
+        link: str,
         generator: np.random.Generator,
         _unchanged: object = None,
     ) -> None:
@@ -272,7 +317,7 @@ class Model:
         for path, _, layer in walk(self.layers):
             layer.bind(params, path)
         self.statistics[:], self.program["key"], self.training_step = statistics, keys, training_step
-        self.generator = self.order_generator = generator
+        self.generator, self.order_generator, self.link = generator, generator, link
 
     def set_keys(self, keys: Array) -> None:
         """Use other random streams, one for each op; raises unless these are as many unsigned integers."""
@@ -284,13 +329,13 @@ class Model:
     def copy_randomness(self, other: Model) -> None:
         """Go on with the random streams where another model of these layers is."""
         self.program["key"], self.training_step = other.program["key"], other.training_step
-        self.generator = copy.deepcopy(other.generator)
+        self.generator, self.link = copy.deepcopy(other.generator), other.link
 
     def resume(self, other: Model) -> None:
         """Become what another model of the same layers and dtype is, with the orders where it has them."""
         self.restore(other.snapshot())
         self._networks.clear()  # they have keys of their own
-        self.program["key"], self.training_step = other.program["key"], other.training_step
+        self.program["key"], self.training_step, self.link = other.program["key"], other.training_step, other.link
         self.order_generator.bit_generator.state = other.generator.bit_generator.state
 
     @classmethod

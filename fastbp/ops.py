@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastbp.core import backend, get_num_threads, plan
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data.arrays import Array, check_choice, check_int, check_labels, check_normal, check_number
-from fastbp.losses import LOSSES, Elementwise
+from fastbp.data.arrays import Array, as_array, check_choice, check_int, check_labels, check_normal, check_number
+from fastbp.losses import LOSSES, Elementwise, probabilities
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _local = threading.local()  # scratch space is kept from call to call, one per thread
 
@@ -438,3 +441,26 @@ def _flat(param: Array, grad: Array, **state: Array | None) -> None:
     _filled("param", param)
     _expect_like(param, grad=grad, **state)
     _outputs(grad, param=param, **state)
+
+
+def softmax(x: ArrayLike) -> Array:
+    """The softmax of logits (B, C), row by row: a new array of float32, or of float64 where x is.
+
+    A logit of minus infinity has probability 0.
+    """
+    logits = _floats("x", x)
+    _two_dimensional("x", logits)
+    return probabilities("softmax", logits)
+
+
+def sigmoid(x: ArrayLike) -> Array:
+    """``1 / (1 + exp(-x))`` of every entry of an array of any shape: float32, or float64 where x is."""
+    logits = _floats("x", x)
+    return probabilities("sigmoid", logits.reshape(1, -1)).reshape(logits.shape)
+
+
+def _floats(name: str, value: ArrayLike) -> Array:
+    array = as_array(name, value)
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}")
+    return np.array(array, np.float64 if array.dtype == np.float64 else np.float32, order="C")

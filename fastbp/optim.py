@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from fastbp.core.plan import GROUP, UpdateSpec, aligned, check_names
 from fastbp.core.threads import MAX_THREADS
 from fastbp.data.arrays import LARGEST, Array, check_array, check_int, check_normal, check_number
 from fastbp.divergence import DivergenceError, in_gradient
-from fastbp.parameters import Parameters, Unchanged
+from fastbp.parameters import Parameters, Unchanged, copy_overlap
 from fastbp.settings import Settings
 
 __all__: list[str] = []  # every public optimizer adds its name above its class
@@ -77,8 +77,8 @@ class Optimizer(Settings):
     ----------
     params : Parameters
         ``model.parameters()``.
-    lr : float or Schedule
-        The learning rate, or a function of the number of steps done.
+    lr : float, Schedule or callable
+        The learning rate, one of ``fb.schedules``, or a function of the number of steps done, 0 at first.
     weight_decay : float
         Times the parameter, added to its gradient (L2), unless the optimizer says otherwise.
     clip_norm : float or None
@@ -103,7 +103,7 @@ class Optimizer(Settings):
     state_vectors : dict of str to ndarray
         The state vectors that there are by now, by name.
     lr : float
-        The learning rate of the next step. A number or a Schedule may be set.
+        The learning rate of the next step. A number, a Schedule or a callable may be set, in a callback too.
 
     weight_decay, clip_norm and all other arguments
         May be set, and act from the next step on.
@@ -134,7 +134,7 @@ class Optimizer(Settings):
     def __init__(
         self,
         params: Parameters,
-        lr: float | schedules.Schedule,
+        lr: schedules.LearningRate,
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         decay_bias: bool = True,
@@ -176,7 +176,7 @@ class Optimizer(Settings):
         if "_constructed" not in vars(self) or name not in ("lr", "schedule", *self._kept):
             super().__setattr__(name, value)
         elif name in ("lr", "schedule"):
-            vars(self)["schedule"] = schedules.resolve(value)
+            object.__setattr__(self, "lr", value)
         elif name == "steps":
             vars(self)["steps"] = check_int("steps", value, low=0)
         else:
@@ -186,10 +186,9 @@ class Optimizer(Settings):
     def lr(self) -> float:
         return check_number("lr", self.schedule(self.steps), 0)
 
-    @property
-    def last_lr(self) -> float:
-        """The learning rate of the last step; of the first one, if there was none."""
-        return float(self.schedule(max(0, self.steps - 1)))
+    @lr.setter
+    def lr(self, lr: schedules.LearningRate) -> None:
+        vars(self)["schedule"] = schedules.resolve(lr)
 
     def state_vector(self, name: str) -> Array:
         """A state vector; the first step that needs it makes it, filled with zeros."""
@@ -197,6 +196,24 @@ class Optimizer(Settings):
             self.state_vectors[name] = aligned(self.params.values.size, self.params.values.dtype)
             self.state_vectors[name][:] = 0
         return self.state_vectors[name]
+
+    def for_parameters(self, params: Parameters) -> Self:
+        """An optimizer like this one for the parameters of another model, such as one with more outputs.
+
+        It goes on after as many steps, with the state of every tensor that both models have, as far as its rows and
+        columns go; what is new begins with zeros.
+        """
+        if not isinstance(params, Parameters):
+            raise TypeError(f"params: expected model.parameters(), got {type(params).__name__}")
+        make: Any = self._own_class()
+        made: Self = make(params, self.schedule, **self._settings())
+        with self.params.shared():
+            for name, vector in self.state_vectors.items():
+                for tensor, shape in params.shapes.items():
+                    if len(self.params.shapes.get(tensor, ())) == len(shape):
+                        copy_overlap(params.view(made.state_vector(name), tensor), self.params.view(vector, tensor))
+            vars(made)["steps"] = self.steps
+        return made
 
     def take_state(self, other: Optimizer) -> None:
         """Go on where another optimizer of the same kind is, with its vectors, which it does not use any more."""
@@ -218,8 +235,8 @@ class Optimizer(Settings):
         with self.params.lock.exclusive():
             self.apply(threads)
 
-    def apply(self, threads: int) -> None:
-        """``step`` for who has exclusive access to the model."""
+    def apply(self, threads: int) -> float:
+        """``step`` for who has exclusive access to the model; the learning rate."""
         lr, scale = self.lr, 1.0
         if self.clip_norm is not None:
             norm = math.sqrt(backend().squared_norm(self.params.grads, self.group_records, threads))
@@ -231,6 +248,7 @@ class Optimizer(Settings):
             backend().update(self.params.values, self.params.grads, spec, scale, threads)
         finally:  # an interrupt comes before the update or after it: a call would be a place for one
             self.__dict__["steps"] += spec.applied
+        return lr
 
     def rates(self, steps: int) -> tuple[Array | float, Exception | None]:
         """The learning rates of the next steps, or the one of all of them.
@@ -238,7 +256,7 @@ class Optimizer(Settings):
         Where the schedule fails at a later step these are the rates up to there, and its error.
         """
         schedule, rates = self.schedule, []
-        if type(schedule) is schedules.Constant:
+        if type(schedule) is schedules.Constant and not schedule.warmup:
             return check_number("lr", schedule(self.steps), 0), None
         for t in range(self.steps, self.steps + steps):
             try:
@@ -345,7 +363,7 @@ class SGD(Optimizer):
     def __init__(
         self,
         params: Parameters,
-        lr: float | schedules.Schedule,
+        lr: schedules.LearningRate,
         momentum: float = 0.0,
         *,
         nesterov: bool = False,
@@ -394,7 +412,7 @@ class Adam(Optimizer):
     def __init__(
         self,
         params: Parameters,
-        lr: float | schedules.Schedule = 1e-3,
+        lr: schedules.LearningRate = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -429,7 +447,7 @@ class AdamW(Adam):
     def __init__(
         self,
         params: Parameters,
-        lr: float | schedules.Schedule = 1e-3,
+        lr: schedules.LearningRate = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -479,7 +497,7 @@ class RMSprop(Optimizer):
     def __init__(
         self,
         params: Parameters,
-        lr: float | schedules.Schedule = 1e-2,
+        lr: schedules.LearningRate = 1e-2,
         *,
         alpha: float = 0.99,
         eps: float = 1e-8,
@@ -524,7 +542,7 @@ class Adagrad(Optimizer):
     def __init__(
         self,
         params: Parameters,
-        lr: float | schedules.Schedule = 1e-2,
+        lr: schedules.LearningRate = 1e-2,
         *,
         weight_decay: float = 0.0,
         eps: float = 1e-10,

@@ -122,6 +122,12 @@ class Parameters(Settings):
         return flat[start : start + math.prod(shape)].reshape(shape)
 
 
+def copy_overlap(to: Array, tensor: Array) -> None:
+    """Fill the first rows and columns of a tensor with those of one that may be smaller or larger."""
+    part = tuple(slice(min(a, b)) for a, b in zip(to.shape, tensor.shape, strict=True))
+    to[part] = tensor[part]
+
+
 class Unchanged:
     """The last part of what a copy or a pickle is made of: it raises if the model has changed since this was made.
 

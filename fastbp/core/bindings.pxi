@@ -374,6 +374,20 @@ def sample_losses(losses, dpred, pred, target, sample_weight, spec, int threads)
                  &call, threads)
 
 
+cdef void thread_softmax(LossCall *call, Thread *thread, const real *witness) noexcept nogil:
+    cdef Range rows = thread_rows(call.pred.rows, thread)
+    softmax_rows(<real *> call.dpred.data, <const real *> call.pred.data, rows.begin, rows.end, call.pred.columns)
+
+
+def softmax(y, logits, int threads):
+    cdef intp size = logits.itemsize
+    cdef LossCall call
+    call.dpred, call.pred = output(y, size), matrix(logits, size)
+    threads = elementwise_team(<double> call.pred.rows * call.pred.columns, threads)
+    with nogil:
+        run_team(<Task> thread_softmax[float] if size == 4 else <Task> thread_softmax[double], &call, threads)
+
+
 # --- updates
 
 cdef inline void update_run(UpdateCall *call, intp begin, intp end, const real *witness) noexcept nogil:

@@ -156,6 +156,21 @@ cdef double cross_entropy_rows(const Criterion *criterion, real *dlogits, const 
     return loss
 
 
+cdef void softmax_rows(real *y, const real *logits, intp begin, intp end, intp classes) noexcept nogil:
+    """Rows begin..end of y = softmax(logits), both (B, C), which may be one array."""
+    cdef intp row, i, j
+    cdef real top
+    cdef double exp_sum
+    for row in range(begin, end):
+        i = row * classes
+        top = largest(logits[i], logits + i, classes)
+        for j in range(i, i + classes):
+            y[j] = exp_(logits[j] - top)
+        exp_sum = add_up(0, y + i, classes)
+        for j in range(i, i + classes):
+            y[j] = <real> (y[j] / exp_sum)
+
+
 cdef inline double elementwise_term(real *gradient, real p, real t, int code, real parameter) noexcept nogil:
     cdef real e = p - t
     if code == BINARY_CROSS_ENTROPY:
@@ -241,8 +256,8 @@ cdef double elementwise_row(double loss, real *dpred, const real *pred, const re
     return loss
 
 
-cdef inline double label_weight(const Criterion *c, const void *targets, intp i, intp outputs,
-                                const real *witness) noexcept nogil:
+cdef inline double weight_of_class(const Criterion *c, const void *targets, intp i, intp outputs,
+                                   const real *witness) noexcept nogil:
     """The weight of a sample by its class; of probabilities, the mean of the classes' weights."""
     cdef const real *weight = <const real *> c.weight
     cdef const real *target
@@ -285,7 +300,7 @@ cdef double loss_weight(const Criterion *c, const void *targets, const real *sam
         if by_entries:
             weights = sample_weight + i * outputs if c.weight_columns > 1 else NULL
             weight *= entries_weight(c, <const real *> targets + i * outputs, weights, outputs)
-        total_weight += weight * label_weight(c, targets, i, outputs, sample_weight)
+        total_weight += weight * weight_of_class(c, targets, i, outputs, sample_weight)
     return total_weight
 
 
@@ -320,7 +335,7 @@ cdef double loss_rows(const Criterion *criterion, real *dpred, const real *pred,
             loss = elementwise_row(loss, dpred + row, pred + row, target + i * outputs, s, criterion.code, parameter,
                                    <real> scale)
             continue
-        row_scale = scale * label_weight(criterion, targets, i, outputs, pred)
+        row_scale = scale * weight_of_class(criterion, targets, i, outputs, pred)
         if sample_weight != NULL and criterion.weight_columns == 1:
             row_scale *= sample_weight[i]
         if plain:

@@ -95,7 +95,7 @@ OP = np.dtype(
 TABLE = np.dtype([("rows", np.int64), ("dim", np.int64), ("offset", np.int64), ("columns", np.int64)])
 
 
-#: What multiplies an optimizer's settings from ``begin`` to ``end`` in the flat buffers; where ``lr`` is 0 nothing moves.
+#: What multiplies an optimizer's settings from ``begin`` to ``end`` in the flat buffers; an ``lr`` of 0 freezes.
 GROUP = np.dtype(
     [("begin", np.int64), ("end", np.int64), ("lr", np.float64), ("weight_decay", np.float64), ("l1", np.float64)]
 )

@@ -39,6 +39,14 @@ cdef int read_criterion(Criterion *criterion, spec, target, sample_weight) excep
     return 0
 
 
+cdef int read_groups(Update *u, groups) except -1:
+    """An array of plan.GROUP, which the caller keeps alive, or None."""
+    u.groups, u.group_count = NULL, 0
+    if groups is not None:
+        u.groups, u.group_count = <const Group *> address(groups), len(groups)
+    return 0
+
+
 cdef int read_update(Update *u, spec) except -1:
     """A plan.UpdateSpec, which the caller keeps alive; but for its learning rate and weight decay, see `read_rates`."""
     cdef int v
@@ -55,14 +63,6 @@ cdef int read_update(Update *u, spec) except -1:
     u.decoupled, u.step, u.clip_value = spec.decoupled, spec.step, spec.clip_value
     u.l1 = spec.l1
     return read_groups(u, groups)
-
-
-cdef int read_groups(Update *u, groups) except -1:
-    """An array of plan.GROUP, which the caller keeps alive, or None."""
-    u.groups, u.group_count = NULL, 0
-    if groups is not None:
-        u.groups, u.group_count = <const Group *> address(groups), len(groups)
-    return 0
 
 
 cdef int read_rates(double *rate, const double **rates, given, intp steps) except -1:

@@ -175,12 +175,22 @@ class Categories(NamedTuple):
 
 
 def check_features(
-    name: str, value: ArrayLike, width: int, dtype: np.dtype[Any], categories: Categories | None = None
+    name: str,
+    value: ArrayLike,
+    width: int,
+    dtype: np.dtype[Any],
+    categories: Categories | None = None,
+    empty: bool = False,
 ) -> Array:
-    """``value`` as a finite (samples, width) array with at least one sample, whose last columns may be categories."""
+    """``value`` as a finite (samples, width) array, whose last columns may be categories.
+
+    empty: whether it may have no samples.
+    """
     array = cast(name, value, dtype)
     check_width(name, array, width)
     if array.shape[0] == 0:
+        if empty:
+            return array
         raise ValueError(f"{name}: expected at least one sample, got shape {array.shape}")
     if categories is not None:
         array = check_categories(name, array, categories)

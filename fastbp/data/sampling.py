@@ -6,7 +6,7 @@ one part, whose samples are shuffled together, and a thread makes the next part 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
@@ -16,7 +16,6 @@ from fastbp.core import backend
 from fastbp.data.arrays import Array, Samples, as_array, as_generator, check_int, check_length, take_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
     from typing import Protocol
 
     from numpy.typing import ArrayLike
@@ -83,8 +82,18 @@ class Stream:
         read: Callable[[int | None], Iterator[Chunk]],
         check: Callable[[int, Chunk], Samples],
         buffer_size: int,
+        samples: int | None = None,
     ) -> None:
         self._name, self._read, self._check, self._buffer_size = name, read, check, buffer_size
+        self.samples = samples  # in an epoch, where that is known
+
+    def mapped(self, change: Callable[[Samples], Samples]) -> Stream:
+        """The same data, changed when they have been checked."""
+
+        def check(i: int, chunk: Chunk) -> Samples:
+            return change(self._check(i, chunk))
+
+        return Stream(self._name, self._read, check, self._buffer_size, self.samples)
 
     def parts(self, key: int | None, batch_size: int) -> Generator[Part]:
         """An epoch in parts of whole batches: what a buffer has left, less than a batch, opens the next one."""
@@ -213,16 +222,50 @@ def open_data(
         X, y, weight = (column if in_memory(column) else column[...] for column in data)
         return check((X, y, weight), names)
     return Stream(
-        names[0], read_blocks(data, max(1, buffer_size // BLOCKS_PER_BUFFER), names), check_chunk, buffer_size
+        names[0],
+        read_blocks(data, max(1, buffer_size // BLOCKS_PER_BUFFER), names),
+        check_chunk,
+        buffer_size,
+        X.shape[0],
     )
 
 
-def parts(data: Samples | Stream, key: int | None, batch_size: int) -> Generator[Part]:
-    """The parts of an epoch; close it to end the thread that reads ahead."""
-    if isinstance(data, Stream):
-        yield from read_ahead(data.parts(key, batch_size))
-    else:
-        yield Part(data, key, len(data[0]))
+def steps_of(samples: int, batch_size: int, drop_last: bool = False, accumulate: int = 1) -> int:
+    """The steps of an epoch."""
+    batches = samples // batch_size if drop_last else -(-samples // batch_size)
+    return -(-batches // accumulate)
+
+
+def parts(
+    data: Samples | Stream,
+    key: int | None,
+    batch_size: int,
+    drop_last: bool = False,
+    steps: int | None = None,
+    accumulate: int = 1,
+) -> Generator[Part]:
+    """The parts of an epoch, of at most so many steps; close it to end the thread that reads ahead.
+
+    A step takes ``accumulate`` batches; a part ends with a whole step, unless it is the last.
+    """
+    of_step, left, dealt = batch_size * accumulate, steps, False
+    whole: Generator[Part] | tuple[Part] = (
+        read_ahead(data.parts(key, of_step)) if isinstance(data, Stream) else (Part(data, key, len(data[0])),)
+    )
+    for part in whole:
+        size = part.size - (part.size % batch_size if drop_last else 0)
+        if left is not None:
+            size = min(size, left * of_step)
+            left -= -(-size // of_step)
+        if size:
+            dealt = True
+            yield Part(part.data, part.key, size)
+        if left == 0:
+            break
+    if isinstance(whole, Generator):
+        whole.close()
+    if not dealt:
+        raise ValueError(f"drop_last: expected at least {batch_size} samples, which make a batch, got fewer")
 
 
 def read_ahead(items: Generator[T]) -> Generator[T]:
@@ -277,6 +320,7 @@ def batches(
     seed: Seed = ...,
     sample_weight: None = ...,
     buffer_size: int = ...,
+    drop_last: bool = ...,
 ) -> Iterator[tuple[Array, Array]]: ...
 @overload
 def batches(
@@ -288,10 +332,18 @@ def batches(
     *,
     sample_weight: ArrayLike | SlicedByRows,
     buffer_size: int = ...,
+    drop_last: bool = ...,
 ) -> Iterator[tuple[Array, Array, Array]]: ...
 @overload
 def batches(
-    X: Source, y: None, batch_size: int, shuffle: bool = ..., seed: Seed = ..., *, buffer_size: int = ...
+    X: Source,
+    y: None,
+    batch_size: int,
+    shuffle: bool = ...,
+    seed: Seed = ...,
+    *,
+    buffer_size: int = ...,
+    drop_last: bool = ...,
 ) -> Iterator[tuple[Array, ...]]: ...
 def batches(
     X: Source,
@@ -301,6 +353,7 @@ def batches(
     seed: Seed = None,
     sample_weight: ArrayLike | SlicedByRows | None = None,
     buffer_size: int = BUFFER_SIZE,
+    drop_last: bool = False,
 ) -> Iterator[tuple[Array, ...]]:
     """Deal one epoch of (X, y) out in batches, in the order that ``Sequential.fit`` takes with the same seed.
 
@@ -320,6 +373,8 @@ def batches(
         One weight per sample, to be dealt with them.
     buffer_size : int
         As for ``Sequential.fit``.
+    drop_last : bool
+        Whether to leave out the last batch where it has fewer rows.
 
     Yields
     ------
@@ -337,7 +392,7 @@ def batches(
     key = epoch_key(shuffle, as_generator(seed))
     return (
         tuple(column for column in take_rows(part.data, rows) if column is not None)
-        for part in parts(data, key, batch_size)
+        for part in parts(data, key, batch_size, drop_last)
         for rows in part.batches(batch_size)
     )
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from typing import Any
 
 import numpy as np
 
 from fastbp.data.arrays import Array
-from fastbp.formats.writing import Path as Path  # of all that takes one
-from fastbp.formats.writing import write_whole
+from fastbp.formats.writing import File as File  # of all that takes one
+from fastbp.formats.writing import Path as Path
+from fastbp.formats.writing import name_of, read_bytes, write_file
 
 FORMAT = 1  # of the files that are written; older ones are read
 
@@ -21,15 +21,15 @@ class FileFormatError(ValueError):
     """A file that cannot be read: damaged, cut short, of another kind, or written by a newer fastbp."""
 
 
-def write(path: Path, header: dict[str, Any], arrays: dict[str, Array]) -> None:
+def write(path: File, header: dict[str, Any], arrays: dict[str, Array]) -> None:
     """Write a header that JSON can hold, and arrays by name."""
     buffer = io.BytesIO()
     members: dict[str, Any] = {"header": np.array(json.dumps({"format": FORMAT} | header)), **arrays}
     np.savez(buffer, **members)
-    write_whole(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+def read(path: File) -> tuple[dict[str, Any], dict[str, Array]]:
     """The header and the arrays that ``write`` wrote, these read-only.
 
     Raises
@@ -39,9 +39,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     OSError
         If there is no file or it cannot be read.
     """
-    where = os.fsdecode(path)  # a number would be an open file
-    with open(where, "rb") as file:
-        data = file.read()
+    data = read_bytes(path)
     try:
         arrays = _members(data)
         header = json.loads(str(arrays.pop("header")))
@@ -52,7 +50,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
         raise unreadable(path, error) from error
     if version > FORMAT:
         raise FileFormatError(
-            f"path: expected file format {FORMAT} or older, got {version} in {where!r}; it needs a newer fastbp"
+            f"path: expected file format {FORMAT} or older, got {version} in {name_of(path)!r}; it needs a newer fastbp"
         )
     return header, arrays
 
@@ -90,6 +88,6 @@ def _array(data: bytes) -> Array:
     return array.reshape([int(n) for n in shape.split(",") if n.strip()], order="F" if fortran == "True" else "C")
 
 
-def unreadable(path: Path, error: Exception) -> FileFormatError:
+def unreadable(path: File, error: Exception) -> FileFormatError:
     """The error for a file of which something is wrong."""
-    return FileFormatError(f"path: expected a model saved by fastbp, got {os.fsdecode(path)!r}: {error}")
+    return FileFormatError(f"path: expected a model saved by fastbp, got {name_of(path)!r}: {error}")

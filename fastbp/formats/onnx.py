@@ -16,8 +16,7 @@ except ImportError as error:
 
 from fastbp.core.plan import ACTIVATIONS
 from fastbp.data.arrays import Array
-from fastbp.formats import npz
-from fastbp.formats.writing import write_whole
+from fastbp.formats.writing import File, write_file
 from fastbp.layers import Activation, BatchNorm, Concatenate, Dense, Dropout, LayerNorm, Lookup, Residual
 from fastbp.layers.tree import Chain, Place, inside, whole
 from fastbp.training.sequential import Sequential, check_model
@@ -172,7 +171,7 @@ _LAYERS: dict[type[Any], Callable[[_Graph, str, Place, Any], str]] = {
 }
 
 
-def export(model: Sequential, path: npz.Path) -> None:
+def export(model: Sequential, path: File, probabilities: bool = False) -> None:
     """Write the model as it predicts to an ONNX file.
 
     The graph takes ``input`` (N, I) and gives ``output`` (N, O), what ``model.predict`` gives, for any number of rows
@@ -184,24 +183,31 @@ def export(model: Sequential, path: npz.Path) -> None:
     ----------
     model : Sequential or fitted estimator
         Of an estimator its ``model_``.
-    path : str or path
+    path : str, path, or a file that is open for bytes
+    probabilities : bool
+        Whether ``output`` is what ``model.predict_proba`` gives.
 
     Raises
     ------
     TypeError
         If it is no model.
+    ValueError
+        If it has no probabilities.
     OSError
         If the file cannot be written; one that was there before is unharmed.
     """
     model = check_model(model)
     with model.model.shared():
-        write_whole(path, _to_bytes(model))
+        write_file(path, _to_bytes(model, probabilities))
 
 
-def _to_bytes(model: Sequential) -> bytes:
+def _to_bytes(model: Sequential, probabilities: bool) -> bytes:
     """The file of ``export``."""
     graph = _Graph(model.dtype, model.model.tensors())
     value = graph.chain(whole(model.layers), "input")
+    if probabilities:
+        link = model.model.expect_link()
+        value = graph.add("Softmax", value, axis=1) if link == "softmax" else graph.add("Sigmoid", value)
     graph.nodes.append(helper.make_node("Identity", [value], ["output"]))
     kind = helper.np_dtype_to_tensor_dtype(model.dtype)
     file = helper.make_model(

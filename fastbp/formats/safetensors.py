@@ -9,21 +9,20 @@ branches have names. ``Linear`` holds its weight as (O, I), the transpose of our
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 try:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as from_bytes
+    from safetensors import SafetensorError, deserialize
     from safetensors.numpy import save as to_bytes
 except ImportError as error:
     raise ImportError("fastbp.safetensors needs the safetensors package: pip install fastbp[safetensors]") from error
 
 from fastbp.data.arrays import Array, check_finite
 from fastbp.formats import npz
-from fastbp.formats.writing import write_whole
+from fastbp.formats.writing import File, name_of, read_bytes, write_file
 from fastbp.layers import Dense
 from fastbp.layers.composition import Composite
 from fastbp.layers.tree import Chain, inside, whole
@@ -58,7 +57,20 @@ def _counters(model: Sequential) -> list[str]:
     return [name.replace("running_mean", "num_batches_tracked") for name in names if name.endswith("running_mean")]
 
 
-def save(model: Sequential, path: npz.Path) -> None:
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4"}
+
+
+def _array(dtype: str, shape: list[int], data: bytes) -> Array:
+    """A tensor of a file. Of bfloat16, which NumPy does not have, the bits are the upper half of a float32's."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"expected numbers of {', '.join(_DTYPES)}, got {dtype}")
+    array: Any = np.frombuffer(data, _DTYPES[dtype])
+    if dtype == "BF16":
+        array = (array.astype("<u4") << 16).view("<f4")
+    return np.asarray(array.reshape(shape))
+
+
+def save(model: Sequential, path: File) -> None:
     """Write the weights and running statistics; ``torch.nn.Sequential`` of the same modules loads them.
 
     ``net.load_state_dict(safetensors.torch.load_file(path))`` does it, with ``strict=True`` too.
@@ -80,10 +92,10 @@ def save(model: Sequential, path: npz.Path) -> None:
     with model.model.shared():
         tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(model)}
         tensors |= {name: np.array(model.model.training_step, np.int64) for name in _counters(model)}
-        write_whole(path, to_bytes(tensors, metadata={"format": "pt"}))
+        write_file(path, to_bytes(tensors, metadata={"format": "pt"}))
 
 
-def load(model: Sequential, path: npz.Path) -> None:
+def load(model: Sequential, path: File) -> None:
     """Read weights and running statistics, of this module's or PyTorch's writing, into a model of the same layers.
 
     They are cast to the model's dtype. Such files have no checksum: a weight that the disk has changed to another
@@ -104,11 +116,9 @@ def load(model: Sequential, path: npz.Path) -> None:
         If the file cannot be read.
     """
     own = dict(_tensors(check_model(model)))
-    where = os.fsdecode(path)
-    with open(path, "rb") as file:
-        data = file.read()
+    where, data = name_of(path), read_bytes(path)
     try:
-        given = from_bytes(data)
+        given = {name: _array(**tensor) for name, tensor in deserialize(data)}  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise npz.FileFormatError(f"path: expected a safetensors file, got {where!r}: {error}") from error
     for name in _counters(model):

@@ -16,6 +16,8 @@ from contextlib import suppress
 from typing import IO
 
 Path = str | os.PathLike[str]
+#: A path, or a file that is open for bytes.
+File = Path | IO[bytes]
 
 if sys.platform == "win32":
     _HOUR = 3600.0  # seconds; no file takes so long
@@ -41,6 +43,33 @@ else:
         """Whether nobody is writing this temporary file any more; one without data is about to be locked."""
         with open(path, "r+b") as file:
             return os.fstat(file.fileno()).st_size > 0 and _lock(file)
+
+
+def name_of(file: File) -> str:
+    """What errors call it."""
+    return str(getattr(file, "name", file)) if hasattr(file, "read") else os.fsdecode(file)
+
+
+def read_bytes(file: File) -> bytes:
+    """All that is in a file, or that is left of one that is open."""
+    if not hasattr(file, "read"):
+        with open(os.fsdecode(file), "rb") as opened:  # a number would be an open file
+            return opened.read()
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise TypeError(f"path: expected a path or a file that is open for bytes, got {file!r}")
+    return data
+
+
+def write_file(file: File, data: bytes) -> None:
+    """``write_whole``, or into a file that is open, whose owner sees to the rest."""
+    if not hasattr(file, "write"):
+        write_whole(file, data)
+        return
+    try:
+        file.write(data)
+    except TypeError as error:
+        raise TypeError(f"path: expected a path or a file that is open for bytes, got {file!r}") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -54,9 +55,21 @@ class Layer(Settings):
     #: Width of the input, or None where any will do.
     width: int | None = None
 
+    #: Of a copy of a model's layer: its tensors, which a model that takes it begins with.
+    copied: Mapping[str, Array] = MappingProxyType({})
+
     def __init__(self) -> None:
         self._parameters: Parameters | None = None
         self._name = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy stands alone, free of the model that the layer is a part of, but with the values of its tensors."""
+        state = dict(vars(self))
+        if self._parameters is not None:
+            with self._parameters.shared():
+                tensors = {name: self._parameters.value(f"{self._name}.{name}").copy() for name in self.shapes()}
+                state["copied"] = tensors | {name: getattr(self, name).copy() for name in self.running_shapes()}
+        return state | {"_parameters": None, "_name": ""}
 
     @classmethod
     def _setting_names(cls) -> tuple[str, ...]:

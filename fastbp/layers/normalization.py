@@ -81,6 +81,9 @@ class BatchNorm(_Norm):
         statistics[:] = 0
         statistics[1] = 1
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_statistics": None}
+
     def _running(self, row: int) -> Array:
         self._owner()  # raises where there are no arrays yet
         assert self._statistics is not None

@@ -23,8 +23,9 @@ def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callbac
     model, objective, parameters = task.model, task.objective, task.model.parameters()
     X, target, weight = task.data.dense()
     decay = np.full(parameters.values.size, settings.alpha / (len(X) if weight is None else weight.sum()))
-    for low, high in parameters.vectors:  # biases and the like have no penalty
-        decay[low:high] = 0
+    for name, shape in parameters.shapes.items():
+        if len(shape) == 1:  # biases and the like have no penalty
+            parameters.view(decay, name)[:] = 0
 
     def loss_and_gradient(values: Array) -> tuple[float, Array]:
         parameters.values[:] = values

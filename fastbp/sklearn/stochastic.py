@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from fastbp.divergence import DivergenceError
 from fastbp.optim import SGD, Adam, Optimizer
 from fastbp.sklearn.objective import batch_penalties
 from fastbp.sklearn.task import Data, Fitted, Task, predict
-from fastbp.training.callbacks import Callback, called
+from fastbp.training.callbacks import Callback, after_batches, called
 from fastbp.training.sequential import warn_of_single_rows
 from fastbp.training.trainer import Trainer
 
@@ -139,7 +140,9 @@ class StochasticSolver:
         for epoch in range(1 if self.incremental else settings.max_iter):
             if settings.shuffle:
                 rows = rows[self._random_order()]
-            logs = self._run_epoch(epoch, rows)
+            for callback in callbacks:
+                callback.on_epoch_begin(epoch)
+            logs = self._run_epoch(epoch, rows, after_batches(callbacks))
             for callback in callbacks:
                 callback.on_epoch_end(epoch, logs)
             if settings.solver == "sgd" and settings.learning_rate == "invscaling":
@@ -207,12 +210,12 @@ class StochasticSolver:
         self.task.random_state.shuffle(order)
         return order
 
-    def _run_epoch(self, epoch: int, rows: Array) -> dict[str, float]:
+    def _run_epoch(self, epoch: int, rows: Array, after_batch: Callable[[float], None] | None) -> dict[str, float]:
         """Train on the rows in their order, evaluate and report; the logged values."""
         fitted, start = self.fitted, time.perf_counter()
         if self.optimizer.lr != self.state.learning_rate:  # a callback has set it
             self._set_learning_rate(self.optimizer.lr)
-        fitted.loss_ = self._train(rows)
+        fitted.loss_ = self._train(rows, after_batch)
         logs = {"loss": fitted.loss_, "lr": self.state.learning_rate}
         logs["samples_per_second"] = len(rows) / (time.perf_counter() - start)
         fitted.n_iter_, fitted.t_ = epoch + 1, fitted.t_ + len(rows)
@@ -225,7 +228,7 @@ class StochasticSolver:
         self._check_improvement(logs.get("val_loss"))
         return logs
 
-    def _train(self, rows: Array) -> float:
+    def _train(self, rows: Array, after_batch: Callable[[float], None] | None) -> float:
         """One pass over the rows in their order; the loss with its penalty, averaged over the samples."""
         objective, alpha, total = self.task.objective, self.settings.alpha, 0.0
         for samples, order in self.task.data.blocks(rows, self.batch_size):
@@ -234,9 +237,15 @@ class StochasticSolver:
                 weight = weight[order]
             penalties = batch_penalties(alpha, count, weight, self.batch_size)
             decays = penalties / objective.gradient_scale if alpha else None
-            report = self.trainer.run_steps(samples, order, 0, len(penalties), self.batch_size, decays)
-            total += objective.loss_scale * report.loss + count * objective.constant
-            total += 0.5 * objective.gradient_scale * report.penalty
+            steps = len(penalties) if after_batch is None else 1
+            for step in range(0, len(penalties), steps):
+                of_steps = None if decays is None else decays[step : step + steps]
+                first = step * self.batch_size
+                report = self.trainer.run_steps(samples, order, first, steps, self.batch_size, of_steps)
+                total += objective.loss_scale * report.loss + 0.5 * objective.gradient_scale * report.penalty
+                if after_batch is not None:
+                    after_batch(objective.reported(report.loss / min(self.batch_size, count - first)))
+            total += count * objective.constant
         return total / len(rows)
 
     def _evaluate(self, data: Data) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fastbp.data.arrays import Array, check_choice, check_int, check_number
 from fastbp.formats import npz
@@ -42,11 +44,16 @@ class ModelInTraining(Protocol):
     def inputs(self) -> int: ...
     @property
     def outputs(self) -> int: ...
-    def forward(self, x: ArrayLike, training: bool = False) -> Array: ...
+    def forward(self, x: ArrayLike, training: bool = False, upto: int | None = None) -> Array: ...
     def backward(
-        self, dy: ArrayLike, input_gradient: bool = False, parameter_gradients: bool = True
+        self,
+        dy: ArrayLike,
+        input_gradient: bool = False,
+        parameter_gradients: bool = True,
+        accumulate: bool = False,
     ) -> Array | None: ...
     def predict(self, x: ArrayLike) -> Array: ...
+    def predict_proba(self, x: ArrayLike, loss: LossLike | None = None) -> Array: ...
     def evaluate(
         self,
         X: Source,
@@ -67,7 +74,7 @@ class ModelInTraining(Protocol):
     def fit(self) -> Callable[..., History]: ...
     def parameters(self) -> Parameters: ...
     def summary(self) -> str: ...
-    def save(self, path: npz.Path) -> None: ...
+    def save(self, path: npz.File) -> None: ...
     def astype(self, dtype: str) -> ModelInTraining: ...
     def snapshot(self) -> tuple[Array, Array]: ...
     def restore(self, snapshot: tuple[Array, Array]) -> None: ...
@@ -105,6 +112,15 @@ class Callback:
     def on_train_begin(self) -> None:
         """Before the first epoch."""
 
+    def on_epoch_begin(self, epoch: int) -> None:
+        """Before epoch number ``epoch``, counted from 0; scikit-learn's lbfgs has iterations, and calls it not."""
+
+    def on_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+        """After step number ``batch`` of an epoch, counted from 0, with ``logs["loss"]``, the loss of its batch.
+
+        Overriding it makes the core take one step at a time, which a small network notices; else it costs nothing.
+        """
+
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """After epoch number ``epoch``, counted from 0, with what it logs, such as ``logs["val_loss"]``."""
 
@@ -135,6 +151,21 @@ def check_callbacks(callbacks: Iterable[Callback]) -> list[Callback]:
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks[{i}]: expected a Callback, got {callback!r}")
     return sorted(callbacks, key=lambda callback: callback.last)
+
+
+def after_batches(callbacks: Sequence[Callback]) -> Callable[[float], None] | None:
+    """What tells an epoch's losses to those callbacks that ask for them; None if none does."""
+    asking = [callback for callback in callbacks if type(callback).on_batch_end is not Callback.on_batch_end]
+    if not asking:
+        return None
+    numbers = itertools.count()
+
+    def after_batch(loss: float) -> None:
+        batch = next(numbers)
+        for callback in asking:
+            callback.on_batch_end(batch, {"loss": loss})
+
+    return after_batch
 
 
 @contextmanager
@@ -169,6 +200,10 @@ def called(
                     ends.callback(callback.on_train_end)
 
 
+Mode = Literal["min", "max"]
+Ties = Literal["first", "last"]
+
+
 class Monitor(Callback, Settings):
     """The base of callbacks that watch whether a logged value gets better.
 
@@ -181,6 +216,8 @@ class Monitor(Callback, Settings):
     mode : {"min", "max"} or None
         Whether less or more is better. None is what the value says of itself: less of losses, more of the accuracy,
         and for metrics their attribute ``greater_is_better``, which those of ``fb.metrics`` have.
+    ties : {"first", "last"}
+        Which of several epochs with the best value is the best one.
 
     Attributes
     ----------
@@ -196,11 +233,18 @@ class Monitor(Callback, Settings):
 
     _kept = (*TOLD, "best", "best_epoch")
 
-    def __init__(self, monitor: str | None = None, min_delta: float = 0.0, mode: str | None = None) -> None:
+    def __init__(
+        self,
+        monitor: str | None = None,
+        min_delta: float = 0.0,
+        mode: Mode | None = None,
+        ties: Ties = "first",
+    ) -> None:
         if monitor is not None and not isinstance(monitor, str):
             raise TypeError(f"monitor: expected the name of a logged value or None, got {monitor!r}")
         self.monitor = monitor
-        self.mode: str | None = check_choice("mode", mode, [None, "min", "max"])
+        self.mode: Mode | None = check_choice("mode", mode, [None, "min", "max"])
+        self.ties: Ties = check_choice("ties", ties, ["first", "last"])
         self.min_delta = check_number("min_delta", min_delta, 0)
 
     def on_train_begin(self) -> None:
@@ -224,6 +268,9 @@ class Monitor(Callback, Settings):
         gain = value - self.best if self._greater else self.best - value
         if value == value and (self.best_epoch < 0 or gain > self.min_delta):
             self.best, self.best_epoch = value, epoch
+            return True
+        if self.ties == "last" and gain == 0:
+            self.best_epoch = epoch
             return True
         return False
 
@@ -260,8 +307,13 @@ class EarlyStopping(Monitor):
     ----------
     patience : int
         Epochs without improvement, at least 1.
-    monitor, min_delta, mode
-        See ``fb.callbacks.Monitor``.
+    monitor, min_delta, mode, ties
+        See ``fb.callbacks.Monitor``. Of a tie the later epoch's weights count with ``ties="last"``; neither kind ends
+        the patience.
+    start_from_epoch : int
+        Epochs before this one, counted from 0, are not looked at.
+    baseline : float or None
+        Only a value that is better than this one, by ``min_delta``, is an improvement.
 
     Attributes
     ----------
@@ -270,20 +322,42 @@ class EarlyStopping(Monitor):
     """
 
     def __init__(
-        self, patience: int = 5, monitor: str | None = None, min_delta: float = 0.0, mode: str | None = None
+        self,
+        patience: int = 5,
+        monitor: str | None = None,
+        min_delta: float = 0.0,
+        mode: Mode | None = None,
+        *,
+        start_from_epoch: int = 0,
+        baseline: float | None = None,
+        ties: Ties = "first",
     ) -> None:
-        super().__init__(monitor, min_delta, mode)
+        super().__init__(monitor, min_delta, mode, ties)
         self.patience = check_int("patience", patience)
+        self.start_from_epoch = check_int("start_from_epoch", start_from_epoch, low=0)
+        self.baseline = None if baseline is None else check_number("baseline", baseline, -math.inf)
 
     def on_train_begin(self) -> None:
         super().on_train_begin()
         self._weights: tuple[Array, Array] | None = None
+        self._since = self.start_from_epoch - 1  # the last epoch that was an improvement
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        if self.improves(epoch, logs):
+        if epoch < self.start_from_epoch:
+            return
+        best, first = self.best, self.best_epoch < 0
+        if self._beats_baseline(logs) and self.improves(epoch, logs):
             self._weights = self.model.snapshot()
-        elif epoch - self.best_epoch >= self.patience:
+        if self.best_epoch >= 0 and (first or self.best != best):
+            self._since = epoch
+        elif epoch - self._since >= self.patience:
             self.model.stop_training = True
+
+    def _beats_baseline(self, logs: dict[str, float]) -> bool:
+        if self.baseline is None:
+            return True
+        gain = logs[self._name] - self.baseline
+        return (gain if self._greater else -gain) > self.min_delta
 
     def on_train_end(self) -> None:
         if self._weights is not None:
@@ -291,10 +365,11 @@ class EarlyStopping(Monitor):
 
     def state(self) -> dict[str, Any]:
         values, stats = self._weights or (None, None)
-        return super().state() | {"values": values, "stats": stats}
+        return super().state() | {"values": values, "stats": stats, "since": self._since}
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
+        self._since = int(state["since"])
         self._weights = None if state["values"] is None else (state["values"], state["stats"])
 
 
@@ -311,6 +386,8 @@ class ReduceLROnPlateau(Monitor):
         See ``fb.callbacks.Monitor``.
     min_lr : float
         The least learning rate.
+    cooldown : int
+        Epochs after a reduction that do not count as epochs without improvement.
 
     Raises
     ------
@@ -325,9 +402,12 @@ class ReduceLROnPlateau(Monitor):
         monitor: str | None = None,
         min_delta: float = 0.0,
         min_lr: float = 0.0,
-        mode: str | None = None,
+        mode: Mode | None = None,
+        *,
+        cooldown: int = 0,
     ) -> None:
         super().__init__(monitor, min_delta, mode)
+        self.cooldown = check_int("cooldown", cooldown, low=0)
         self.factor = check_number("factor", factor, 0, 1, open_low=True)
         self.patience = check_int("patience", patience)
         self.min_lr = check_number("min_lr", min_lr, 0)
@@ -340,11 +420,12 @@ class ReduceLROnPlateau(Monitor):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         if self.improves(epoch, logs):
-            self._since = epoch
+            self._since = max(epoch, self._since)
         elif epoch - self._since >= self.patience and self.optimizer is not None:
-            self._since = epoch
-            lr = self.optimizer.lr
-            self.optimizer.schedule = Constant(min(lr, max(lr * self.factor, self.min_lr)))
+            self._since, schedule = epoch + self.cooldown, self.optimizer.schedule
+            if isinstance(schedule, Constant):
+                lr = min(schedule.lr, max(schedule.lr * self.factor, self.min_lr))
+                self.optimizer.lr = Constant(lr, warmup=schedule.warmup)
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"since": self._since}

@@ -9,7 +9,7 @@ from fastbp.formats import npz
 from fastbp.formats.writing import remove_leftovers
 from fastbp.optim import Optimizer
 from fastbp.training import run_state
-from fastbp.training.callbacks import Monitor
+from fastbp.training.callbacks import Mode, Monitor, Ties
 from fastbp.training.sequential import Sequential, from_model
 
 
@@ -27,7 +27,7 @@ class Checkpoint(Monitor):
         Write after so many epochs of ``fit``, and after its last one.
     best_only : bool
         Write only after epochs in which the monitored value improved.
-    monitor, min_delta, mode
+    monitor, min_delta, mode, ties
         See ``fb.callbacks.Monitor``; for ``best_only``.
 
     Raises
@@ -53,9 +53,10 @@ class Checkpoint(Monitor):
         monitor: str | None = None,
         min_delta: float = 0.0,
         every: int = 1,
-        mode: str | None = None,
+        mode: Mode | None = None,
+        ties: Ties = "first",
     ) -> None:
-        super().__init__(monitor, min_delta, mode)
+        super().__init__(monitor, min_delta, mode, ties)
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path: expected a path, got {path!r}")
         self.path = path
@@ -94,7 +95,7 @@ class Checkpoint(Monitor):
         self._written = self.model.epochs
 
     @staticmethod
-    def load(path: npz.Path) -> tuple[Sequential, Optimizer, int]:
+    def load(path: npz.File) -> tuple[Sequential, Optimizer, int]:
         """The model, its optimizer, and how many epochs it was trained for.
 
         ``fit`` without a seed goes on with the orders where they were.

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastbp.data.arrays import Samples
+from fastbp.data.arrays import Array, Samples, check_choice
 from fastbp.data.sampling import NAMES, Names, Stream, open_data
-from fastbp.losses import Loss
+from fastbp.losses import Loss, class_weights
 from fastbp.model import Model
 
 if TYPE_CHECKING:
@@ -45,11 +45,7 @@ def open_samples(
         return check_batch(model, criterion, *chunk, own_names, part=own_names is not names)
 
     checked = open_data(data, check, buffer_size, names)
-    if not isinstance(checked, Stream):
-        _, y, weight = checked
-        if criterion.total_weight(np.empty((0, model.outputs), model.dtype), y, weight) == 0:
-            raise no_weight(names[1], names[2])
-    return checked
+    return checked if isinstance(checked, Stream) else check_weighed(checked, criterion, model.outputs, names)
 
 
 def no_weight(y: str, sample_weight: str) -> ValueError:
@@ -76,3 +72,64 @@ def open_validation(model: Model, criterion: Loss, data: ValidationData) -> Data
     names = "validation_data[0]", "validation_data[1]", "validation_data[2]"
     weighted = data[0], data[1], data[2] if len(data) == 3 else None
     return open_evaluation(model, criterion, weighted, names)
+
+
+def split_samples(data: Data, share: float, criterion: Loss, outputs: int) -> tuple[Samples, Samples]:
+    """The samples to train on, and the last ones, a share of all, to validate with: views, no copies."""
+    if isinstance(data, Stream):
+        raise ValueError("validation_split: expected arrays, got data that is read; give validation_data")
+    samples = len(data[0])
+    held_out = round(share * samples)
+    if not 0 < held_out < samples:
+        raise ValueError(
+            f"validation_split: expected samples on both sides, got {held_out} of {samples} to validate with"
+        )
+    X, y, weight = data
+    first, last = slice(None, samples - held_out), slice(samples - held_out, None)
+    weights = (None, None) if weight is None else (weight[first], weight[last])
+    sides = (X[first], y[first], weights[0]), (X[last], y[last], weights[1])
+    for side in sides:
+        check_weighed(side, criterion, outputs)
+    return sides
+
+
+def weigh_classes(data: Data, criterion: Loss, outputs: int, class_weight: Any) -> Data:
+    """The data with weights that are those of the samples times those of their classes."""
+    if class_weight is None:
+        return data
+    count = criterion.classes(outputs)
+    if isinstance(class_weight, str):
+        check_choice("class_weight", class_weight, ("balanced",))
+        if isinstance(data, Stream):
+            raise ValueError("class_weight: expected weights for data that is read, whose labels are not known before")
+        of_classes = balanced(criterion, data[1], count)
+    else:
+        given = class_weights(class_weight, count)
+        if given is None:
+            return data
+        of_classes = given
+
+    def weigh(samples: Samples) -> Samples:
+        X, y, weight = samples
+        own = criterion.weights_of(y, of_classes).astype(X.dtype)
+        if weight is None:
+            return X, y, own
+        return X, y, weight * (own if weight.ndim == 1 else own[:, None])
+
+    return data.mapped(weigh) if isinstance(data, Stream) else check_weighed(weigh(data), criterion, outputs)
+
+
+def balanced(criterion: Loss, target: Array, classes: int) -> Array:
+    """Weights with which every class that there is counts alike: N / (classes * its samples), as in scikit-learn."""
+    counts = np.array([criterion.weights_of(target, of_class).sum() for of_class in np.eye(classes)])
+    present = np.count_nonzero(counts)
+    weights: Array = np.divide(counts.sum(), present * counts, out=np.ones(classes), where=counts > 0)
+    return weights
+
+
+def check_weighed(data: Samples, criterion: Loss, outputs: int, names: Names = NAMES) -> Samples:
+    """``data`` if something of it counts."""
+    X, y, weight = data
+    if criterion.total_weight(np.empty((0, outputs), X.dtype), y, weight) == 0:
+        raise no_weight(names[1], names[2])
+    return data

@@ -78,11 +78,11 @@ def _write(path: npz.Path, model: ModelInTraining, optimizer: Optimizer, callbac
         "callbacks": kept,
         "stopped": bool(model.stop_training),
     }
-    header = {"dtype": model.dtype.name, "layers": model.model.config(), "checkpoint": checkpoint}
+    header = {**model.model.header(), "checkpoint": checkpoint}
     npz.write(path, header, model.model.tensors() | {f"checkpoint.{name}": array for name, array in arrays.items()})
 
 
-def load(path: npz.Path) -> Run:
+def load(path: npz.File) -> Run:
     """What ``write`` wrote; a FileFormatError if it is something else."""
     header, arrays = npz.read(path)
     if "checkpoint" not in header:
@@ -97,6 +97,7 @@ def load(path: npz.Path) -> Run:
 def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any]) -> Run:
     saved = header["checkpoint"]
     model = Model.from_tensors(header["layers"], header["dtype"], arrays)
+    model.set_link(header.get("link", ""))
     model.set_keys(state.pop("keys"))
     model.training_step, epochs = (check_int(name, saved[name], low=0) for name in ("step", "epoch"))
     model.order_generator.bit_generator.state = saved["orders"]

@@ -8,30 +8,38 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
 
 from fastbp import losses
 from fastbp.core import thread_limit
-from fastbp.data.arrays import Array, as_generator, cast, check_choice, check_int
-from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key
+from fastbp.data.arrays import Array, as_generator, cast, check_choice, check_int, check_number
+from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key, steps_of
 from fastbp.divergence import DivergenceError
 from fastbp.formats import npz
-from fastbp.layers import BatchNorm, Layer, make_layers
+from fastbp.layers import BatchNorm, Dense, Layer, make_layers
 from fastbp.layers.tree import walk
 from fastbp.losses import Loss, LossLike
 from fastbp.metrics import Metric, Metrics, check_measurable, directions, resolve
 from fastbp.model import Model, check_tensors
 from fastbp.optim import Optimizer
-from fastbp.parameters import Parameters
+from fastbp.parameters import Parameters, copy_overlap
 from fastbp.settings import Settings
 from fastbp.summary import layer_table, program_table
 from fastbp.training import run_state
-from fastbp.training.callbacks import BestWeights, Callback, called, check_callbacks
+from fastbp.training.callbacks import BestWeights, Callback, after_batches, called, check_callbacks
 from fastbp.training.history import Bars, History, epoch_line
-from fastbp.training.inputs import Data, check_batch, open_evaluation, open_samples, open_validation
-from fastbp.training.trainer import Trainer, evaluate
+from fastbp.training.inputs import (
+    Data,
+    check_batch,
+    open_evaluation,
+    open_samples,
+    open_validation,
+    split_samples,
+    weigh_classes,
+)
+from fastbp.training.trainer import EpochPlan, Trainer, evaluate
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -115,7 +123,7 @@ class Sequential(Settings):
         """The parameters, for an optimizer."""
         return self.model.params
 
-    def forward(self, x: ArrayLike, training: bool = False) -> Array:
+    def forward(self, x: ArrayLike, training: bool = False, upto: int | None = None) -> Array:
         """The outputs for a batch.
 
         Parameters
@@ -124,6 +132,9 @@ class Sequential(Settings):
             Kept by reference, if it is a C-contiguous array of the model's dtype, until ``backward`` has used it.
         training : bool
             Whether dropout drops, batch norm uses the batch's statistics, and ``backward`` may follow.
+        upto : int or None
+            Only the first so many layers, which gives hidden outputs; a negative number leaves out as many at the end.
+            Not in training.
 
         Returns
         -------
@@ -135,12 +146,28 @@ class Sequential(Settings):
             If x is not numeric, has another width, no rows, NaN or infinite entries, or unknown categories.
         """
         x = self.model.check_features("x", x)
+        if upto is not None:
+            layers = len(self.layers)
+            if training:
+                raise ValueError(f"upto: expected None in training, got {upto!r}")
+            if isinstance(upto, bool) or not isinstance(upto, (int, np.integer)):
+                raise TypeError(f"upto: expected a number of layers or None, got {upto!r}")
+            if not (0 < upto <= layers or -layers < upto < 0):
+                raise ValueError(f"upto: expected a number of the {layers} layers, got {upto}")
+            with self.model.shared() as threads:
+                return self.model.predict(x, threads, int(upto) % (layers + (upto > 0)))
         if not training:
             return self._predict(x)
         with self.model.exclusive():
             return self.model.forward(x, thread_limit())
 
-    def backward(self, dy: ArrayLike, input_gradient: bool = False, parameter_gradients: bool = True) -> Array | None:
+    def backward(
+        self,
+        dy: ArrayLike,
+        input_gradient: bool = False,
+        parameter_gradients: bool = True,
+        accumulate: bool = False,
+    ) -> Array | None:
         """Backpropagation (Rumelhart, Hinton & Williams 1986): fill every parameter's gradient.
 
         Parameters
@@ -152,6 +179,8 @@ class Sequential(Settings):
         parameter_gradients : bool
             Whether to compute the gradients of the parameters. Without, they stay as they are, and nothing is computed
             for them: what a saliency map or a critic's gradient for its actor needs.
+        accumulate : bool
+            Whether to add to the gradients that there are, so that a step has those of several batches.
 
         Raises
         ------
@@ -168,12 +197,35 @@ class Sequential(Settings):
             raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
         dx = np.empty_like(x) if input_gradient else None
         with self.model.exclusive():
+            before = self.model.params.grads.copy() if accumulate and parameter_gradients else None
             self.model.backward(gradient, thread_limit(), dx, parameter_gradients)
+            if before is not None:
+                self.model.params.grads[:] += before
         return dx
 
     def predict(self, x: ArrayLike) -> Array:
-        """The outputs (N, O) for any number of rows (N, I), as in inference: the logits, for a classifier."""
-        return self._predict(self.model.check_features("x", x))
+        """The outputs (N, O) for any number of rows (N, I), none too, as in inference: the logits, for a classifier."""
+        return self._predict(self.model.check_features("x", x, empty=True))
+
+    def predict_proba(self, x: ArrayLike, loss: LossLike | None = None) -> Array:
+        """The probabilities (N, O) of the classes after cross-entropy, of each output after the binary one.
+
+        Parameters
+        ----------
+        x : array_like (N, I)
+        loss : str, Loss or None
+            Whose predictions the outputs are; None is the one that ``fit`` or ``train_on_batch`` last trained the model
+            with, which files keep.
+
+        Raises
+        ------
+        ValueError
+            If the outputs are no logits of probabilities: of a regression, or of a callable of one's own.
+        """
+        link = self.model.expect_link() if loss is None else losses.resolve(loss).link
+        if not link:
+            raise ValueError(f"loss: expected 'cross_entropy' or 'binary_cross_entropy' or None, got {loss!r}")
+        return losses.probabilities(link, self.predict(x))
 
     def _predict(self, x: Array) -> Array:
         with self.model.lock.shared(thread_limit()) as threads:
@@ -228,7 +280,7 @@ class Sequential(Settings):
         trainer = Trainer(model, optimizer, criterion)
         batch = check_batch(model, criterion, xb, yb, sample_weight, ("xb", "yb", "sample_weight"))
         if trainer.loss_spec is None:
-            return trainer.step(batch)
+            return trainer.step([batch]).loss
         samples = len(batch[0])
         return trainer.run_steps(batch, None, 0, 1, samples).loss / samples
 
@@ -242,12 +294,18 @@ class Sequential(Settings):
         epochs: int = 1,
         batch_size: int = 32,
         validation_data: ValidationData = None,
+        validation_split: float | None = None,
         callbacks: Iterable[Callback] = (),
-        verbose: int | str = 1,
+        verbose: int | Literal["bar"] = 1,
         shuffle: bool = True,
         seed: Seed = None,
         sample_weight: ArrayLike | SlicedByRows | None = None,
+        class_weight: ArrayLike | Mapping[int, float] | Literal["balanced"] | None = None,
         metrics: Metrics = (),
+        train_metrics: bool = False,
+        steps_per_epoch: int | None = None,
+        drop_last: bool = False,
+        accumulate: int = 1,
         buffer_size: int = BUFFER_SIZE,
         on_divergence: str = "raise",
         resume: npz.Path | None = None,
@@ -270,20 +328,38 @@ class Sequential(Settings):
             At least 1. The last batch of an epoch has what is left.
         validation_data : (Xv, yv), (Xv, yv, sample_weight), a function that gives chunks, or None
             Evaluated after every epoch; other iterables of chunks are given as ``(chunks, None)``.
+        validation_split : float or None
+            In (0, 1): the share of the samples, the last ones in their order, to validate with and not to train on.
         callbacks : sequence of Callback
             Called after every epoch.
-        verbose : {1, "bar", 0}
-            1 prints a line per epoch, "bar" shows a bar that moves within it (needs tqdm), 0 nothing.
+        verbose : int or "bar"
+            1 prints a line per epoch, n one after every n-th and the last, 0 nothing; "bar" shows a bar that moves
+            within an epoch (needs tqdm).
         shuffle : bool
             Whether every epoch has a new order.
         seed : int, numpy.random.Generator or None
             Of the orders, as in ``fb.batches``; None goes on with the model's own generator.
         sample_weight : array_like (N,) or None
-            Non-negative. A batch's loss is the mean weighted with these; the accuracy counts every sample alike.
+            Non-negative. A batch's loss is the mean weighted with these; the accuracy counts every sample alike. (N, O)
+            weighs every entry, for losses that are means over these.
+        class_weight : array_like (C,), mapping from label to weight, "balanced" or None
+            What multiplies the weights of the samples in training, by their class; labels that a mapping leaves out
+            weigh 1. With "balanced" all classes count alike: ``N / (classes * samples of the class)``. For
+            cross-entropy, and for the binary one with one output.
         metrics : sequence of str, or mapping from name to callable
             Names in ``fb.metrics``, or ``{name: callable}`` with ``(pred, target) -> float``, of the predictions (N, O)
             for validation_data after every epoch: ``history["val_auc"]``. The targets are (N,) labels for
             cross-entropy and (N, O) elsewhere. NaN if the predictions are not finite.
+        train_metrics : bool
+            Whether these are computed of the training data too, in a pass of its own after every epoch:
+            ``history["auc"]``.
+        steps_per_epoch : int or None
+            End every epoch after so many steps; with ``shuffle`` each has samples of its own.
+        drop_last : bool
+            Whether to leave out the last batch of an epoch where it has fewer samples.
+        accumulate : int
+            How many batches make a step, whose gradient is that of the mean over all of them: what a larger batch
+            does, without its memory.
         buffer_size : int
             For data that is read: how many samples are shuffled together, which need three times their memory. Blocks
             of neighbouring rows are drawn at random, a sixteenth of it each; chunks come in their own order. An array
@@ -313,32 +389,55 @@ class Sequential(Settings):
         criterion, measures = losses.resolve(loss), resolve(metrics)
         trainer = Trainer(self.model, optimizer, criterion)
         epochs, batch_size = check_int("epochs", epochs), check_int("batch_size", batch_size)
-        buffer_size = check_int("buffer_size", buffer_size)
+        buffer_size, accumulate = check_int("buffer_size", buffer_size), check_int("accumulate", accumulate)
         data = open_samples(self.model, criterion, (X, y, sample_weight), buffer_size)
         validation = open_validation(self.model, criterion, validation_data)
-        if measures and validation is None:
-            raise ValueError("metrics: expected validation_data to compute them from, got None")
+        if validation_split is not None:
+            if validation is not None:
+                raise ValueError("validation_split: expected None with validation_data")
+            share = check_number("validation_split", validation_split, 0, 1, open_low=True)
+            data, validation = split_samples(data, share, criterion, self.outputs)
+        data = weigh_classes(data, criterion, self.outputs, class_weight)
+        if measures and validation is None and not train_metrics:
+            raise ValueError("metrics: expected validation_data to compute them from, or train_metrics=True, got None")
         if measures and validation is not None and not isinstance(validation, Stream):
-            check_measurable(measures, validation[1], self.outputs)
-        callbacks, verbose = check_callbacks(callbacks), check_choice("verbose", verbose, (0, 1, "bar"))
+            check_measurable(measures, criterion.labels(validation[1]), self.outputs)
+        callbacks, verbose = check_callbacks(callbacks), check_verbose(verbose)
         check_choice("on_divergence", on_divergence, ("raise", "stop", "restore"))
         best = BestWeights() if on_divergence == "restore" else None
         callbacks = [best, *callbacks] if best else callbacks
-        samples = None if isinstance(data, Stream) else len(data[0])
+        samples = data.samples if isinstance(data, Stream) else len(data[0])
         if batch_size == 1 or samples == 1:
             warn_of_single_rows(self.layers)
+        steps = check_steps(samples, batch_size, drop_last, accumulate, steps_per_epoch)
+        if steps is None and optimizer.schedule.epochs is not None:
+            raise ValueError("lr: expected a schedule in steps, or steps_per_epoch, for data whose length is not known")
         bars = Bars(epochs, samples) if verbose == "bar" else None
         rng = self.model.generator if seed is None else as_generator(seed)
 
         def run_epoch() -> dict[str, float]:
-            logs = trainer.train_epoch(data, epoch_key(shuffle, rng), batch_size, bars)
+            if steps is not None:
+                optimizer.schedule.bind(steps)
+            plan = EpochPlan(
+                epoch_key(shuffle, rng),
+                batch_size,
+                drop_last,
+                steps_per_epoch,
+                accumulate,
+                bars,
+                after_batches(callbacks),
+            )
+            logs = trainer.train_epoch(data, plan)
+            if train_metrics:
+                trained = evaluate(self.model, data, criterion, measures)
+                logs |= {name: trained[name] for name in measures}
             if validation is not None:
                 validated = evaluate(self.model, validation, criterion, measures)
                 logs |= {f"val_{name}": value for name, value in validated.items()}
-            return logs | {"lr": optimizer.last_lr}
+            return logs | {"lr": trainer.last_lr}
 
         with self.model.training():
-            run, log_names = None, _log_names(criterion, measures, validation)
+            run, log_names = None, _log_names(criterion, measures, validation, train_metrics)
             if resume is not None:
                 run = run_state.load_matching(resume, self, optimizer, callbacks, log_names)
             self.model.order_generator = rng
@@ -371,10 +470,12 @@ class Sequential(Settings):
         verbose: int | str,
     ) -> None:
         """Train for an epoch; record, show and tell the callbacks what it logs."""
+        for callback in callbacks:
+            callback.on_epoch_begin(epoch)
         logs = train() if bars is None else bars.shown(epoch, train)
         history.append(logs)
         self.epochs += 1
-        if verbose and bars is None:
+        if isinstance(verbose, int) and verbose and ((epoch + 1) % verbose == 0 or epoch + 1 == epochs):
             print(epoch_line(epoch, epochs, logs), flush=True)
         for callback in callbacks:
             callback.on_epoch_end(epoch, logs)
@@ -405,10 +506,11 @@ class Sequential(Settings):
         """
         return program_table(self.model) if program else layer_table(self.model)
 
-    def save(self, path: npz.Path) -> None:
+    def save(self, path: npz.File) -> None:
         """Write architecture, dtype, parameters and running statistics to one ``.npz`` file; ``fb.load`` reads it.
 
-        The random streams of dropout are in it too: copies that are loaded and trained with one seed are alike.
+        The random streams of dropout are in it too: copies that are loaded and trained with one seed are alike. A file
+        that is open for bytes may take the place of a path.
 
         Raises
         ------
@@ -416,11 +518,10 @@ class Sequential(Settings):
             If the file cannot be written; one that was there before is unharmed.
         """
         with self.model.shared():
-            header = {"dtype": self.dtype.name, "layers": self.model.config()}
-            npz.write(path, header, self.model.tensors() | {"random.keys": self.model.program["key"]})
+            npz.write(path, self.model.header(), self.model.tensors() | {"random.keys": self.model.program["key"]})
 
     @classmethod
-    def load(cls, path: npz.Path) -> Self:
+    def load(cls, path: npz.File) -> Self:
         """The model that ``save`` wrote, or that of a ``Checkpoint``.
 
         Raises
@@ -437,6 +538,7 @@ class Sequential(Settings):
             sequential = cls._build(header["layers"], header["dtype"], tensors)
             if keys is not None:  # older files have none
                 sequential.model.set_keys(keys)
+            sequential.model.set_link(header.get("link", ""))
             return sequential
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise npz.unreadable(path, error) from error
@@ -455,6 +557,36 @@ class Sequential(Settings):
             other = self._build(self.model.config(), dtype, self.model.tensors())
             other.model.copy_randomness(self.model)
             other.epochs, other.history = self.epochs, copy.deepcopy(self.history)
+        return other
+
+    def with_outputs(self, outputs: int, seed: int | None = None) -> Self:
+        """A copy with more outputs, for classes that come later; an optimizer's state follows by ``for_parameters``.
+
+        Parameters
+        ----------
+        outputs : int
+            At least as many as there are. The first ones are those of this model.
+        seed : int or None
+            Of the weights of the new ones.
+
+        Raises
+        ------
+        ValueError
+            If there would be fewer, or the last layer is no Dense.
+        """
+        if not isinstance(self.layers[-1], Dense):
+            raise ValueError(f"outputs: expected a model that ends in a Dense, got {self.layers[-1]!r}")
+        if check_int("outputs", outputs) < self.outputs:
+            raise ValueError(f"outputs: expected at least the {self.outputs} that there are, got {outputs}")
+        with self.model.shared():
+            config = self.model.config()
+            config[-1]["out_features"] = int(outputs)
+            other = type(self)(make_layers(config), dtype=self.dtype, seed=seed)
+            own = self.model.tensors()
+            for name, tensor in other.model.tensors().items():
+                copy_overlap(tensor, own[name])
+            other.model.copy_randomness(self.model)
+            other.epochs = self.epochs
         return other
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -498,8 +630,34 @@ def warn_of_single_rows(layers: Sequence[Layer], stacklevel: int = 3) -> None:
             return
 
 
-def _log_names(criterion: Loss, measures: Mapping[str, Metric], validation: Data | None) -> list[str]:
+def check_verbose(verbose: int | Literal["bar"]) -> int | Literal["bar"]:
+    """``verbose`` if it says how often to print a line, or to show bars."""
+    if isinstance(verbose, (int, np.integer)) and verbose >= 0:
+        return int(verbose)
+    if verbose != "bar" or not isinstance(verbose, str):
+        raise ValueError(f"verbose: expected a number of epochs, 0 or 'bar', got {verbose!r}")
+    return verbose
+
+
+def check_steps(
+    samples: int | None, batch_size: int, drop_last: bool, accumulate: int, steps_per_epoch: int | None
+) -> int | None:
+    """The steps of an epoch of so many samples, or None where neither is known."""
+    steps = None if samples is None else steps_of(samples, batch_size, drop_last, accumulate)
+    if steps == 0:
+        raise ValueError(f"drop_last: expected at least {batch_size} samples, which make a batch, got {samples}")
+    if steps_per_epoch is None:
+        return steps
+    if check_int("steps_per_epoch", steps_per_epoch) > (steps or steps_per_epoch):
+        raise ValueError(f"steps_per_epoch: expected at most {steps}, which the samples make, got {steps_per_epoch}")
+    return steps_per_epoch
+
+
+def _log_names(
+    criterion: Loss, measures: Mapping[str, Metric], validation: Data | None, train_metrics: bool
+) -> list[str]:
     """The names of the values that every epoch of ``fit`` logs."""
     names = ["loss", "accuracy"] if criterion.classifies else ["loss"]
-    names += [f"val_{name}" for name in dict.fromkeys([*names, *measures]) if validation is not None]
-    return [*names, "lr", "samples_per_second"]
+    validated = [f"val_{name}" for name in dict.fromkeys([*names, *measures])]
+    trained = dict.fromkeys([*names, *measures]) if train_metrics else names
+    return [*trained, *(validated if validation is not None else ()), "lr", "samples_per_second"]

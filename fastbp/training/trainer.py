@@ -6,10 +6,12 @@ core takes the same steps. Everything else here deals out batches and counts.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,6 +51,22 @@ class Totals:
         return {"loss": self.mean_loss} | accuracy
 
 
+class EpochPlan(NamedTuple):
+    """How an epoch goes over its samples.
+
+    In the order of ``key``, at most so many steps, each of ``accumulate`` batches. ``after_batch`` is told the loss of
+    every step; with it the core is called for every one.
+    """
+
+    key: int | None
+    batch_size: int
+    drop_last: bool = False
+    steps: int | None = None
+    accumulate: int = 1
+    bars: Bars | None = None
+    after_batch: Callable[[float], None] | None = None
+
+
 MAX_STEPS_PER_CALL = 4096  # of the core: an epoch's learning rates need not all be in memory
 BAR_SECONDS = 0.1  # between two movements of a bar
 
@@ -66,7 +84,7 @@ class Trainer:
     """
 
     __slots__ = (  # one is made for every single batch
-        "_loss_spec", "criterion", "model", "optimizer", "reducer", "threads",
+        "_loss_spec", "criterion", "last_lr", "model", "optimizer", "reducer", "threads",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +103,7 @@ class Trainer:
         self.model, self.optimizer, self.criterion = model, optimizer, criterion
         self.threads, self.reducer = threads, reducer
         self._loss_spec: LossSpec | None = None
+        self.last_lr = 0.0  # of the last step
 
     @property
     def loss_spec(self) -> LossSpec | None:
@@ -93,26 +112,43 @@ class Trainer:
             self._loss_spec = self.criterion.spec(self.model.outputs, self.model.dtype)
         return self._loss_spec
 
-    def step(self, batch: Samples) -> float:
-        """Forward, loss, backpropagation, gradient descent; the loss before the update."""
+    def step(self, batches: Sequence[Samples]) -> Report:
+        """Forward, loss, backpropagation, gradient descent; what the loss was before the update.
+
+        Of several batches the gradient is that of the mean over all their samples.
+        """
         if self.reducer is not None:
             raise ValueError(f"loss: expected a built-in one with a reducer, got {self.criterion!r}")
-        model, (xb, yb, weight), threads = self.model, batch, self.threads or thread_limit()
-        optimizer = self.optimizer
+        model, optimizer, threads, report = self.model, self.optimizer, self.threads or thread_limit(), Report()
+        empty = np.empty((0, model.outputs), model.dtype)
+        weights = [self.criterion.total_weight(empty, yb, weight) for _, yb, weight in batches]
+        report.weight, whole = sum(weights), np.zeros_like(model.params.grads) if len(batches) > 1 else None
         with model.lock.exclusive():
             statistics, training_step, steps = model.statistics.copy(), model.training_step, optimizer.steps
             try:
-                pred = model.forward(xb, threads)
-                loss, dpred = self.criterion.compute_with(pred, yb, weight, threads)
-                if not math.isfinite(loss):
-                    raise self._divergence(loss, xb, model.training_step, optimizer.lr)
-                model.backward(dpred, threads)
-                optimizer.apply(threads)
+                for (xb, yb, weight), of_batch in zip(batches, weights, strict=True):
+                    pred = model.forward(xb, threads)
+                    loss, dpred = self.criterion.compute_with(pred, yb, weight, threads)
+                    if not math.isfinite(loss):
+                        raise self._divergence(loss, xb, model.training_step, optimizer.lr)
+                    if whole is not None:  # its share of the mean
+                        dpred = dpred * model.dtype.type(of_batch / report.weight if report.weight else 0)
+                    model.backward(dpred, threads)
+                    if whole is not None:
+                        whole += model.params.grads
+                    if self.criterion.classifies:
+                        report.correct += self.criterion.correct(pred, yb)
+                    report.weighted_loss += loss * of_batch
+                if whole is not None:
+                    model.params.grads[:] = whole
+                self.last_lr = optimizer.apply(threads)
+                model.link = self.criterion.link
             except BaseException:  # the user's, an interrupt, or divergence, or there is no memory
                 if optimizer.steps == steps:  # no call may stand here, which an interrupt could end
                     model.statistics[:], model.training_step = statistics, training_step
                 raise
-        return loss
+        report.loss = loss if whole is None else report.weighted_loss / (report.weight or 1)
+        return report
 
     def run_steps(
         self,
@@ -131,7 +167,7 @@ class Trainer:
         if batch_size > SMALL_BATCH:
             check_memory("batch_size", min(batch_size, len(data[0])) * model.row_bytes)
         with model.lock.exclusive():
-            network, model.pending_forward = model.network(), None
+            network, model.pending_forward, model.link = model.network(), None, self.criterion.link
             (rates, error), report = optimizer.rates(steps), Report()
             if error is not None and not isinstance(rates, float):  # of a later step, which raises it
                 steps = len(rates)
@@ -152,6 +188,7 @@ class Trainer:
             rows = epoch_rows(first + report.steps * batch_size, batch_size, len(data[0]), order)
             lr = rates if isinstance(rates, float) else float(rates[report.steps])
             raise self._divergence(report.loss, data[0][rows], model.training_step + 1, lr)
+        self.last_lr = rates if isinstance(rates, float) else float(rates[-1])
         if error is not None:
             raise error
         return report
@@ -172,9 +209,10 @@ class Trainer:
             return DivergenceError("gradient", norm, in_gradient(params), number, lr)
         return DivergenceError("loss", loss, in_model(self.model, x, step), number, lr)
 
-    def _part_in_core(self, totals: Totals, part: Part, batch_size: int, bars: Bars | None) -> None:
+    def _part_in_core(self, totals: Totals, part: Part, plan: EpochPlan) -> None:
         """A part of an epoch in the core."""
-        first, most = 0, MAX_STEPS_PER_CALL if bars is None else 1
+        batch_size, bars = plan.batch_size, plan.bars
+        first, most = 0, MAX_STEPS_PER_CALL if bars is None and plan.after_batch is None else 1
         while first < part.size:
             steps, start = min(most, -(-(part.size - first) // batch_size)), time.perf_counter()
             report = self.run_steps(part.data, part.key, first, steps, batch_size)
@@ -182,51 +220,56 @@ class Trainer:
             totals.add(report.weighted_loss, report.weight, report.correct, samples)
             if bars is not None:
                 bars.advance(samples, totals.mean_loss)
+            if plan.after_batch is not None:
+                plan.after_batch(report.loss / samples)
+            elif bars is not None:
                 in_time = int(BAR_SECONDS * steps / (time.perf_counter() - start))
                 most = max(1, min(MAX_STEPS_PER_CALL, 2 * most, in_time))
             first += steps * batch_size
 
-    def _part_in_python(self, totals: Totals, part: Part, batch_size: int, bars: Bars | None) -> None:
-        """A part of an epoch for a loss that is a Python callable."""
-        for rows in part.batches(batch_size):
-            batch = take_rows(part.data, rows)
-            weight = len(rows) if batch[2] is None else float(batch[2].sum(dtype=np.float64))
-            totals.add(self.step(batch) * weight, weight, 0, len(rows))
-            if bars is not None:
-                bars.advance(len(rows), totals.mean_loss)
+    def _part_in_python(self, totals: Totals, part: Part, plan: EpochPlan) -> None:
+        """A part of an epoch for a loss that is a Python callable, or with steps of several batches."""
+        batches = part.batches(plan.batch_size)
+        while rows := list(itertools.islice(batches, plan.accumulate)):
+            report, samples = self.step([take_rows(part.data, of_batch) for of_batch in rows]), sum(map(len, rows))
+            totals.add(report.weighted_loss, report.weight, report.correct, samples)
+            if plan.bars is not None:
+                plan.bars.advance(samples, totals.mean_loss)
+            if plan.after_batch is not None:
+                plan.after_batch(report.loss)
 
-    def run_epoch(self, data: Data, key: int | None, batch_size: int, bars: Bars | None) -> Totals:
+    def run_epoch(self, data: Data, plan: EpochPlan) -> Totals:
         """An epoch's steps."""
         totals = Totals()
-        run_part = self._part_in_python if self.loss_spec is None else self._part_in_core
-        with closing(parts(data, key, batch_size)) as whole:
+        in_core = self.loss_spec is not None and plan.accumulate == 1
+        run_part = self._part_in_core if in_core else self._part_in_python
+        dealt = parts(data, plan.key, plan.batch_size, plan.drop_last, plan.steps, plan.accumulate)
+        with closing(dealt) as whole:
             for part in whole:
-                run_part(totals, part, batch_size, bars)
+                run_part(totals, part, plan)
         return totals
 
-    def _profiled_epoch(
-        self, profile: profiling.Profile, data: Data, key: int | None, batch_size: int, bars: Bars | None
-    ) -> Totals:
+    def _profiled_epoch(self, profile: profiling.Profile, data: Data, plan: EpochPlan) -> Totals:
         """``run_epoch`` with its times in the profile, which may do it again with copies of model and optimizer."""
 
         def epoch(model: Model, optimizer: Optimizer) -> Totals:
             reducer = self.reducer if model is self.model else None  # copies are on their own
             trainer = Trainer(model, optimizer, self.criterion, self.threads, reducer=reducer)
-            return trainer.run_epoch(data, key, batch_size, None)
+            return trainer.run_epoch(data, EpochPlan(*plan[:5]))  # unseen
 
-        totals = profile.train(epoch, self.model, self.optimizer, batch_size, self.threads or thread_limit())
-        if bars is not None:  # at once: what is timed here, and again by compare, is the core alone
-            bars.advance(totals.samples, totals.mean_loss)
+        totals = profile.train(epoch, self.model, self.optimizer, plan.batch_size, self.threads or thread_limit())
+        if plan.bars is not None:  # at once: what is timed here, and again by compare, is the core alone
+            plan.bars.advance(totals.samples, totals.mean_loss)
         return totals
 
-    def train_epoch(self, data: Data, key: int | None, batch_size: int, bars: Bars | None) -> dict[str, float]:
-        """One pass over the data in the order of key, batch after batch; its loss, accuracy and speed."""
+    def train_epoch(self, data: Data, plan: EpochPlan) -> dict[str, float]:
+        """One pass over the data, batch after batch; its loss, accuracy and speed."""
         start = time.perf_counter()
         profile = profiling.active()
-        if profile and self.loss_spec is not None:
-            totals = self._profiled_epoch(profile, data, key, batch_size, bars)
+        if profile and self.loss_spec is not None and plan.accumulate == 1 and plan.after_batch is None:
+            totals = self._profiled_epoch(profile, data, plan)
         else:
-            totals = self.run_epoch(data, key, batch_size, bars)
+            totals = self.run_epoch(data, plan)
         if totals.weight == 0:  # of data that is read; arrays are checked before
             raise no_weight("y", "sample_weight")
         if not backend().all_finite(self.model.params.values):  # since the last step, which no loss has seen
@@ -245,7 +288,7 @@ def evaluate(model: Model, data: Data, criterion: Loss, measures: Mapping[str, M
     with closing(parts(data, None, 1)) as whole:
         for (X, y, weight), _, _ in whole:
             if not measurable:  # before the pass
-                check_measurable(measures, y, model.outputs)
+                check_measurable(measures, criterion.labels(y), model.outputs)
                 measurable = True
             with model.shared() as threads:
                 pred = model.predict(X, threads)
@@ -253,7 +296,7 @@ def evaluate(model: Model, data: Data, criterion: Loss, measures: Mapping[str, M
                 loss = float(criterion.compute_with(pred, y, weight, threads)[0]) * part_weight
             totals.add(loss, part_weight, criterion.correct(pred, y) if criterion.classifies else 0, len(pred))
             if measures:
-                outputs.append((pred, y))
+                outputs.append((pred, criterion.labels(y)))
     if totals.weight == 0:
         raise no_weight("y", "sample_weight")
     logs = totals.logs(criterion)

@@ -217,11 +217,11 @@ def test_class_weights_are_copied():
 
 def test_settings_of_schedules_and_callbacks_act():
     schedule = fb.schedules.Cosine(0.1, 10)
-    schedule.total_steps = 20
+    schedule.steps = 20
     assert schedule(10) == fb.schedules.Cosine(0.1, 20)(10)
-    with pytest.raises(ValueError, match="total_steps: "):
-        schedule.total_steps = 0
-    assert schedule.total_steps == 20
+    with pytest.raises(ValueError, match="steps: "):
+        schedule.steps = 0
+    assert schedule.steps == 20
     stopping = fb.EarlyStopping(patience=1, monitor="loss")
     with pytest.raises(ValueError, match="patience: "):
         stopping.patience = 0
@@ -417,4 +417,4 @@ def test_what_is_set_is_in_checkpoints(tmp_path):
     model.fit(X, Y, "cross_entropy", optimizer, callbacks=[fb.Checkpoint(path)], verbose=0)
     loaded = fb.Checkpoint.load(path)[1]
     assert loaded.settings() == optimizer.settings()
-    assert loaded.schedule.settings() == {"lr": 0.1, "step_size": 3, "gamma": 0.7}
+    assert loaded.schedule.settings() == {"lr": 0.1, "steps": 3, "gamma": 0.7}

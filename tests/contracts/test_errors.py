@@ -172,7 +172,7 @@ def test_backward_needs_a_forward_pass_in_training():
         (lambda: fb.Sequential([fb.Dense(3, 4)], dtype="float16"), ValueError, "dtype: expected float32 or float64"),
         (lambda: fb.Sequential([fb.Dense(3, 3)] * 2), ValueError, r"layers\[1\]: .* is at layers\[0\] already"),
         (lambda: fb.SGD([1, 2], lr=0.1), TypeError, r"params: expected model.parameters\(\), got list"),
-        (lambda: fb.schedules.Step(0.1, 0), ValueError, "step_size: expected a positive integer, got 0"),
+        (lambda: fb.schedules.Step(0.1, 0), ValueError, "steps: expected a positive integer, got 0"),
         (lambda: fb.batches(X, Y, 0), ValueError, "batch_size: expected a positive integer, got 0"),
         (lambda: fb.batches(X, Y[:3], 5), ValueError, r"y: expected 20 rows, one per sample, got shape \(3,\)"),
         (lambda: fb.Dense(3, 4).weight, RuntimeError, "has no arrays yet"),

@@ -521,11 +521,11 @@ MADE = {
     fb.RMSprop: (dict(), ["params", "lr", "alpha", "eps", "momentum", "weight_decay", "clip_norm"]),
     fb.Adagrad: (dict(), ["params", "lr", "eps", "weight_decay", "clip_norm"]),
     fb.schedules.Constant: (dict(lr=0.1), ["lr"]),
-    fb.schedules.Step: (dict(lr=0.1, step_size=2), ["lr", "step_size", "gamma"]),
+    fb.schedules.Step: (dict(lr=0.1, steps=2), ["lr", "steps", "gamma"]),
     fb.schedules.Exponential: (dict(lr=0.1, gamma=0.9), ["lr", "gamma"]),
-    fb.schedules.Cosine: (dict(lr=0.1, total_steps=9), ["lr", "total_steps", "min_lr"]),
+    fb.schedules.Cosine: (dict(lr=0.1, steps=9), ["lr", "steps", "min_lr"]),
     fb.schedules.OneCycle: (
-        dict(max_lr=0.1, total_steps=9), ["max_lr", "total_steps", "pct_start", "div_factor", "final_div_factor"]
+        dict(max_lr=0.1, steps=9), ["max_lr", "steps", "pct_start", "div_factor", "final_div_factor"]
     ),
     fb.schedules.InverseScaling: (dict(lr=0.1), ["lr", "power"]),
     fb.CrossEntropy: (dict(), ["label_smoothing"]),

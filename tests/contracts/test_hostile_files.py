@@ -192,7 +192,7 @@ def changed(header, at, value):
         (["checkpoint", "optimizer"], ["Optimizer", {}]),
         (["checkpoint", "optimizer", 1, "clip_norm"], 10**400),
         (["checkpoint", "schedule"], ["Schedule", {}]),
-        (["checkpoint", "schedule", 1, "total_steps"], 2**70),
+        (["checkpoint", "schedule", 1, "steps"], 2**70),
     ],
 )
 def test_headers_that_fuzzing_has_found(at, value, tmp_path):

@@ -60,7 +60,7 @@ def used(monkeypatch):
     """The numbers of threads that passes through any network were given, one after the other."""
     numbers: list = []
     make = fb.model.Model.network
-    monkeypatch.setattr(fb.model.Model, "network", lambda self: Recorder(make(self), numbers))
+    monkeypatch.setattr(fb.model.Model, "network", lambda self, *upto: Recorder(make(self, *upto), numbers))
     return numbers
 
 
@@ -153,7 +153,7 @@ def test_more_readers_than_threads_have_one_each(compiled, used):
 def test_a_trainer_may_have_threads_of_its_own(any_backend, used, monkeypatch):
     """The passes, the loss and the update."""
     from fastbp.losses import CrossEntropy, resolve
-    from fastbp.training.trainer import Trainer
+    from fastbp.training.trainer import EpochPlan, Trainer
 
     fb.set_num_threads(2)
     sequential, seen = network(), []
@@ -163,7 +163,7 @@ def test_a_trainer_may_have_threads_of_its_own(any_backend, used, monkeypatch):
         for criterion in (CrossEntropy(), resolve(half_squares)):
             trainer = Trainer(model, optimizer, criterion, threads)
             data = X, criterion.check("y", Y, len(X), 2, X.dtype), None
-            trainer.run_epoch(data, None, 100, None)
+            trainer.run_epoch(data, EpochPlan(None, 100))
         assert set(used) == {expected} == set(seen)
         used.clear()
         seen.clear()

@@ -171,8 +171,8 @@ def losses_of_all_kinds() -> None:
 
 def optimizers(parameters: Parameters) -> Iterator[Optimizer]:
     rates: list[float | fb.schedules.Schedule] = [
-        0.1, fb.schedules.Constant(0.1), fb.schedules.Step(0.1, step_size=5), fb.schedules.Exponential(0.1, gamma=0.9),
-        fb.schedules.Cosine(0.1, total_steps=9), fb.schedules.OneCycle(0.1, total_steps=9),
+        0.1, fb.schedules.Constant(0.1), fb.schedules.Step(0.1, steps=5), fb.schedules.Exponential(0.1, gamma=0.9),
+        fb.schedules.Cosine(0.1, steps=9), fb.schedules.OneCycle(0.1, steps=9),
         fb.schedules.InverseScaling(0.1, power=0.5), Warmup(),
     ]  # fmt: skip
     for lr in rates:

@@ -238,6 +238,13 @@ def soft_with_class_weights(pred, target):
     return nn.functional.cross_entropy(pred, target, weight, reduction="sum") / (target @ weight).sum()
 
 
+binary = nn.functional.binary_cross_entropy_with_logits
+
+
+def weighted_binary(pred, target):
+    return binary(pred, target, pos_weight=torch.tensor([1, 2, 3, 0.5, 0], dtype=pred.dtype))
+
+
 def with_holes(y):
     return np.where(np.random.default_rng(2).random(y.shape) < 0.3, np.nan, y).astype(y.dtype)
 
@@ -249,10 +256,8 @@ def of_three_levels(pred, target):
 
 
 OPTIONS = {
-    "pos_weight": (fb.BinaryCrossEntropy([1, 2, 3, 0.5, 0]), lambda p, y: nn.functional.binary_cross_entropy_with_logits(
-        p, y, pos_weight=torch.tensor([1, 2, 3, 0.5, 0], dtype=p.dtype)), None),
-    "smoothed": (fb.BinaryCrossEntropy(label_smoothing=0.2), lambda p, y: nn.functional.
-                 binary_cross_entropy_with_logits(p, 0.8 * y + 0.1), None),
+    "pos_weight": (fb.BinaryCrossEntropy([1, 2, 3, 0.5, 0]), weighted_binary, None),
+    "smoothed": (fb.BinaryCrossEntropy(label_smoothing=0.2), lambda p, y: binary(p, 0.8 * y + 0.1), None),
     "soft labels": (fb.CrossEntropy(0.1), nn.CrossEntropyLoss(label_smoothing=0.1),
                     lambda y: (y / y.sum(axis=1, keepdims=True)).astype(y.dtype)),
     "soft labels, classes": (fb.CrossEntropy(class_weight=[1, 0.5, 2, 0.1, 3]), soft_with_class_weights,

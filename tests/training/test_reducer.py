@@ -11,7 +11,7 @@ from networks import blobs, branching, everything
 import fastbp as fb
 from fastbp import losses
 from fastbp.core.plan import BUCKET_BYTES
-from fastbp.training.trainer import Trainer
+from fastbp.training.trainer import EpochPlan, Trainer
 
 # NumPy, as a backend, says so when numbers overflow
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
@@ -323,9 +323,9 @@ def test_fit_hands_it_on(any_backend):
     X, y, weight = data()
     model, reducer = everything("float64"), Alone()
     one = trainer(model, reducer=reducer)
-    one.train_epoch((X, y, weight), None, 50, None)
+    one.train_epoch((X, y, weight), EpochPlan(None, 50))
     with fb.profile() as profile:
-        one.train_epoch((X, y, weight), None, 50, None)
+        one.train_epoch((X, y, weight), EpochPlan(None, 50))
     assert len(reducer.headers) == 10
     profile.compare("numpy")
     assert len(reducer.headers) == 10

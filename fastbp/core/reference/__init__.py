@@ -26,7 +26,7 @@ from fastbp.core.reference.layers.normalization import (
     layernorm_backward,
     layernorm_forward,
 )
-from fastbp.core.reference.losses import LOSSES, loss, sample_losses
+from fastbp.core.reference.losses import LOSSES, loss, sample_losses, softmax
 from fastbp.core.reference.network import Network
 from fastbp.core.reference.order import batch_order
 from fastbp.core.reference.products import matmul
@@ -53,6 +53,7 @@ __all__ = [
     "openmp_threads",
     "sample_losses",
     "scratch_bytes",
+    "softmax",
     "squared_norm",
     "target",
     "unknown_category",

@@ -158,6 +158,12 @@ def _cross_entropy(
     return float(-(share * log_p).sum() / divisor)
 
 
+def softmax(y: Array, logits: Array, threads: int) -> None:
+    """y = softmax(logits), both (B, C), which may be one array."""
+    np.exp(logits - logits.max(axis=1, keepdims=True), out=y)
+    y /= y.sum(axis=1, keepdims=True)
+
+
 def correct(pred: Array, target: Array, spec: LossSpec) -> int:
     """Rows whose largest logit is the label's, or whose every output is on its target's side; 0 for a regression."""
     if spec.name == "cross_entropy":
