@@ -13,6 +13,7 @@ import numpy as np
 from fastbp.core import backend_name, get_num_threads, use_backend
 from fastbp.data.arrays import Array
 from fastbp.layers import Dense
+from fastbp.losses import LossName
 from fastbp.optim import SGD, Adam
 from fastbp.profiling import fma_peak
 from fastbp.training import Sequential
@@ -42,7 +43,7 @@ class Run:
         layers = [Dense(a, b, "relu") for a, b in pairwise(widths[:-1])] + [Dense(widths[-2], widths[-1])]
         self.model = Sequential(layers, seed=0)
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters(), lr=1e-3)
-        self.loss = "mse" if widths[-1] == 1 else "cross_entropy"
+        self.loss: LossName = "mse" if widths[-1] == 1 else "cross_entropy"
         self.y: Array = rng.integers(0, widths[-1], len(self.X))
         if self.loss == "mse":
             self.y = self.X[:, 0]

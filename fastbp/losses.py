@@ -299,6 +299,11 @@ def _class_weights(given: Any) -> Any:
     """A copy, which the caller cannot change; how many there have to be is seen when they are used."""
     if given is None:
         return None
+    if isinstance(given, str):
+        hint = (
+            "; a loss does not see all labels: write fit(..., class_weight='balanced')" if given == "balanced" else ""
+        )
+        raise TypeError(f"class_weight: expected weights, a mapping from label to weight or None, got {given!r}{hint}")
     values = list(given.values()) if isinstance(given, Mapping) else given
     weights = check_finite("class_weight", cast("class_weight", values, np.dtype(np.float64)))
     if weights.ndim != 1:
@@ -622,7 +627,8 @@ def probabilities(link: str, logits: Array) -> Array:
 
 check_names(backend(), "losses", LOSSES)
 
-LossLike = str | Loss | LossFunction
+LossName = Literal["cross_entropy", "binary_cross_entropy", "mse", "mae", "huber", "quantile", "poisson"]
+LossLike = LossName | Loss | LossFunction
 
 
 _DEFAULTS: dict[str, Loss] = {}  # by name, as a step asks for it

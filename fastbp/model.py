@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -48,6 +48,9 @@ class PendingForward(NamedTuple):
     x: Array
 
 
+DtypeName = Literal["float32", "float64"]
+Dtype = DtypeName | np.dtype[Any] | type
+
 #: What makes probabilities of outputs.
 LINKS = "softmax", "sigmoid"
 
@@ -81,7 +84,7 @@ class Model:
         That a sample needs in a forward pass, at least.
     """
 
-    def __init__(self, layers: Sequence[Layer], dtype: str | np.dtype[Any] | type = "float32", seed: int | None = None):
+    def __init__(self, layers: Sequence[Layer], dtype: Dtype = "float32", seed: int | None = None):
         valid = ("float32", "float64", np.float32, np.float64)
         if not isinstance(dtype, (str, type, np.dtype)) or dtype not in valid:  # an array would compare its entries
             raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
@@ -339,7 +342,7 @@ class Model:
         self.order_generator.bit_generator.state = other.generator.bit_generator.state
 
     @classmethod
-    def from_tensors(cls, config: list[dict[str, Any]], dtype: str, tensors: dict[str, Array]) -> Self:
+    def from_tensors(cls, config: list[dict[str, Any]], dtype: DtypeName, tensors: dict[str, Array]) -> Self:
         """The model of a ``config`` with these ``tensors``."""
         layers = make_layers(config)
         check_tensors(layers, tensors)
@@ -360,7 +363,7 @@ def check_tensors(layers: Sequence[Layer], tensors: dict[str, Array]) -> None:
             raise ValueError(f"the tensors do not fit the layers: {name!r}")
 
 
-def _rebuild(config: list[dict[str, Any]], dtype: str, *contents: Any) -> Model:
+def _rebuild(config: list[dict[str, Any]], dtype: DtypeName, *contents: Any) -> Model:
     model = Model(make_layers(config), dtype)
     model.adopt(*contents)
     return model

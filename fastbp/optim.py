@@ -163,6 +163,14 @@ class Optimizer(Settings):
     def _setting_names(cls) -> tuple[str, ...]:
         return tuple(name for name in super()._setting_names() if name not in ("params", "lr"))
 
+    def __repr__(self) -> str:
+        """``Adam(lr=0.001, weight_decay=0.1), 120 steps done``"""
+        lr: Any = self.schedule
+        if isinstance(lr, schedules.Constant) and not lr.warmup:
+            lr = lr.lr
+        settings = ", ".join(filter(None, (f"lr={lr!r}", self._shown())))
+        return f"{type(self).__name__}({settings}), {self.steps} steps done"
+
     def _with(self, settings: dict[str, Any]) -> Settings:
         make: Any = self._own_class()
         made: Settings = make(self.params, self.schedule, **settings)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Owners = dict[str, tuple[str, str]]
 
 
+SHOWN = 8  # tensors in a repr
+
+
 class Parameters(Settings):
     """The parameters of a model: ``values`` and ``grads``, flat, and every tensor as a view on them.
 
@@ -99,6 +102,12 @@ class Parameters(Settings):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+    def __repr__(self) -> str:
+        """``Parameters(4 tensors of 1,250 float32: 0.weight (8, 16), 0.bias (16,), ...)``"""
+        first = ", ".join(f"{name} {shape}" for name, shape in list(self.shapes.items())[:SHOWN])
+        rest = ", ..." if len(self) > SHOWN else ""
+        return f"Parameters({len(self)} tensors of {self.count:,} {self.values.dtype}: {first}{rest})"
 
     def __iter__(self) -> Iterator[Array]:
         return (self.value(name) for name in self.shapes)

@@ -205,6 +205,9 @@ class _Function(Schedule):
     def __call__(self, t: int) -> float:
         return self.function(t)
 
+    def __repr__(self) -> str:
+        return repr(self.function)
+
 
 def _power(base: float, exponent: float) -> float:
     """``base**exponent``, infinite where it is too large for a float, which no learning rate may be."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastbp.data.arrays import near_names
+from fastbp.data.hints import near_names
 
 
 class _Constructed(type):
@@ -51,6 +51,28 @@ class Settings(metaclass=_Constructed):
         make: Any = self._own_class()
         made: Settings = make(**settings)
         return made
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        """What the constructor takes where nothing is given."""
+        make: Any = cls.__init__
+        names, defaults = make.__code__.co_varnames[: make.__code__.co_argcount], make.__defaults__ or ()
+        return dict(zip(names[len(names) - len(defaults) :], defaults, strict=True)) | (make.__kwdefaults__ or {})
+
+    def _shown(self) -> str:
+        """The settings that are not the defaults, as a constructor takes them."""
+        own = self._own_class()
+        names = own._setting_names()
+        defaults = own._defaults() if names else {}
+        values = ((name, vars(self).get(name)) for name in names)
+        return ", ".join(
+            f"{name}={value!r}"
+            for name, value in values
+            if name not in defaults or repr(value) != repr(defaults[name])  # as == of arrays gives arrays
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._shown()})"
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = self._own_class()

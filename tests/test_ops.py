@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import rounding
 
 from fastbp import ops
 
@@ -75,3 +76,21 @@ def test_eps_is_zero_or_a_normal_number(dtype):
         call(float(np.finfo(dtype).tiny))
         with pytest.raises(ValueError, match="eps: expected a number from"):
             call(float(np.finfo(dtype).tiny) / 2)
+
+
+def test_softmax_and_sigmoid(any_backend, dtype, rng):
+    logits = (5 * rng.standard_normal((300, 7))).astype(dtype)
+    logits[0, 2] = -np.inf
+    e = np.exp(logits.astype("f8") - logits.max(axis=1, keepdims=True))
+    p = ops.softmax(logits)
+    np.testing.assert_allclose(p, e / e.sum(axis=1, keepdims=True), rtol=rounding(dtype, 7))
+    assert p.dtype == dtype
+    assert p[0, 2] == 0
+    assert logits[0, 2] == -np.inf  # as it was
+    np.testing.assert_allclose(ops.sigmoid(logits), 1 / (1 + np.exp(-logits.astype("f8"))), rtol=rounding(dtype, 2))
+    assert ops.sigmoid([0, 1e4, -1e4]).tolist() == [0.5, 1, 0]
+    assert ops.sigmoid(0.0).shape == ()
+    assert ops.softmax(np.empty((0, 3))).shape == (0, 3)
+    for wrong in (lambda: ops.softmax([1, 2]), lambda: ops.softmax("a"), lambda: ops.sigmoid(["a"])):
+        with pytest.raises((ValueError, TypeError), match="x: expected"):
+            wrong()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastbp.core import backend
+from fastbp.data.hints import near_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Samples = tuple[Array, Array, Array | None]  # features, targets and weights that were checked
@@ -31,15 +32,6 @@ def check_choice(name: str, value: object, valid: Iterable[str | int | None]) ->
     if isinstance(value, (str, int, float, type(None))) and value in options:  # an array would be compared by entries
         return value
     raise ValueError(f"{name}: unknown value {value!r}; {near_names(str(value), options)}")
-
-
-def near_names(name: str, options: Iterable[object]) -> str:
-    """Those of the options that a misspelt name may mean, or all."""
-    import difflib  # here, as only an error needs it
-
-    options = list(options)
-    near = difflib.get_close_matches(name, [o for o in options if isinstance(o, str)], n=3)
-    return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"expected one of {options}"
 
 
 LARGEST_WEIGHT = 2.0**100  # of samples and classes: products and sums of these fit float64
@@ -226,14 +218,25 @@ def check_labels(name: str, value: ArrayLike, samples: int, classes: int) -> Arr
     """``value`` as (samples,) int64 class labels in 0..classes-1."""
     array = as_array(name, value)
     if array.dtype.kind not in "iub":
-        raise TypeError(f"{name}: expected integer class labels, got dtype {array.dtype}")
+        raise TypeError(f"{name}: expected integer class labels, got dtype {array.dtype}{_label_hint(array)}")
     check_length(name, array, samples)
     if array.ndim != 1:
-        raise ValueError(f"{name}: expected class labels of shape ({samples},), got {array.shape}")
+        hint = "; y.ravel() has it" if array.shape[1:] == (1,) else ""
+        raise ValueError(f"{name}: expected class labels of shape ({samples},), got {array.shape}{hint}")
     low, high = array.min(), array.max()
     if low < 0 or high >= classes:
-        raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got {low if low < 0 else high}")
+        hint = "; they begin at 0, as y - 1 does" if (low, high) == (1, classes) else ""
+        raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got {low if low < 0 else high}{hint}")
     return np.require(array, dtype=np.int64, requirements=["C", "A"])
+
+
+def _label_hint(array: Array) -> str:
+    """How labels that are no integers become some."""
+    if array.dtype.kind in "OUST":
+        return "; np.unique(y, return_inverse=True)[1] numbers them, and the estimators take them as they are"
+    if array.dtype.kind == "f" and array.size and (array == np.floor(array)).all():
+        return "; y.astype(int) makes integers of them"
+    return ""
 
 
 def check_targets(

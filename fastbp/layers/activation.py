@@ -21,9 +21,9 @@ class Activation(Layer):
     kind = "activation"
     is_activation = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: plan.ActivationName) -> None:
         super().__init__()
-        self.name: str = check_choice("name", name, [a for a in plan.ACTIVATIONS if a is not None])
+        self.name: plan.ActivationName = check_choice("name", name, [a for a in plan.ACTIVATIONS if a is not None])
 
     def settings(self) -> dict[str, Any]:
         return {"name": self.name}

@@ -59,12 +59,17 @@ class Dense(Parametric):
     applies_input_derivative = True
 
     def __init__(
-        self, in_features: int, out_features: int, activation: str | None = None, bias: bool = True, init: Init = None
+        self,
+        in_features: int,
+        out_features: int,
+        activation: plan.ActivationName | None = None,
+        bias: bool = True,
+        init: Init = None,
     ) -> None:
         super().__init__()
         self.in_features = self.width = check_int("in_features", in_features)
         self.out_features = check_int("out_features", out_features)
-        self.activation: str | None = check_choice("activation", activation, plan.ACTIVATIONS)
+        self.activation: plan.ActivationName | None = check_choice("activation", activation, plan.ACTIVATIONS)
         self.has_bias = bool(bias)
         self.init: Init = init if callable(init) else check_choice("init", init, [None, *_INITS])
 

@@ -37,7 +37,9 @@ class Work(NamedTuple):
 class Layer(Settings):
     """What every layer has: the op it is lowered to, its width, and its place in a model."""
 
-    _instead: ClassVar[str] = "a layer stays as it was made: make a new one, and a new model"
+    _instead: ClassVar[str] = (
+        "a layer stays as it was made: make a new one, and a new model; groups={'0.*': {'lr': 0}} of an optimizer freezes one"
+    )
     #: The name of the op that it is lowered to, in the registries of the core.
     kind: ClassVar[str]
     #: Whether its op may apply the activation that follows it.

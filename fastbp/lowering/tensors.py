@@ -25,6 +25,11 @@ def check_tree(layers: Sequence[Layer]) -> None:
             raise TypeError(f"layers[{i}]: expected a layer, got {kind_of(layer)}")
     seen: dict[int, str] = {}
     for path, access, layer in walk(layers):
+        if type(layer) is not layer._own_class():
+            raise TypeError(
+                f"{access}: expected one of fastbp's layers, got {kind_of(layer)}, a class of your own; layers run in "
+                "the compiled core: compose them of those that there are, or put what is yours into the loss"
+            )
         if layer.takes_ids and path != "0":
             raise ValueError(f"{access}: {layer!r} takes ids, which only the input has; it can only come first")
         if id(layer) in seen:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from fastbp.core.plan import ACTIVATIONS as CORE_ACTIVATIONS
+from fastbp.core.plan import ActivationName
 from fastbp.data.arrays import Array, check_array, check_choice, check_number
 from fastbp.layers import Activation, BatchNorm, Dense, Dropout, Layer
 from fastbp.layers.layer import Parametric
 from fastbp.training import Sequential
 
 #: scikit-learn's names of activations, and fastbp's, with what ``Dense`` calls them.
-ACTIVATIONS: dict[str, str | None] = {"identity": None, "logistic": "sigmoid"}
-ACTIVATIONS |= {name: name for name in CORE_ACTIVATIONS if name}
+ACTIVATIONS: dict[str, ActivationName | None] = {"identity": None, "logistic": "sigmoid"}
+ACTIVATIONS |= {name: name for name in get_args(ActivationName)}
 
 
 def build_network(widths: list[int], settings: Any, dtype: np.dtype[Any], random: np.random.RandomState) -> Sequential:
     """The model for an estimator's parameters, ``settings``; widths are those of inputs, hidden layers and outputs."""
     names, rates = _hidden_settings(settings, len(widths) - 2)
     layers = _layers(widths, names, rates, settings.batch_norm)
-    model = Sequential(layers, dtype=np.dtype(dtype).name, seed=random.randint(2**31) if any(rates) else 0)
+    model = Sequential(layers, dtype=dtype, seed=random.randint(2**31) if any(rates) else 0)
     names.append(names[-1] if names else settings.activation)  # the last layer begins like the one before
     for layer, name in zip(dense_layers(model), names, strict=True):
         _initialise(layer, name, random)
@@ -34,7 +34,7 @@ def rebuilt_network(model: Sequential, widths: list[int], settings: Any) -> Sequ
     layers = _layers(widths, *_hidden_settings(settings, len(widths) - 2), settings.batch_norm)
     if [layer.config() for layer in layers] == model.model.config():
         return model
-    other = Sequential(layers, dtype=model.dtype.name, seed=0)
+    other = Sequential(layers, dtype=model.dtype, seed=0)
     other.epochs = model.epochs
     for kind in (Dense, BatchNorm):  # one after the other: between them there may be others than before
         pairs = zip(_of_kind(other, kind), _of_kind(model, kind), strict=False)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastbp.plotting import new_figure
 from fastbp.settings import Settings
 
 _NOT_METRICS = "lr", "samples_per_second"  # logged values that do not say how good the model is
+
+
+MARKED_EPOCHS = 50  # of a plot: more points would hide the line
 
 
 class History(Settings):
@@ -30,18 +33,41 @@ class History(Settings):
         """The number of epochs."""
         return len(self.history.get("loss", ()))
 
+    def __getitem__(self, name: str) -> list[float]:
+        """The values of that name, one for each epoch: ``history["val_auc"]``."""
+        if name not in self.history:
+            raise KeyError(f"{name!r}: expected one of {', '.join(self.history) or 'nothing, as there was no epoch'}")
+        return self.history[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.history
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.history)
+
+    def __repr__(self) -> str:
+        """``History(20 epochs, the last with loss 0.1234, val_loss 0.2345)``"""
+        last = _formatted({name: values[-1] for name, values in self.history.items()})
+        values = ", ".join(f"{name} {value}" for name, value in last.items())
+        return (
+            f"History({len(self)} epoch{'' if len(self) == 1 else 's'}{', the last with ' if values else ''}{values})"
+        )
+
     def append(self, logs: dict[str, float]) -> None:
         """Add what one epoch logs."""
         for name, value in logs.items():
             self.history.setdefault(name, []).append(value)
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None, log: bool = False) -> Any:
         """Draw loss, accuracy and metrics over the epochs, of training and validation; needs matplotlib.
 
         Parameters
         ----------
         path : str, path or None
             The file to save it to; its extension says what is written, such as ``.png`` or ``.svg``.
+        log : bool
+            Whether the losses have a logarithmic scale.
 
         Returns
         -------
@@ -63,8 +89,9 @@ class History(Settings):
             for label, key in (("training", name), ("validation", f"val_{name}")):
                 if key in self.history:
                     values = self.history[key]
-                    axes.plot(range(1, len(values) + 1), values, ".-", label=label)
-            axes.set(xlabel="epoch", ylabel=name)
+                    style = ".-" if len(values) <= MARKED_EPOCHS else "-"
+                    axes.plot(range(1, len(values) + 1), values, style, linewidth=1, label=label)
+            axes.set(xlabel="epoch", ylabel=name, yscale="log" if log and name == "loss" else "linear")
             axes.legend()
         if path is not None:
             figure.savefig(path)

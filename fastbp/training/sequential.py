@@ -18,11 +18,12 @@ from fastbp.data.arrays import Array, as_generator, cast, check_choice, check_in
 from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key, steps_of
 from fastbp.divergence import DivergenceError
 from fastbp.formats import npz
+from fastbp.formats.writing import name_of
 from fastbp.layers import BatchNorm, Dense, Layer, make_layers
 from fastbp.layers.tree import walk
 from fastbp.losses import Loss, LossLike
 from fastbp.metrics import Metric, Metrics, check_measurable, directions, resolve
-from fastbp.model import Model, check_tensors
+from fastbp.model import Dtype, DtypeName, Model, check_tensors
 from fastbp.optim import Optimizer
 from fastbp.parameters import Parameters, copy_overlap
 from fastbp.settings import Settings
@@ -91,13 +92,19 @@ class Sequential(Settings):
     #: What the last ``fit`` returned or, after an interrupt or an error, its finished epochs.
     history: History | None = None
 
-    def __init__(self, layers: Sequence[Layer], dtype: str | np.dtype[Any] | type = "float32", seed: int | None = None):
+    def __init__(self, layers: Sequence[Layer], dtype: Dtype = "float32", seed: int | None = None):
         self.model = Model(layers, dtype, seed)
 
     @classmethod
     def _setting_names(cls) -> tuple[str, ...]:
         """None: what a model was made of it stays."""
         return ()
+
+    def __repr__(self) -> str:
+        """A line for each layer, and how many parameters they have."""
+        lines = "".join(f"    {layer!r},\n" for layer in self.layers)
+        count = f"{self.parameters().count:,} parameters"
+        return f"{type(self).__name__}([\n{lines}], dtype={self.dtype.name!r})  # {count}"
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -409,6 +416,7 @@ class Sequential(Settings):
         samples = data.samples if isinstance(data, Stream) else len(data[0])
         if batch_size == 1 or samples == 1:
             warn_of_single_rows(self.layers)
+        warn_of_activation(self.layers[-1], criterion)
         steps = check_steps(samples, batch_size, drop_last, accumulate, steps_per_epoch)
         if steps is None and optimizer.schedule.epochs is not None:
             raise ValueError("lr: expected a schedule in steps, or steps_per_epoch, for data whose length is not known")
@@ -440,6 +448,8 @@ class Sequential(Settings):
             run, log_names = None, _log_names(criterion, measures, validation, train_metrics)
             if resume is not None:
                 run = run_state.load_matching(resume, self, optimizer, callbacks, log_names)
+                if run is not None and verbose:
+                    print(f"resumes after epoch {len(run.history.get('loss', ()))}/{epochs}, from {name_of(resume)}")
             self.model.order_generator = rng
             try:
                 with called(callbacks, self, optimizer, log_names, directions(measures)):
@@ -544,14 +554,14 @@ class Sequential(Settings):
             raise npz.unreadable(path, error) from error
 
     @classmethod
-    def _build(cls, config: list[dict[str, Any]], dtype: str, tensors: dict[str, Array]) -> Self:
+    def _build(cls, config: list[dict[str, Any]], dtype: DtypeName, tensors: dict[str, Array]) -> Self:
         layers = make_layers(config)
         check_tensors(layers, tensors)
         sequential = cls(layers, dtype=dtype)
         sequential.model.assign(tensors)
         return sequential
 
-    def astype(self, dtype: str) -> Self:
+    def astype(self, dtype: DtypeName) -> Self:
         """A copy of the model that computes in another dtype."""
         with self.model.shared():
             other = self._build(self.model.config(), dtype, self.model.tensors())
@@ -595,7 +605,7 @@ class Sequential(Settings):
         return _rebuild, (type(self), self.model.config(), self.dtype.name, *self.model.contents()), rest
 
 
-def _rebuild(cls: type[S], config: list[dict[str, Any]], dtype: str, *contents: Any) -> S:
+def _rebuild(cls: type[S], config: list[dict[str, Any]], dtype: DtypeName, *contents: Any) -> S:
     sequential = cls(make_layers(config), dtype=dtype)
     sequential.model.adopt(*contents)
     return sequential
@@ -628,6 +638,18 @@ def warn_of_single_rows(layers: Sequence[Layer], stacklevel: int = 3) -> None:
                 stacklevel=stacklevel,
             )
             return
+
+
+def warn_of_activation(last: Layer, criterion: Loss) -> None:
+    """Tell that a loss takes logits where the last layer gives something else."""
+    name = getattr(last, "activation", None) or getattr(last, "name", None)
+    if criterion.link and name in ("sigmoid", "relu"):
+        warnings.warn(
+            f"loss: {type(criterion).__name__} takes logits and applies the {criterion.link} itself, but the model "
+            f"ends in a {name}; leave that out, and take predict_proba for probabilities",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def check_verbose(verbose: int | Literal["bar"]) -> int | Literal["bar"]:

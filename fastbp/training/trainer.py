@@ -97,7 +97,9 @@ class Trainer:
         reducer: Reducer | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: expected an Optimizer such as fb.SGD(...), got {optimizer!r}")
+            raise TypeError(
+                f"optimizer: expected an Optimizer such as fb.Adam(model.parameters(), lr=0.001), got {optimizer!r}"
+            )
         if optimizer.params is not model.params:
             raise ValueError("optimizer: it was made for the parameters of another model")
         self.model, self.optimizer, self.criterion = model, optimizer, criterion

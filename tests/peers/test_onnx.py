@@ -88,3 +88,16 @@ def test_embeddings(dtype, unknown, make, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (got,) = session.run(None, {"input": X.astype(dtype)})
     np.testing.assert_allclose(got, model.predict(X), rtol=0, atol=20 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(("loss", "outputs"), [("cross_entropy", 3), ("binary_cross_entropy", 2)])
+def test_probabilities(dtype, loss, outputs, tmp_path):
+    rng = np.random.default_rng(0)
+    X, model = rng.standard_normal((50, 6)).astype(dtype), fb.Sequential([fb.Dense(6, outputs)], dtype=dtype, seed=0)
+    with pytest.raises(ValueError, match="probabilities: expected a model that was last trained with"):
+        export(model, tmp_path / "model.onnx", probabilities=True)
+    y = rng.integers(0, outputs, 50) if loss == "cross_entropy" else rng.integers(0, 2, (50, outputs))
+    model.fit(X, y, loss, fb.SGD(model.parameters(), lr=0.1), verbose=0)
+    export(model, tmp_path / "model.onnx", probabilities=True)
+    (given,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"input": X})
+    np.testing.assert_allclose(given, model.predict_proba(X), rtol=1e-5)

@@ -149,3 +149,24 @@ def test_trees_have_pytorchs_names(name, tmp_path):
     save_file(net.state_dict(), tmp_path / "theirs.safetensors")
     files.load(other, tmp_path / "theirs.safetensors")
     assert other.predict(X).tobytes() == model.predict(X).tobytes()
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_half_precision_is_read(stored, tmp_path):
+    """What PyTorch makes of the same bits."""
+    model, net = pair()
+    half = {
+        name: tensor.to(stored) if tensor.is_floating_point() else tensor for name, tensor in net.state_dict().items()
+    }
+    save_file(half, tmp_path / "w.safetensors")
+    files.load(model, tmp_path / "w.safetensors")
+    expected = half["0.weight"].to(torch.float32).numpy().T
+    np.testing.assert_array_equal(model.layers[0].weight, expected)
+
+
+def test_other_numbers_are_refused(tmp_path):
+    model, net = pair()
+    state = net.state_dict() | {"0.bias": torch.zeros(8, dtype=torch.float8_e4m3fn)}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(fb.FileFormatError, match=r"expected numbers of F64, .*, got F8_E4M3"):
+        files.load(model, tmp_path / "w.safetensors")

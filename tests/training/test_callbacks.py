@@ -286,3 +286,74 @@ def test_fastbps_own_metrics_know_their_directions():
         model.fit(X, y, "mse", fb.SGD(model.parameters(), lr=0.1), validation_data=(X, y), metrics=names,
                   callbacks=[stopping], verbose=0)  # fmt: skip
         assert stopping.greater_is_better[worse] is (worse == "val_r2")
+
+
+def run(callback, values, name="val_loss"):
+    """The epoch after which it stops a fit with these values, or None; the rates of the epochs after each."""
+    model = fb.Sequential([fb.Dense(1, 1)], seed=0)
+    callback.model, callback.optimizer = model, fb.SGD(model.parameters(), lr=1.0)
+    callback.log_names, model.stop_training, rates = ["loss", "val_loss"], False, []
+    callback.on_train_begin()
+    for epoch, value in enumerate(values):
+        model.layers[0].bias[:] = epoch
+        callback.on_epoch_end(epoch, {"loss": 0.0, name: value})
+        rates.append(callback.optimizer.lr)
+        if model.stop_training:
+            callback.on_train_end()
+            return epoch, rates, model.layers[0].bias[0]
+    callback.on_train_end()
+    return None, rates, model.layers[0].bias[0]
+
+
+def test_ties_go_to_the_earlier_epoch_unless_the_last_is_asked_for():
+    values = [3, 1, 1, 2, 1, 2, 2]
+    first, last = fb.EarlyStopping(patience=3), fb.EarlyStopping(patience=3, ties="last")
+    assert run(first, values)[::2] == (4, 1)
+    assert first.best_epoch == 1
+    assert run(last, values)[::2] == (4, 4)  # a tie is no improvement
+    assert last.best_epoch == 4
+
+
+def test_early_stopping_from_an_epoch_on():
+    stopping = fb.EarlyStopping(patience=2, start_from_epoch=3)
+    assert run(stopping, [0, 9, 9, 5, 6, 7, 8])[::2] == (5, 3)
+    assert (stopping.best, stopping.best_epoch) == (5, 3)
+
+
+def test_early_stopping_with_a_baseline():
+    stopping = fb.EarlyStopping(patience=3, baseline=0.5)
+    assert run(stopping, [0.9, 0.8, 0.7, 0.6])[::2] == (2, 2)  # never better than it: the weights stay as they are
+    assert stopping.best_epoch == -1
+    assert run(fb.EarlyStopping(patience=3, baseline=0.5), [0.9, 0.8, 0.4, 0.6, 0.5, 0.45])[::2] == (5, 2)
+    accuracy = fb.EarlyStopping(patience=1, baseline=0.5, mode="max", monitor="val_loss")
+    assert run(accuracy, [0.6, 0.7, 0.4])[::2] == (2, 1)
+
+
+def test_a_reduction_has_a_cooldown():
+    plateau = fb.ReduceLROnPlateau(factor=0.5, patience=2, cooldown=3)
+    assert run(plateau, [1] * 10)[1] == [1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+    plateau = fb.ReduceLROnPlateau(factor=0.5, patience=2)
+    assert run(plateau, [1] * 7)[1] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fb.EarlyStopping(start_from_epoch=-1), "start_from_epoch: expected a non-negative"),
+        (lambda: fb.EarlyStopping(baseline=float("nan")), "baseline: expected a number"),
+        (lambda: fb.EarlyStopping(ties="both"), "ties: "),
+        (lambda: fb.ReduceLROnPlateau(cooldown=-1), "cooldown: expected a non-negative"),
+    ],
+)
+def test_settings_that_do_not_fit(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_reduce_lr_on_plateau_keeps_a_warmup():
+    model = fb.Sequential([fb.Dense(3, 2)], seed=0)
+    optimizer = fb.SGD(model.parameters(), lr=fb.schedules.Constant(1e-30, warmup=5))
+    plateau = fb.ReduceLROnPlateau(factor=0.5, patience=1)
+    X, y = np.ones((20, 3)), np.ones((20, 2))
+    model.fit(X, y, "mse", optimizer, epochs=3, verbose=0, callbacks=[plateau])
+    assert optimizer.schedule.settings() == {"lr": 2.5e-31, "warmup": 5}
