@@ -48,7 +48,7 @@ def _interrupts():
 
 @pytest.fixture
 def alarms():
-    """Calls a handler after some time, again and again with ``repeat``: ``alarms(handler, seconds)``.
+    """Calls a handler after some time, and again and again after another: ``alarms(handler, seconds, again)``.
 
     Python loses what a handler raises while garbage is collected, so there is no collection.
     """
@@ -56,9 +56,9 @@ def alarms():
         pytest.skip("no interval timer on this system")
     before = signal.getsignal(signal.SIGALRM)
 
-    def start(handler, seconds, repeat=False):
+    def start(handler, seconds, again=0.0):
         signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, seconds, seconds if repeat else 0)
+        signal.setitimer(signal.ITIMER_REAL, seconds, again)
 
     gc.disable()
     yield start

@@ -170,7 +170,7 @@ def test_exceptions_of_a_handler_leave_no_lock_behind(compiled, alarms):
     ]
     for i in range(120):
         try:
-            alarms(handler, 0.002 + 1e-5 * i, repeat=True)
+            alarms(handler, 0.002 + 1e-5 * i, again=1.0)
             while True:
                 tasks[i % len(tasks)]()
         except InterruptError:
@@ -221,7 +221,7 @@ def test_a_handler_that_predicts_sees_whole_steps_and_changes_nothing(any_backen
         states.append(quiet.predict(rows).tobytes())
         quiet.train_on_batch(X[part], Y[part], "cross_entropy", its_optimizer)
     optimizer = fb.Adam(disturbed.parameters())
-    alarms(handler, 0.02, repeat=True)
+    alarms(handler, 0.02, again=0.02)
     disturbed.fit(np.tile(X, (times, 1)), np.tile(Y, times), "cross_entropy", optimizer, batch_size=30, verbose=0,
                   shuffle=False)  # fmt: skip
     signal.setitimer(signal.ITIMER_REAL, 0)
