@@ -62,11 +62,10 @@ def main_job() -> None:
             with fb.use_backend(backend):
                 seconds.append(train(*training, verbose=0)[1])
     compiled, reference = min(times[backend_name()]), min(times["numpy"])
+    times_as_long = f"{reference / compiled:.1f} times as long"
     print(
-        f"{EPOCHS} epochs, best of 3: {compiled:.3f} s on {backend_name()}, {reference:.3f} s for the same in NumPy",
-        end="",
+        f"{EPOCHS} epochs, best of 3: {compiled:.3f} s on {backend_name()}, {reference:.3f} s on numpy, {times_as_long}"
     )
-    print(f", {reference / compiled:.1f} times as long")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ loss and gradient 0. With ``normalize_weights=False`` it is divided by the numbe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, overload
 
 import numpy as np
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []  # every public loss adds its name above its class
 
-Reduction = Literal["mean", "sum", "none"]
 Missing = Literal["error", "ignore"]
 
 _Result = tuple[SupportsFloat, Array]  # the loss and its gradient
@@ -78,12 +77,24 @@ class Loss(Settings):
         if cls.__module__ == __name__ and cls.name:  # a user's own loss has no name that fit knows
             LOSSES[cls.name] = cls
 
+    @overload
+    def __call__(
+        self,
+        pred: ArrayLike,
+        target: ArrayLike,
+        sample_weight: ArrayLike | None = ...,
+        reduction: Literal["mean", "sum"] = ...,
+    ) -> tuple[float, Array]: ...
+    @overload
+    def __call__(
+        self, pred: ArrayLike, target: ArrayLike, sample_weight: ArrayLike | None = ..., *, reduction: Literal["none"]
+    ) -> tuple[Array, Array]: ...
     def __call__(
         self,
         pred: ArrayLike,
         target: ArrayLike,
         sample_weight: ArrayLike | None = None,
-        reduction: Reduction = "mean",
+        reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> tuple[Any, Array]:
         array = as_array("pred", pred)
         dtype = np.dtype(array.dtype.type if array.dtype.type in (np.float32, np.float64) else np.float32)
@@ -405,7 +416,10 @@ class BinaryCrossEntropy(Elementwise):
         normalize_weights: bool = True,
     ) -> None:
         super().__init__(missing=missing, normalize_weights=normalize_weights)
-        self.pos_weight = None if pos_weight is None else _positive_weights(pos_weight)
+        self._positive = None if pos_weight is None else _positive_weights(pos_weight)
+        self.pos_weight: ArrayLike | None = self._positive
+        if self._positive is not None and np.ndim(pos_weight) == 0:  # type: ignore[arg-type]
+            self.pos_weight = float(self._positive[0])
         self.label_smoothing = check_number("label_smoothing", label_smoothing, 0, 1)
         self.class_weight = _class_weights(class_weight)
         self._of_classes = class_weights(self.class_weight, 2)
@@ -417,15 +431,15 @@ class BinaryCrossEntropy(Elementwise):
             raise ValueError(f"{name}: expected values in [0, 1], got {low if low < 0 else high}")
         if self._of_classes is not None and outputs != 1:
             raise ValueError(f"class_weight: expected None or pos_weight with several outputs, got {outputs}")
-        if self.pos_weight is not None and self.pos_weight.size not in (1, outputs):
-            raise ValueError(f"pos_weight: expected one weight or {outputs}, got {self.pos_weight.size}")
+        if self._positive is not None and self._positive.size not in (1, outputs):
+            raise ValueError(f"pos_weight: expected one weight or {outputs}, got {self._positive.size}")
         return array
 
     def spec(self, outputs: int, dtype: np.dtype[Any]) -> LossSpec:
         spec = super().spec(outputs, dtype)
         spec.smoothing = self.label_smoothing
-        if self.pos_weight is not None:
-            spec.parameters = np.full(outputs, self.pos_weight, dtype)
+        if self._positive is not None:
+            spec.parameters = np.full(outputs, self._positive, dtype)
         if self._of_classes is not None:
             spec.class_weight = self._of_classes.astype(dtype)
         return spec
@@ -531,7 +545,7 @@ class Quantile(Elementwise):
         self, q: float | Sequence[float] = 0.5, *, missing: Missing = "error", normalize_weights: bool = True
     ) -> None:
         super().__init__(missing=missing, normalize_weights=normalize_weights)
-        several = isinstance(q, (Sequence, np.ndarray)) and not isinstance(q, str)
+        several = isinstance(q, (list, tuple)) or (isinstance(q, np.ndarray) and q.ndim == 1)
         given = list(q) if several else [q]  # type: ignore[arg-type]
         if not given:
             raise ValueError("q: expected a quantile or several, got none")

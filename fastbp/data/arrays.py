@@ -232,7 +232,7 @@ def check_labels(name: str, value: ArrayLike, samples: int, classes: int) -> Arr
 
 def _label_hint(array: Array) -> str:
     """How labels that are no integers become some."""
-    if array.dtype.kind in "OUST":
+    if array.dtype.kind in "UST" or (array.dtype.kind == "O" and array.size and isinstance(array.flat[0], str)):
         return "; np.unique(y, return_inverse=True)[1] numbers them, and the estimators take them as they are"
     if array.dtype.kind == "f" and array.size and (array == np.floor(array)).all():
         return "; y.astype(int) makes integers of them"

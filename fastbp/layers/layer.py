@@ -38,7 +38,8 @@ class Layer(Settings):
     """What every layer has: the op it is lowered to, its width, and its place in a model."""
 
     _instead: ClassVar[str] = (
-        "a layer stays as it was made: make a new one, and a new model; groups={'0.*': {'lr': 0}} of an optimizer freezes one"
+        "a layer stays as it was made: make a new one, and a new model; to freeze it give the optimizer "
+        "groups={'0.*': {'lr': 0}}"
     )
     #: The name of the op that it is lowered to, in the registries of the core.
     kind: ClassVar[str]

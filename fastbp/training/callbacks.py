@@ -370,7 +370,7 @@ class EarlyStopping(Monitor):
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        self._since = int(state["since"])
+        self._since = int(state.get("since", self.best_epoch))  # older files have none
         self._weights = None if state["values"] is None else (state["values"], state["stats"])
 
 

@@ -19,6 +19,10 @@ from fastbp.training.callbacks import BestWeights, Callback, ModelInTraining
 T = TypeVar("T")
 
 
+#: Settings of schedules in files that were written before they had these names.
+RENAMED = {"total_steps": "steps", "step_size": "steps"}
+
+
 class Run(NamedTuple):
     """What a file says: a model and its optimizer as they were, and the rest of the run."""
 
@@ -106,6 +110,7 @@ def _run(header: dict[str, Any], arrays: dict[str, Any], state: dict[str, Any]) 
         own = [key for key in state if key.startswith(f"{i}.")]
         callbacks.append((str(name), dict(values) | {key.removeprefix(f"{i}."): state.pop(key).copy() for key in own}))
     name, settings = saved["schedule"]
+    settings = {RENAMED.get(name, name): value for name, value in settings.items()}
     schedule = _registered(SCHEDULES, name, "Schedule")(**settings)
     name, settings = saved["optimizer"]
     optimizer: Optimizer = _registered(OPTIMIZERS, name, "Optimizer")(model.params, schedule, **settings)

@@ -656,7 +656,7 @@ def check_verbose(verbose: int | Literal["bar"]) -> int | Literal["bar"]:
     """``verbose`` if it says how often to print a line, or to show bars."""
     if isinstance(verbose, (int, np.integer)) and verbose >= 0:
         return int(verbose)
-    if verbose != "bar" or not isinstance(verbose, str):
+    if not isinstance(verbose, str) or verbose != "bar":
         raise ValueError(f"verbose: expected a number of epochs, 0 or 'bar', got {verbose!r}")
     return verbose
 

@@ -161,6 +161,9 @@ def losses_of_all_kinds() -> None:
         loss, gradient = criterion(logits, np.ones((2, 3)))
         assert_type(loss, float)
         assert_type(gradient, Array)
+    assert_type(fb.MSE()(logits, np.ones((2, 3)), reduction="none"), tuple[Array, Array])
+    assert_type(fb.ops.softmax(logits), Array)
+    assert_type(fb.ops.sigmoid(logits), Array)
     model = fb.Sequential([fb.Dense(3, 1)], seed=0)
     X, y = np.ones((4, 3)), np.ones((4, 1))
     for custom in (squares, weighted_squares, "mae", fb.MAE()):
