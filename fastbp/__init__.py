@@ -32,25 +32,29 @@ __version__ = "0.1.0"
 
 load = Sequential.load
 
-_ON_FIRST_USE = ("onnx", "safetensors", "sklearn")  # they need other packages
-
-
-def __getattr__(name: str) -> _types.ModuleType:
-    """Import what needs another package when it is first asked for (PEP 562)."""
-    from importlib import import_module
-
-    from fastbp.data.hints import near_names
-
-    if name in _ON_FIRST_USE:
-        return import_module(f"fastbp.{name}")
-    raise AttributeError(f"fastbp has no {name!r}; {near_names(name, __dir__())}", name=name)
-
-
-def __dir__() -> list[str]:
-    """The public names alone."""
-    return sorted([*globals()["__all__"], *_ON_FIRST_USE])
-
-
-if not _typing.TYPE_CHECKING:  # type checkers do not follow a list that is computed; they go by the imports above
+if _typing.TYPE_CHECKING:
+    from fastbp import onnx as onnx
+    from fastbp import safetensors as safetensors
+    from fastbp import sklearn as sklearn
+else:  # type checkers do not follow a list that is computed; they go by the imports above
     __all__ = ["callbacks", "datasets", "metrics", "ops", "schedules"]
     __all__ += sorted(k for k, v in globals().items() if not k.startswith("_") and not isinstance(v, _types.ModuleType))
+
+    # Each needs the package of its name
+    _ON_FIRST_USE = "onnx", "safetensors", "sklearn"
+
+    def __getattr__(name):  # type checkers would take every name for one that there is
+        """Import what needs another package when it is first asked for (PEP 562)."""
+        from importlib import import_module
+
+        from fastbp.data.hints import near_names
+
+        if name in _ON_FIRST_USE:
+            return import_module(f"fastbp.{name}")
+        raise AttributeError(f"module 'fastbp' has no attribute {name!r}; {near_names(name, __dir__())}")
+
+    def __dir__():
+        """The public names; of the modules that need another package those that find it."""
+        from importlib.util import find_spec
+
+        return sorted([*__all__, "__version__", *(name for name in _ON_FIRST_USE if find_spec(name))])

@@ -9,7 +9,7 @@ from fastbp.settings import Settings
 from fastbp.training.callbacks import TOLD, Callback
 
 
-class TensorBoard(Callback, Settings):
+class TensorBoard(Settings, Callback):
     """Write what every epoch logs as scalars; ``tensorboard --logdir log_dir`` shows them.
 
     Those of training and of validation are two runs in the directory, ``train`` and ``validation``, so that ``loss`` is

@@ -79,6 +79,12 @@ class Layer(Settings):
         """None may be set: models are made of what the layer was when it was made."""
         return ()
 
+    @classmethod
+    def runs_in_core(cls) -> bool:
+        """Whether the core has its kind, and it has no passes of its own, which the core would not call."""
+        kinds = [getattr(c, "kind", getattr(c, "join", None)) for c in (cls, cls._own_class())]
+        return kinds[1] is not None and kinds[0] == kinds[1] and not {"forward", "backward", "__call__"} & {*dir(cls)}
+
     def check_dtype(self, access: str, dtype: np.dtype[Any]) -> None:
         """Raise if it cannot compute in this dtype; access is how a user writes the layer."""
 

@@ -25,7 +25,7 @@ def check_tree(layers: Sequence[Layer]) -> None:
             raise TypeError(f"layers[{i}]: expected a layer, got {kind_of(layer)}")
     seen: dict[int, str] = {}
     for path, access, layer in walk(layers):
-        if not type(layer).__module__.startswith("fastbp.layers."):
+        if not layer.runs_in_core():
             raise TypeError(
                 f"{access}: expected one of fastbp's layers, got {kind_of(layer)}, a class of your own; layers run in "
                 "the compiled core: compose them of those that there are, or put what is yours into the loss"

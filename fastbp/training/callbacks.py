@@ -131,6 +131,9 @@ class Callback:
         Not called then of a callback that is ``last``: it would see an epoch that was not finished.
         """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies do not bring along what ``fit`` has told."""
         return {name: value for name, value in vars(self).items() if name not in TOLD}
@@ -205,7 +208,7 @@ Mode = Literal["min", "max"]
 Ties = Literal["first", "last"]
 
 
-class Monitor(Callback, Settings):
+class Monitor(Settings, Callback):
     """The base of callbacks that watch whether a logged value gets better.
 
     Parameters

@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -75,9 +76,59 @@ def test_omp_num_threads_is_respected():
 
 
 def test_importing_needs_numpy_alone():
-    code = "import sys, fastbp; print(*{'torch', 'scipy', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    others = {"torch", "scipy", "sklearn", "matplotlib", "onnx", "safetensors", "tensorboard", "tqdm", "difflib"}
+    code = f"import sys, fastbp; print(*{others} & set(sys.modules))"
     result = run(code)
     assert (result.returncode, result.stdout.strip()) == (0, "")
+
+
+def test_dir_has_what_is_public():
+    """No module of fastbp's own, and nothing that is imported for it."""
+    modules = {"callbacks", "datasets", "metrics", "ops", "schedules", "onnx", "safetensors", "sklearn"}
+    assert {name for name in dir(fb) if isinstance(getattr(fb, name), types.ModuleType)} <= modules
+    assert {*fb.__all__, "__version__"} <= set(dir(fb)) <= {*fb.__all__, "__version__", *modules}
+    assert not any(name.startswith("_") for name in dir(fb) if name != "__version__")
+
+
+@pytest.mark.parametrize(
+    ("name", "member"), [("sklearn", "MLPClassifier"), ("onnx", "export"), ("safetensors", "load")]
+)
+def test_modules_that_need_another_package_are_imported_on_first_use(name, member):
+    pytest.importorskip(name)
+    code = f"""if True:
+        import sys, fastbp as fb
+        print({name!r} in dir(fb), "fastbp.{name}" in sys.modules, {name!r} in sys.modules)
+        print(fb.{name}.{member}.__name__, fb.{name} is sys.modules["fastbp.{name}"])
+    """
+    result = run(code)
+    assert (result.returncode, result.stdout) == (0, f"True False False\n{member} True\n"), result.stderr
+
+
+@pytest.mark.parametrize("name", ["sklearn", "onnx", "safetensors"])
+def test_modules_that_lack_their_package_are_not_in_dir_and_say_so(name):
+    """What goes through all members, as inspect and help do, meets no error."""
+    code = f"""if True:
+        import inspect, sys
+        sys.modules[{name!r}] = None
+        import fastbp as fb
+        print({name!r} in dir(fb), len(inspect.getmembers(fb)) == len(dir(fb)))
+        fb.{name}
+    """
+    result = run(code)
+    assert result.stdout == "False True\n", result.stderr
+    assert f"ImportError: fastbp.{name} needs" in result.stderr
+    assert f"pip install fastbp[{name}]" in result.stderr
+
+
+def test_a_misspelt_name_is_an_attribute_error_with_near_names():
+    for name, message in (("Dens", "did you mean 'Dense'"), ("skelarn", "did you mean 'sklearn'"), ("qqq", "expected")):
+        if name == "skelarn":
+            pytest.importorskip("sklearn")
+        with pytest.raises(AttributeError, match=f"^module 'fastbp' has no attribute '{name}'; {message}"):
+            getattr(fb, name)
+    assert not hasattr(fb, "Dens")
+    with pytest.raises(ImportError, match="cannot import name 'Dens' from 'fastbp'"):
+        from fastbp import Dens  # noqa: F401
 
 
 def test_importing_writes_nothing_and_starts_no_thread():

@@ -408,3 +408,75 @@ def test_what_does_not_fit_is_refused(settings, message):
         pytest.importorskip("sklearn")
     with pytest.raises(ValueError, match=message):
         fitted(**settings)
+
+
+# --- what is shown and said -------------------------------------------------------------------------------------------
+
+
+def test_reprs_say_what_there_is():
+    model, optimizer, history = fitted(optimizer=fb.AdamW, lr=fb.schedules.Cosine(0.1, epochs=3), validation_split=0.2)
+    assert repr(model).splitlines()[0] == "Sequential(["
+    assert repr(model).splitlines()[-1] == "], dtype='float32')  # 196 parameters"
+    assert repr(model.parameters()).startswith("Parameters(4 tensors of 196 float32: 0.weight (7, 16), 0.bias (16,), ")
+    assert repr(optimizer) == "AdamW(lr=Cosine(lr=0.1, epochs=3)), 10 steps done"
+    assert repr(fb.SGD(model.parameters(), 0.1, 0.9)) == "SGD(lr=0.1, momentum=0.9), 0 steps done"
+    assert repr(history).startswith("History(2 epochs, the last with loss ")
+    assert repr(fb.History()) == "History(0 epochs)"
+    assert repr(fb.CrossEntropy(0.1)) == "CrossEntropy(label_smoothing=0.1)"
+    assert repr(fb.MSE()) == "MSE()"
+    assert repr(fb.Quantile([0.1, 0.9])) == "Quantile(q=(0.1, 0.9))"
+    assert repr(fb.EarlyStopping(3, "val_auc")) == "EarlyStopping(patience=3, monitor='val_auc')"
+    assert repr(fb.Checkpoint("run.npz")) == "Checkpoint(path='run.npz')"
+    assert repr(Told()) == "Told()"
+
+
+def test_a_history_has_its_values_by_name():
+    _, _, history = fitted(validation_split=0.2)
+    assert history["val_loss"] is history.history["val_loss"]
+    assert "val_loss" in history
+    assert "auc" not in history
+    assert list(history) == list(history.history)
+    with pytest.raises(KeyError, match="'auc': expected one of loss, accuracy"):
+        history["auc"]
+
+
+def test_a_resumed_fit_says_where_it_goes_on(tmp_path, capsys):
+    path = tmp_path / "run.npz"
+    fitted(callbacks=[fb.Checkpoint(path)], resume=path, verbose=1)
+    assert "resumes" not in capsys.readouterr().out
+    fitted(callbacks=[fb.Checkpoint(path)], resume=path, epochs=3, verbose=1)
+    assert capsys.readouterr().out.splitlines()[0] == f"resumes after epoch 2/3, from {path}"
+    fitted(callbacks=[fb.Checkpoint(path)], resume=path, epochs=4)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("last", [fb.Dense(16, 1, "sigmoid"), [fb.Dense(16, 1), fb.Activation("sigmoid")]])
+def test_probabilities_where_logits_are_expected_are_a_warning(last):
+    layers = [fb.Dense(X.shape[1], 16), *map(copy.deepcopy, last if isinstance(last, list) else [last])]
+    model, y = fb.Sequential(layers, seed=0), (Y == 1) * 1.0
+    with pytest.warns(RuntimeWarning, match="BinaryCrossEntropy takes logits and applies the sigmoid itself"):
+        model.fit(X, y, "binary_cross_entropy", fb.SGD(model.parameters(), 0.1), verbose=0)
+    model.fit(X, y, "mse", fb.SGD(model.parameters(), 0.1), verbose=0)
+
+
+def test_a_plot_of_many_epochs_has_lines_alone_and_a_scale(tmp_path):
+    pytest.importorskip("matplotlib")
+    history = fb.History()
+    for epoch in range(2000):
+        history.append({"loss": 1 / (epoch + 1), "accuracy": 0.5})
+    loss, accuracy = history.plot(tmp_path / "history.png", log=True).axes
+    assert [line.get_marker() for line in loss.lines] == ["None"]
+    assert (loss.get_yscale(), accuracy.get_yscale()) == ("log", "linear")
+
+
+class Own(fb.Dense):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("make", [lambda own: [own], lambda own: [fb.Residual([own])]])
+def test_a_layer_of_the_users_own_is_refused(make):
+    with pytest.raises(
+        TypeError, match=r"layers\[0\].*: expected one of fastbp's layers, got Own, a class of your own"
+    ):
+        fb.Sequential(make(Own(2, 2)))
