@@ -96,6 +96,7 @@ class Step(Schedule):
         self.gamma = check_number("gamma", gamma, 0)
         self.warmup = check_number("warmup", warmup, 0)
         self.steps, self.epochs, self._every = steps, epochs, _duration(steps, epochs)
+        self._steps_per_epoch = None  # here, as a copy may read while fit binds
 
     def __call__(self, t: int) -> float:
         rate, since = self._after_warmup(t, self.lr)
@@ -118,6 +119,7 @@ class Exponential(Schedule):
         self.gamma = check_number("gamma", gamma, 0)
         self.warmup = check_number("warmup", warmup, 0)
         self.steps, self.epochs = steps, epochs
+        self._steps_per_epoch = None
         self._every = _duration(1 if steps is None and epochs is None else steps, epochs)
 
     def __call__(self, t: int) -> float:
@@ -145,6 +147,7 @@ class Cosine(Schedule):
         self.min_lr = check_number("min_lr", min_lr, 0)
         self.warmup = check_number("warmup", warmup, 0)
         self.steps, self.epochs, self._whole = steps, epochs, _duration(steps, epochs, self.warmup)
+        self._steps_per_epoch = None
 
     def __call__(self, t: int) -> float:
         rate, since = self._after_warmup(t, self.lr)
@@ -174,6 +177,7 @@ class OneCycle(Schedule):
         self.div_factor = check_number("div_factor", div_factor, 0, open_low=True)
         self.final_div_factor = check_number("final_div_factor", final_div_factor, 0, open_low=True)
         self.steps, self.epochs, self._whole = steps, epochs, _duration(steps, epochs)
+        self._steps_per_epoch = None
 
     def __call__(self, t: int) -> float:
         start, steps = self.max_lr / self.div_factor, self._whole * self._unit()

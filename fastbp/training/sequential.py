@@ -424,7 +424,7 @@ class Sequential(Settings):
         rng = self.model.generator if seed is None else as_generator(seed)
 
         def run_epoch() -> dict[str, float]:
-            if steps is not None:
+            if steps is not None and optimizer.schedule.epochs is not None:
                 optimizer.schedule.bind(steps)
             plan = EpochPlan(
                 epoch_key(shuffle, rng),
