@@ -54,6 +54,10 @@ class History(Settings):
             f"History({len(self)} epoch{'' if len(self) == 1 else 's'}{', the last with ' if values else ''}{values})"
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: a dict of its own, as another thread may add an epoch while this one is read."""
+        return {**vars(self), "history": {name: list(values) for name, values in dict(self.history).items()}}
+
     def append(self, logs: dict[str, float]) -> None:
         """Add what one epoch logs."""
         for name, value in logs.items():

@@ -1,7 +1,9 @@
 """What fit shows and returns: lines, bars, plots."""
 
+import copy
 import re
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -139,3 +141,22 @@ def test_history_and_verbose(capsys):
     assert len(lines) == 2
     assert lines[1].startswith("epoch 2/2  loss ")
     assert lines[1].endswith("samples/s")
+
+
+def test_a_copy_is_whole_while_another_thread_adds_epochs():
+    history, ended = fb.History(), threading.Event()
+
+    def grow():
+        while not ended.is_set():
+            history.history.clear()
+            for i in range(300):
+                history.append({f"metric{i}": 1.0})
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    try:
+        for _ in range(1000):
+            copy.deepcopy(history)
+    finally:
+        ended.set()
+        thread.join()
