@@ -199,7 +199,7 @@ cdef inline double elementwise_term(real *gradient, real p, real t, int code, re
 
 
 cdef inline double weighted_binary_term(real *gradient, real p, real t, real positive) noexcept nogil:
-    """Binary cross-entropy in which a positive target weighs `positive`: (1 - t) p + (1 + (w - 1) t) log(1 + exp(-p))."""
+    """Binary cross-entropy in which positive targets weigh more: (1 - t) p + (1 + (w - 1) t) log(1 + exp(-p))."""
     cdef real weight = 1 + (positive - 1) * t
     gradient[0] = weight * sigmoid(p) - (weight - 1 + t)
     return (1 - t) * p + weight * (log1p_(exp_(-abs_(p))) + (-p if p < 0 else 0))
