@@ -426,11 +426,11 @@ class BinaryCrossEntropy(Elementwise):
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         array = super().check(name, target, samples, outputs, dtype)
-        low, high = _range(array)
+        low, high = np.fmin.reduce(array, axis=None), np.fmax.reduce(array, axis=None)  # of those that are there
         if low < 0 or high > 1:
             raise ValueError(f"{name}: expected values in [0, 1], got {low if low < 0 else high}")
-        if self._of_classes is not None and outputs != 1:
-            raise ValueError(f"class_weight: expected None or pos_weight with several outputs, got {outputs}")
+        if self._of_classes is not None:
+            self.classes(outputs)  # raises where a sample has several
         if self._positive is not None and self._positive.size not in (1, outputs):
             raise ValueError(f"pos_weight: expected one weight or {outputs}, got {self._positive.size}")
         return array
@@ -452,9 +452,7 @@ class BinaryCrossEntropy(Elementwise):
 
     def classes(self, outputs: int) -> int:
         if outputs != 1:
-            raise ValueError(
-                f"class_weight: expected None with several outputs, got {outputs}; the loss has pos_weight"
-            )
+            raise ValueError(f"class_weight: expected None or pos_weight with several outputs, got {outputs}")
         return 2
 
     def weights_of(self, target: Array, weight: Array) -> Array:
@@ -473,14 +471,6 @@ def _positive_weights(given: ArrayLike) -> Array:
     if weights.ndim != 1 or weights.size == 0 or weights.min() < 0:
         raise ValueError(f"pos_weight: expected a non-negative weight or one per output, got {given!r}")
     return weights
-
-
-def _range(array: Array) -> tuple[float, float]:
-    """The least and the greatest target; 0 where all are missing."""
-    if not np.isnan(array.min()):
-        return array.min(), array.max()
-    present = array[~np.isnan(array)]
-    return (present.min(), present.max()) if present.size else (0.0, 0.0)
 
 
 __all__ += ["MSE"]
@@ -597,7 +587,7 @@ class Poisson(Elementwise):
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         array = super().check(name, target, samples, outputs, dtype)
-        low, _ = _range(array)
+        low = np.fmin.reduce(array, axis=None)  # of those that are there
         if low < 0:
             raise ValueError(f"{name}: expected non-negative counts, got {low}")
         return array

@@ -19,7 +19,8 @@ SCHEDULES: dict[str, type[Schedule]] = {}
 class Schedule(Settings):
     """The base of all schedules: ``schedule(t)`` is the learning rate of the step after t steps."""
 
-    #: How long something lasts in epochs; None for what is in steps.
+    #: How long something lasts, in one of the units; neither where nothing ends.
+    steps: int | None = None
     epochs: float | None = None
     #: In the unit of the schedule: the rate rises along a line to that of ``schedule(0)`` without a warm-up.
     warmup: float = 0.0
@@ -41,6 +42,18 @@ class Schedule(Settings):
         """Say how many steps an epoch has; ``fit`` does so, and a loop of one's own has to before the first step."""
         self._steps_per_epoch = check_int("steps_per_epoch", steps_per_epoch)
 
+    def _lasts(self, steps: int | None, epochs: float | None, least: float = 0.0) -> float:
+        """Keep how long something lasts, in its unit, of which one is given; more than ``least``, the warm-up."""
+        if (steps is None) is (epochs is None):
+            raise TypeError(f"steps, epochs: expected one of them, got steps={steps}, epochs={epochs}")
+        duration = check_int("steps", steps) if steps is not None else check_number("epochs", epochs, 0, open_low=True)
+        if duration <= least:
+            unit = "steps" if steps else "epochs"
+            raise ValueError(f"warmup: expected less than {unit}, {duration:g}, got {least:g}")
+        self.steps, self.epochs = steps, epochs
+        self._steps_per_epoch = None  # has its place from the start, as a copy may read while fit binds
+        return duration
+
     def _unit(self) -> int:
         """The steps in one unit of time."""
         if self.epochs is None:
@@ -56,16 +69,6 @@ class Schedule(Settings):
         """The rate of a step of the warm-up, else None; and the steps done since it ended."""
         warm = self.warmup * self._unit()
         return (peak * (t + 1) / (warm + 1), 0.0) if t < warm else (None, t - warm)
-
-
-def _duration(steps: int | None, epochs: float | None, least: float = 0.0) -> float:
-    """How long something lasts in its unit, of which one is given; more than ``least``, the warm-up."""
-    if (steps is None) is (epochs is None):
-        raise TypeError(f"steps, epochs: expected one of them, got steps={steps}, epochs={epochs}")
-    duration = check_int("steps", steps) if steps is not None else check_number("epochs", epochs, 0, open_low=True)
-    if duration <= least:
-        raise ValueError(f"warmup: expected less than {'steps' if steps else 'epochs'}, {duration:g}, got {least:g}")
-    return duration
 
 
 class Constant(Schedule):
@@ -95,8 +98,7 @@ class Step(Schedule):
         self.lr = check_number("lr", lr, 0)
         self.gamma = check_number("gamma", gamma, 0)
         self.warmup = check_number("warmup", warmup, 0)
-        self.steps, self.epochs, self._every = steps, epochs, _duration(steps, epochs)
-        self._steps_per_epoch = None  # here, as a copy may read while fit binds
+        self._every = self._lasts(steps, epochs)
 
     def __call__(self, t: int) -> float:
         rate, since = self._after_warmup(t, self.lr)
@@ -118,9 +120,8 @@ class Exponential(Schedule):
         self.lr = check_number("lr", lr, 0)
         self.gamma = check_number("gamma", gamma, 0)
         self.warmup = check_number("warmup", warmup, 0)
-        self.steps, self.epochs = steps, epochs
-        self._steps_per_epoch = None
-        self._every = _duration(1 if steps is None and epochs is None else steps, epochs)
+        self._every = self._lasts(1 if steps is None and epochs is None else steps, epochs)
+        self.steps = steps
 
     def __call__(self, t: int) -> float:
         rate, since = self._after_warmup(t, self.lr)
@@ -146,8 +147,7 @@ class Cosine(Schedule):
         self.lr = check_number("lr", lr, 0)
         self.min_lr = check_number("min_lr", min_lr, 0)
         self.warmup = check_number("warmup", warmup, 0)
-        self.steps, self.epochs, self._whole = steps, epochs, _duration(steps, epochs, self.warmup)
-        self._steps_per_epoch = None
+        self._whole = self._lasts(steps, epochs, self.warmup)
 
     def __call__(self, t: int) -> float:
         rate, since = self._after_warmup(t, self.lr)
@@ -176,8 +176,7 @@ class OneCycle(Schedule):
         self.pct_start = check_number("pct_start", pct_start, 0, 1, open_low=True)
         self.div_factor = check_number("div_factor", div_factor, 0, open_low=True)
         self.final_div_factor = check_number("final_div_factor", final_div_factor, 0, open_low=True)
-        self.steps, self.epochs, self._whole = steps, epochs, _duration(steps, epochs)
-        self._steps_per_epoch = None
+        self._whole = self._lasts(steps, epochs)
 
     def __call__(self, t: int) -> float:
         start, steps = self.max_lr / self.div_factor, self._whole * self._unit()

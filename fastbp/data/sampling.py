@@ -6,7 +6,7 @@ one part, whose samples are shuffled together, and a thread makes the next part 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
@@ -16,6 +16,7 @@ from fastbp.core import backend
 from fastbp.data.arrays import Array, Samples, as_array, as_generator, check_int, check_length, take_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from typing import Protocol
 
     from numpy.typing import ArrayLike
@@ -236,6 +237,14 @@ def steps_of(samples: int, batch_size: int, drop_last: bool = False, accumulate:
     return -(-batches // accumulate)
 
 
+def _whole_epoch(data: Samples | Stream, key: int | None, batch_size: int) -> Generator[Part]:
+    """The parts of all samples."""
+    if isinstance(data, Stream):
+        yield from read_ahead(data.parts(key, batch_size))
+    else:
+        yield Part(data, key, len(data[0]))
+
+
 def parts(
     data: Samples | Stream,
     key: int | None,
@@ -249,21 +258,17 @@ def parts(
     A step takes ``accumulate`` batches; a part ends with a whole step, unless it is the last.
     """
     of_step, left, dealt = batch_size * accumulate, steps, False
-    whole: Generator[Part] | tuple[Part] = (
-        read_ahead(data.parts(key, of_step)) if isinstance(data, Stream) else (Part(data, key, len(data[0])),)
-    )
-    for part in whole:
-        size = part.size - (part.size % batch_size if drop_last else 0)
-        if left is not None:
-            size = min(size, left * of_step)
-            left -= -(-size // of_step)
-        if size:
-            dealt = True
-            yield Part(part.data, part.key, size)
-        if left == 0:
-            break
-    if isinstance(whole, Generator):
-        whole.close()
+    with closing(_whole_epoch(data, key, of_step)) as whole:
+        for part in whole:
+            size = part.size - (part.size % batch_size if drop_last else 0)
+            if left is not None:
+                size = min(size, left * of_step)
+                left -= -(-size // of_step)
+            if size:
+                dealt = True
+                yield Part(part.data, part.key, size)
+            if left == 0:
+                break
     if not dealt:
         raise ValueError(f"drop_last: expected at least {batch_size} samples, which make a batch, got fewer")
 

@@ -257,7 +257,8 @@ class Trainer:
         def epoch(model: Model, optimizer: Optimizer) -> Totals:
             reducer = self.reducer if model is self.model else None  # copies are on their own
             trainer = Trainer(model, optimizer, self.criterion, self.threads, reducer=reducer)
-            return trainer.run_epoch(data, EpochPlan(*plan[:5]))  # unseen
+            unseen = EpochPlan(plan.key, plan.batch_size, plan.drop_last, plan.steps, plan.accumulate)
+            return trainer.run_epoch(data, unseen)
 
         totals = profile.train(epoch, self.model, self.optimizer, plan.batch_size, self.threads or thread_limit())
         if plan.bars is not None:  # at once: what is timed here, and again by compare, is the core alone
