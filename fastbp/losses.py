@@ -103,14 +103,15 @@ class Loss(Settings):
         samples, outputs = array.shape
         array = check_features("pred", array, outputs, dtype)
         checked = self.check("target", target, samples, outputs, dtype)
-        weight = self.check_weight("sample_weight", sample_weight, samples, outputs, dtype)
+        weight = None
+        if sample_weight is not None:
+            weight = self.check_weight("sample_weight", sample_weight, samples, outputs, dtype)
+        if isinstance(reduction, str) and reduction == "mean":  # the usual case: no further call
+            return self.compute(array, checked, weight)
         if check_choice("reduction", reduction, ("mean", "sum", "none")) == "none":
             return self.compute_each(array, checked, weight)
-        loss, dpred = self.compute(array, checked, weight)
-        if reduction == "sum":
-            total = self.total_weight(array, checked, weight)
-            return loss * total, dpred * dtype.type(total)
-        return loss, dpred
+        (loss, dpred), total = self.compute(array, checked, weight), self.total_weight(array, checked, weight)
+        return loss * total, dpred * dtype.type(total)
 
     def check_weight(
         self,
@@ -366,8 +367,9 @@ class Elementwise(Compiled):
         return None if flat is None else flat.reshape(array.shape)
 
     def spec(self, outputs: int, dtype: np.dtype[Any]) -> LossSpec:
-        missing = self.missing == "ignore"
-        return LossSpec(self.name, self.parameter, missing=missing, normalized=self.normalize_weights)
+        spec = LossSpec(self.name, self.parameter)
+        spec.missing, spec.normalized = self.missing == "ignore", self.normalize_weights
+        return spec
 
     def total_weight(self, pred: Array, target: Array, sample_weight: Array | None) -> float:
         if not self.normalize_weights:

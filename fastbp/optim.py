@@ -124,6 +124,8 @@ class Optimizer(Settings):
     squares: ClassVar[tuple[str, ...]] = ()
     #: Whether ``fit(resume=)`` goes on with it, so that a ``Checkpoint`` keeps it; the estimators' own are not.
     resumable: ClassVar[bool] = True
+    #: Whether a gradient of zero changes neither parameter nor state, but for penalties and momentum.
+    _idles: ClassVar[bool] = False
     momentum = 0.0
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -265,7 +267,7 @@ class Optimizer(Settings):
         """
         schedule, rates = self.schedule, []
         if type(schedule) is schedules.Constant and not schedule.warmup:
-            return check_number("lr", schedule(self.steps), 0), None
+            return schedule.lr, None  # which was checked when it was set
         for t in range(self.steps, self.steps + steps):
             try:
                 rates.append(check_number("lr", schedule(t), 0))
@@ -331,14 +333,11 @@ class Optimizer(Settings):
             spec.clip_norm = self.clip_norm
         if self.clip_value is not None:
             spec.clip_value = self.clip_value
-        spec.l1 = self.l1
-        if self.groups or weight_decay is not None or self.weight_decay or self.l1:
-            spec.groups = self.group_records
+        penalised = weight_decay is not None or self.weight_decay != 0 or self.l1 != 0
+        if penalised or self.groups:
+            spec.l1, spec.groups = self.l1, self.group_records
+        spec.idle = self._idles and not penalised and not self.momentum
         return spec
-
-    def _never_idle(self, weight_decay: Array | float | None) -> bool:
-        """Whether a penalty moves parameters whose gradient is zero."""
-        return weight_decay is not None or self.weight_decay != 0 or self.l1 != 0
 
     def _used(self) -> set[str]:
         """The state vectors that these settings need: a velocity only with momentum."""
@@ -366,6 +365,7 @@ class SGD(Optimizer):
     """
 
     rule = "sgd"
+    _idles = True
     state_names = ("velocity",)
 
     def __init__(
@@ -392,7 +392,6 @@ class SGD(Optimizer):
         state = (self.state_vector("velocity") if self.momentum else None,)
         spec = self._spec(state, lr, weight_decay)
         spec.momentum, spec.nesterov = self.momentum, self.nesterov
-        spec.idle = self.momentum == 0 and not self._never_idle(weight_decay)
         return spec
 
 
@@ -544,6 +543,7 @@ class Adagrad(Optimizer):
     """
 
     rule = "adagrad"
+    _idles = True
     state_names = ("total",)
     squares = ("total",)
 
@@ -565,7 +565,7 @@ class Adagrad(Optimizer):
 
     def update_spec(self, lr: Array | float, weight_decay: Array | float | None = None) -> UpdateSpec:
         spec = self._spec((self.state_vector("total"),), lr, weight_decay)
-        spec.eps, spec.idle = self.eps, not self._never_idle(weight_decay)
+        spec.eps = self.eps
         return spec
 
 

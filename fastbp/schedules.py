@@ -79,6 +79,8 @@ class Constant(Schedule):
         self.warmup = check_number("warmup", warmup, 0)
 
     def __call__(self, t: int) -> float:
+        if not self.warmup:  # the usual case, of every single step
+            return self.lr
         rate, _ = self._after_warmup(t, self.lr)
         return self.lr if rate is None else rate
 
