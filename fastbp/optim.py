@@ -319,7 +319,7 @@ class Optimizer(Settings):
 
     def __getstate__(self) -> dict[str, Any]:
         unchanged = Unchanged(self.params.lock)
-        return {**vars(self), "unchanged": unchanged}
+        return {**vars(self), "state_vectors": dict(self.state_vectors), "unchanged": unchanged}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update((name, value) for name, value in state.items() if name != "unchanged")

@@ -136,7 +136,7 @@ class Callback:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies do not bring along what ``fit`` has told."""
-        return {name: value for name, value in vars(self).items() if name not in TOLD}
+        return {name: value for name, value in dict(vars(self)).items() if name not in TOLD}
 
     def state(self) -> dict[str, Any]:
         """What a ``Checkpoint`` keeps of this callback: numbers, strings, None and arrays, by name."""

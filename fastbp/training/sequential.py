@@ -601,7 +601,7 @@ class Sequential(Settings):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are built anew around the copied parameters, which an optimizer's copy shares."""
-        rest = {name: value for name, value in vars(self).items() if name != "model"}  # epochs, history
+        rest = {name: value for name, value in dict(vars(self)).items() if name != "model"}  # another thread's fit adds
         return _rebuild, (type(self), self.model.config(), self.dtype.name, *self.model.contents()), rest
 
 

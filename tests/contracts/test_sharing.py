@@ -4,6 +4,7 @@ import contextvars
 import copy
 import importlib
 import pickle
+import sys
 import threading
 
 import numpy as np
@@ -387,6 +388,30 @@ def test_a_copy_is_of_a_whole_step_or_an_error(compiled, replicate, by_steps):
     assert set(told) <= {f"the model is in training {ADVICE}"}
     assert {contents(replica) for replica in replicas} <= states
     assert contents(replicate(model)) in states
+
+
+@pytest.mark.parametrize("what", ["model", "optimizer", "callback", "history"])
+def test_another_thread_may_add_to_what_is_copied(what):
+    """Between any two instructions: the model's first history, an optimizer's vectors, what ``fit`` tells."""
+    model = network()
+    optimizer, callback = fb.Adam(model.parameters()), fb.EarlyStopping()
+    model.fit(X, Y, "cross_entropy", optimizer, verbose=0)
+    thing = {"model": model, "optimizer": optimizer, "callback": callback, "history": model.history}[what]
+    grows = {"optimizer": optimizer.state_vectors, "history": model.history.history}.get(what, vars(thing))
+
+    def add(frame, event, argument):
+        frame.f_trace_opcodes = True
+        grows[f"later{len(grows)}"] = np.zeros(1)
+        return add
+
+    before, tracer = len(grows), sys.gettrace()
+    sys.settrace(add)
+    try:
+        state = thing.__reduce_ex__(4)[2]
+    finally:
+        sys.settrace(tracer)
+    assert len(grows) > before + 10
+    assert all(part is not grows for part in (state, *state.values()))
 
 
 class Interrupted(dict):
