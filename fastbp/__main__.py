@@ -14,7 +14,7 @@ import fastbp as fb
 from fastbp import benchmark
 from fastbp.core import backend_name
 
-EPOCHS, BATCH_SIZE = 30, 32
+NETWORK, EPOCHS, BATCH_SIZE = "64-128-10", 30, 32
 
 
 def digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 def main_job() -> None:
     """Train, evaluate, and compare with NumPy."""
     training, (X_held_out, y_held_out) = digits()
-    print(f"fastbp {fb.__version__}, backend {backend_name()}: 64-128-10 on {len(training[0])} digits of 8 x 8 pixels")
+    print(f"fastbp {fb.__version__}, backend {backend_name()}: {NETWORK} on {len(training[0])} digits of 8 x 8 pixels")
     model, _ = train(*training, verbose=1)
     accuracy = model.evaluate(X_held_out, y_held_out, "cross_entropy")["accuracy"]
     print(f"held-out accuracy {accuracy:.4f} on {len(X_held_out)} digits")
@@ -62,9 +62,10 @@ def main_job() -> None:
             with fb.use_backend(backend):
                 seconds.append(train(*training, verbose=0)[1])
     compiled, reference = min(times[backend_name()]), min(times["numpy"])
-    times_as_long = f"{reference / compiled:.1f} times as long"
     print(
-        f"{EPOCHS} epochs, best of 3: {compiled:.3f} s on {backend_name()}, {reference:.3f} s on numpy, {times_as_long}"
+        f"{NETWORK} on {len(training[0])} digits, {EPOCHS} epochs, at most {fb.get_num_threads()} threads, best of 3: "
+        f"{compiled:.3f} s on {backend_name()}, {reference:.3f} s on numpy, the reference of the same program, "
+        f"{reference / compiled:.1f} times as long"
     )
 
 

@@ -221,8 +221,9 @@ def check_labels(name: str, value: ArrayLike, samples: int, classes: int) -> Arr
         raise TypeError(f"{name}: expected integer class labels, got dtype {array.dtype}{_label_hint(array)}")
     check_length(name, array, samples)
     if array.ndim != 1:
-        hint = "; y.ravel() has it" if array.shape[1:] == (1,) else ""
-        raise ValueError(f"{name}: expected class labels of shape ({samples},), got {array.shape}{hint}")
+        raise ValueError(
+            f"{name}: expected class labels of shape ({samples},), got {array.shape}{_shape_hint(array, classes)}"
+        )
     low, high = array.min(), array.max()
     if low < 0 or high >= classes:
         hint = "; they begin at 0, as y - 1 does" if (low, high) == (1, classes) else ""
@@ -236,7 +237,20 @@ def _label_hint(array: Array) -> str:
         return "; np.unique(y, return_inverse=True)[1] numbers them, and the estimators take them as they are"
     if array.dtype.kind == "f" and array.size and (array == np.floor(array)).all():
         return "; y.astype(int) makes integers of them"
+    if array.dtype.kind == "O" and array.size and all(isinstance(entry, (int, np.integer)) for entry in array.flat):
+        return "; y.astype(int) makes integers of them"
     return ""
+
+
+def _shape_hint(array: Array, classes: int) -> str:
+    """How labels in an array of another shape become a vector."""
+    if array.shape[1:] == (1,):
+        return "; y.ravel() has it"
+    if array.ndim != 2 or not (np.count_nonzero(array, axis=1) == 1).all() or not (array.max(axis=1) == 1).all():
+        return ""
+    if array.shape[1] != classes:  # argmax would be followed by the next error
+        return f"; as one-hot rows these are {array.shape[1]} classes, and there are {classes}"
+    return "; y.argmax(axis=1) has the labels of one-hot rows"
 
 
 def check_targets(

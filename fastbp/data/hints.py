@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-#: Names elsewhere, and ours: losses, activations, metrics, dtypes.
+#: Names elsewhere, and ours: losses, activations, metrics. Case, separators and an ending ``loss`` do not matter.
 ELSEWHERE: dict[str, str | None] = {
     "bce": "binary_cross_entropy",
     "bce_with_logits": "binary_cross_entropy",
@@ -12,7 +12,8 @@ ELSEWHERE: dict[str, str | None] = {
     "ce": "cross_entropy",
     "nll": "cross_entropy",
     "log_loss": "cross_entropy",
-    "crossentropy": "cross_entropy",
+    "softmax_cross_entropy": "cross_entropy",
+    "sigmoid_cross_entropy": "binary_cross_entropy",
     "categorical_crossentropy": "cross_entropy",
     "sparse_categorical_crossentropy": "cross_entropy",
     "mean_squared_error": "mse",
@@ -30,6 +31,7 @@ ELSEWHERE: dict[str, str | None] = {
     "none": None,
     "acc": "accuracy",
     "categorical_accuracy": "accuracy",
+    "sparse_categorical_accuracy": "accuracy",
     "binary_accuracy": "accuracy",
     "roc_auc": "auc",
     "roc_auc_score": "auc",
@@ -40,16 +42,27 @@ ELSEWHERE: dict[str, str | None] = {
 }
 
 SOFTMAX = "a network ends in logits, which cross-entropy takes: leave it out, and take predict_proba for probabilities"
+IDENTITY = "such a layer changes nothing: leave it out"
+
+
+def _plain(name: str) -> str:
+    """A name without that in which the libraries' spellings differ: ``NLLLoss`` and ``nll_loss`` are ``nll``."""
+    return name.lower().replace("_", "").replace("-", "").replace(" ", "").removesuffix("loss")
 
 
 def near_names(name: str, options: Iterable[object]) -> str:
     """Those of the options that a misspelt name, or one from elsewhere, may mean; or all."""
     import difflib  # here, as only an error needs it
 
-    options, plain = list(options), name.lower()
-    if plain in ("softmax", "log_softmax") and "sigmoid" in options:
+    options, plain = list(options), _plain(name)
+    own = [option for option in options if isinstance(option, str)]
+    meant = {_plain(theirs): ours for theirs, ours in ELSEWHERE.items() if ours in options}
+    meant |= {_plain(option): option for option in own}
+    if plain in meant:
+        return f"did you mean {meant[plain]!r}?"
+    if "sigmoid" in own and plain in ("softmax", "logsoftmax"):
         return SOFTMAX
-    if plain in ELSEWHERE and ELSEWHERE[plain] in options:
-        return f"did you mean {ELSEWHERE[plain]!r}?"
-    near = difflib.get_close_matches(name, [o for o in options if isinstance(o, str)], n=3)
+    if "sigmoid" in own and plain in ("linear", "identity"):
+        return "did you mean 'identity'?" if "identity" in own else IDENTITY
+    near = difflib.get_close_matches(name, own, n=3)
     return f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"expected one of {options}"

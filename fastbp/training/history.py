@@ -84,7 +84,11 @@ class History(Settings):
             If matplotlib is not installed.
         RuntimeError
             If there was no epoch.
+        TypeError
+            If ``log`` is neither True nor False.
         """
+        if not isinstance(log, bool):  # the name of a scale, such as "linear", would be true
+            raise TypeError(f"log: expected True or False, got {log!r}")
         names = list(dict.fromkeys(name.removeprefix("val_") for name in self.history if name not in _NOT_METRICS))
         if not names:
             raise RuntimeError("plot: there is nothing to draw before the first epoch")

@@ -24,7 +24,7 @@ from fastbp.divergence import DivergenceError, in_gradient, in_model, in_paramet
 from fastbp.losses import Loss
 from fastbp.metrics import Metric, check_measurable, measured
 from fastbp.model import SMALL_BATCH, Model
-from fastbp.optim import Optimizer
+from fastbp.optim import OPTIMIZERS, Optimizer
 from fastbp.training.history import Bars
 from fastbp.training.inputs import Data, check_batch, no_weight
 
@@ -71,6 +71,13 @@ MAX_STEPS_PER_CALL = 4096  # of the core: an epoch's learning rates need not all
 BAR_SECONDS = 0.1  # between two movements of a bar
 
 
+def _example(given: object) -> str:
+    """How the optimizer is made of which the name or the class was given, or else Adam."""
+    name = given if isinstance(given, str) else getattr(given, "__name__", "")
+    own = next((own for own in OPTIMIZERS if own.lower() == name.lower()), "Adam")
+    return f"fb.{own}(model.parameters(), lr={0.1 if own == 'SGD' else 0.001})"
+
+
 class Trainer:
     """Trains a model by an optimizer on a loss, with so many threads of the core.
 
@@ -97,9 +104,7 @@ class Trainer:
         reducer: Reducer | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"optimizer: expected an Optimizer such as fb.Adam(model.parameters(), lr=0.001), got {optimizer!r}"
-            )
+            raise TypeError(f"optimizer: expected an Optimizer such as {_example(optimizer)}, got {optimizer!r}")
         if optimizer.params is not model.params:
             raise ValueError("optimizer: it was made for the parameters of another model")
         self.model, self.optimizer, self.criterion = model, optimizer, criterion

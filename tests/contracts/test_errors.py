@@ -1,11 +1,14 @@
 """Wrong input: the error names the argument, what was expected and what came, and nothing has changed after it."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
 
 import fastbp as fb
+from fastbp.core import plan
+from fastbp.data.hints import ELSEWHERE
 
 X = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 Y = np.arange(20) % 2
@@ -42,6 +45,20 @@ CASES = [
     (dict(y=Y + 1), ValueError, r"y: .* got 2; they begin at 0, as y - 1 does"),
     (dict(loss="bce"), ValueError, "loss: unknown value 'bce'; did you mean 'binary_cross_entropy'"),
     (dict(optimizer="adam"), TypeError, r"optimizer: expected an Optimizer such as fb.Adam\(.*got 'adam'"),
+    (
+        dict(optimizer=fb.SGD),
+        TypeError,
+        r"optimizer: expected an Optimizer such as fb.SGD\(model.parameters\(\), lr=0.1",
+    ),
+    (dict(y=Y.astype(object)), TypeError, r"y: .* got dtype object; y.astype\(int\) makes integers"),
+    (
+        dict(y=np.array(["a", "b"], object)[Y]),
+        TypeError,
+        r"y: .* got dtype object; np.unique\(y, return_inverse=True\)",
+    ),
+    (dict(y=np.eye(3, dtype=bool)[Y]), ValueError, r"\(20, 3\); as one-hot rows these are 3 classes, and there are 2$"),
+    (dict(y=np.full((20, 3), 2)), ValueError, r"y: expected class labels of shape \(20,\), got \(20, 3\)$"),
+    (dict(y=np.zeros((20, 0), int)), ValueError, r"y: expected class labels of shape \(20,\), got \(20, 0\)$"),
     (dict(y=np.float64(3)), TypeError, "y: expected integer class labels"),
     (dict(y=Y, loss="mse"), ValueError, r"y: expected shape \(20, 2\), got \(20,\)"),
     (dict(y=with_entry(np.zeros((20, 2)), np.nan), loss="mse"), ValueError, "y: expected finite numbers, got nan"),
@@ -68,7 +85,7 @@ CASES = [
     (dict(X=np.ma.masked_less(X, 0)), ValueError, "X: expected numbers, got a masked array"),
     (dict(callbacks=None), TypeError, "callbacks: expected a list of callbacks, got None"),
     (dict(callbacks=[fb.EarlyStopping(monitor="val_loss")]), ValueError, "monitor: expected one of loss, .*'val_loss'"),
-    (dict(optimizer="sgd"), TypeError, "optimizer: expected an Optimizer"),
+    (dict(optimizer="sgd"), TypeError, r"optimizer: expected an Optimizer such as fb.SGD\(.*got 'sgd'"),
     (dict(validation_data=X), TypeError, r"validation_data: expected \(Xv, yv\), "),
     (dict(validation_data=(X, Y, -np.ones(20))), ValueError, r"validation_data\[2\]: expected non-negative weights"),
     (dict(sample_weight=np.ones(19)), ValueError, r"sample_weight: expected shape \(20,\), got \(19,\)"),
@@ -350,3 +367,66 @@ def test_files(tmp_path):
         fb.load(path)
     with pytest.raises(FileNotFoundError):
         fb.load(tmp_path / "nothing.npz")
+
+
+NOT_THE_LAYER = "such a layer changes nothing: leave it out"
+LOGITS = "a network ends in logits"
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "meant"),
+    [
+        (
+            "loss",
+            "bce BCEWithLogitsLoss binary_crossentropy sigmoid_cross_entropy",
+            "did you mean 'binary_cross_entropy'?",
+        ),
+        ("loss", "nll_loss NLLLoss CrossEntropyLoss log_loss", "did you mean 'cross_entropy'?"),
+        ("loss", "categorical_crossentropy sparse_categorical_crossentropy", "did you mean 'cross_entropy'?"),
+        ("loss", "MSE MSELoss mse-loss mean_squared_error", "did you mean 'mse'?"),
+        ("loss", "L1Loss mean_absolute_error", "did you mean 'mae'?"),
+        ("loss", "SmoothL1Loss", "did you mean 'huber'?"),
+        ("activation", "ReLU", "did you mean 'relu'?"),
+        ("activation", "LeakyReLU", "did you mean 'leaky_relu'?"),
+        ("activation", "swish SiLU", "did you mean 'silu'?"),
+        ("activation", "logistic", "did you mean 'sigmoid'?"),
+        ("activation", "linear identity", "did you mean None?"),
+        ("activation", "softmax LogSoftmax", LOGITS),
+        ("name", "softmax", LOGITS),
+        ("name", "linear identity", NOT_THE_LAYER),
+        ("metrics", "acc sparse_categorical_accuracy", "did you mean 'accuracy'?"),
+        ("metrics", "roc_auc", "did you mean 'auc'?"),
+        ("metrics", "mean_absolute_error", "did you mean 'mae'?"),
+    ],
+)
+def test_names_of_other_libraries_are_answered_with_ours(family, names, meant):
+    model = fb.Sequential([fb.Dense(3, 2)], seed=0)
+    optimizer = fb.SGD(model.parameters(), lr=0.1)
+    use = {
+        "loss": lambda name: model.fit(X, Y, name, optimizer),
+        "activation": lambda name: fb.Dense(3, 2, name),
+        "name": fb.Activation,
+        "metrics": lambda name: model.evaluate(X, Y, "cross_entropy", metrics=[name]),
+    }[family]
+    for name in names.split():
+        with pytest.raises(ValueError, match=f"^{family}: unknown value '{name}'; {re.escape(meant)}"):
+            use(name)
+
+
+def test_what_the_names_of_other_libraries_stand_for_is_there():
+    ours = {*fb.losses.LOSSES, *plan.ACTIVATIONS, *fb.metrics.METRICS}
+    assert set(ELSEWHERE.values()) <= ours
+
+
+@pytest.mark.parametrize("loss", [fb.CrossEntropy, fb.BinaryCrossEntropy])
+def test_a_loss_does_not_balance_classes(loss):
+    with pytest.raises(TypeError, match=r"class_weight: .*'balanced'; .* write fit\(\.\.\., class_weight='balanced'\)"):
+        loss(class_weight="balanced")
+
+
+def test_one_hot_rows_where_only_labels_are_taken():
+    logits = np.zeros((20, 2), np.float32)
+    with pytest.raises(
+        ValueError, match=r"target: .* got \(20, 2\); y.argmax\(axis=1\) has the labels of one-hot rows"
+    ):
+        fb.ops.cross_entropy(np.empty_like(logits), logits, np.eye(2, dtype=int)[Y])

@@ -164,6 +164,30 @@ def test_half_precision_is_read(stored, tmp_path):
     np.testing.assert_array_equal(model.layers[0].weight, expected)
 
 
+@pytest.mark.parametrize(("stored", "exponents", "mantissas"), [(torch.bfloat16, 255, 128), (torch.float16, 31, 1024)])
+def test_every_finite_number_of_16_bits_is_read_exactly(stored, exponents, mantissas, tmp_path):
+    """Subnormal numbers and the sign of zero too: float32 has each of them, so that all bits are PyTorch's."""
+    finite = exponents * mantissas
+    patterns = np.concatenate([np.arange(finite), np.arange(finite) + 2**15]).astype(np.uint16)
+    tensor = torch.from_numpy(patterns.view(np.int16)).view(stored).reshape(256, -1)
+    model = fb.Sequential([fb.Dense(tensor.shape[1], 256, bias=False)], seed=0)
+    save_file({"0.weight": tensor}, tmp_path / "w.safetensors")
+    files.load(model, tmp_path / "w.safetensors")
+    read = np.ascontiguousarray(model.layers[0].weight.T)
+    assert read.tobytes() == tensor.to(torch.float32).numpy().tobytes()
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_16_bits_that_are_not_finite_are_refused(stored, value, tmp_path):
+    model = fb.Sequential([fb.Dense(2, 3, bias=False)], seed=0)
+    before = model.layers[0].weight.tobytes()
+    save_file({"0.weight": torch.full((3, 2), value, dtype=stored)}, tmp_path / "w.safetensors")
+    with pytest.raises(fb.FileFormatError, match=r"0.weight: expected finite numbers"):
+        files.load(model, tmp_path / "w.safetensors")
+    assert model.layers[0].weight.tobytes() == before
+
+
 def test_other_numbers_are_refused(tmp_path):
     model, net = pair()
     state = net.state_dict() | {"0.bias": torch.zeros(8, dtype=torch.float8_e4m3fn)}

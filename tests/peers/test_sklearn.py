@@ -293,6 +293,7 @@ BAD = [
     (dict(alpha=-1), {}, "The 'alpha' parameter of MLPClassifier must be a float in the range"),
     (dict(solver="adma"), {}, "The 'solver' parameter of MLPClassifier must be a str among"),
     (dict(activation="gleu"), {}, "activation: unknown value 'gleu'; did you mean 'gelu'"),
+    (dict(activation="linear"), {}, "activation: unknown value 'linear'; did you mean 'identity'"),
     (dict(activation=["relu", "tanh"]), {}, "activation: expected one or, for 1 hidden layers, 1 of them"),
     (dict(dropout=1.0), {}, "'dropout' parameter"),
     (dict(dropout=[0.1, 0.2]), {}, "dropout: expected one or, for 1 hidden layers"),

@@ -459,6 +459,28 @@ def test_probabilities_where_logits_are_expected_are_a_warning(last):
     model.fit(X, y, "mse", fb.SGD(model.parameters(), 0.1), verbose=0)
 
 
+@pytest.mark.parametrize(
+    ("last", "loss", "warned"),
+    [
+        ("sigmoid", "cross_entropy", 1),
+        ("relu", "cross_entropy", 1),
+        ("tanh", "cross_entropy", 0),  # bounded logits may be meant
+        (None, "cross_entropy", 0),
+        ("sigmoid", "mse", 0),
+        ("sigmoid", lambda pred, y: fb.CrossEntropy()(pred, y), 0),  # what a loss of the user's own takes is not known
+    ],
+)
+def test_a_fit_warns_once_of_what_are_no_logits(last, loss, warned, recwarn):
+    y = np.eye(CLASSES)[Y] if loss == "mse" else Y
+    model = fb.Sequential([fb.Dense(X.shape[1], CLASSES, last)], seed=0)
+    optimizer = fb.SGD(model.parameters(), lr=0.1)
+    model.train_on_batch(X, y, loss, optimizer)  # looked for in fit alone: a step of a small network takes microseconds
+    assert not recwarn.list
+    model.fit(X, y, loss, optimizer, epochs=3, verbose=0)
+    assert [w.category for w in recwarn] == [RuntimeWarning] * warned
+    assert all("takes logits" in str(w.message) and w.filename == __file__ for w in recwarn)
+
+
 def test_a_plot_of_many_epochs_has_lines_alone_and_a_scale(tmp_path):
     pytest.importorskip("matplotlib")
     history = fb.History()
@@ -467,6 +489,8 @@ def test_a_plot_of_many_epochs_has_lines_alone_and_a_scale(tmp_path):
     loss, accuracy = history.plot(tmp_path / "history.png", log=True).axes
     assert [line.get_marker() for line in loss.lines] == ["None"]
     assert (loss.get_yscale(), accuracy.get_yscale()) == ("log", "linear")
+    with pytest.raises(TypeError, match="log: expected True or False, got 'linear'"):
+        history.plot(log="linear")
 
 
 class Own(fb.Dense):
