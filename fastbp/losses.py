@@ -22,6 +22,7 @@ from fastbp.data.arrays import (
     as_array,
     cast,
     check_array,
+    check_bool,
     check_choice,
     check_features,
     check_finite,
@@ -226,7 +227,7 @@ class CrossEntropy(Compiled):
     ) -> None:
         self.label_smoothing = check_number("label_smoothing", label_smoothing, 0, 1)
         self.class_weight = _class_weights(class_weight)
-        self.normalize_weights = bool(normalize_weights)
+        self.normalize_weights = check_bool("normalize_weights", normalize_weights)
         self._weights: dict[tuple[int, np.dtype[Any]], Array | None] = {}
 
     def _weight(self, classes: int, dtype: np.dtype[Any]) -> Array | None:
@@ -342,7 +343,7 @@ class Elementwise(Compiled):
 
     def __init__(self, *, missing: Missing = "error", normalize_weights: bool = True) -> None:
         self.missing: Missing = check_choice("missing", missing, ("error", "ignore"))
-        self.normalize_weights = bool(normalize_weights)
+        self.normalize_weights = check_bool("normalize_weights", normalize_weights)
 
     def check(self, name: str, target: ArrayLike, samples: int, outputs: int, dtype: np.dtype[Any]) -> Array:
         return check_targets(name, target, samples, outputs, dtype, self.missing == "ignore")

@@ -15,7 +15,16 @@ import numpy as np
 
 from fastbp.core import backend, get_num_threads, plan
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data.arrays import Array, as_array, check_choice, check_int, check_labels, check_normal, check_number
+from fastbp.data.arrays import (
+    Array,
+    as_array,
+    check_bool,
+    check_choice,
+    check_int,
+    check_labels,
+    check_normal,
+    check_number,
+)
 from fastbp.losses import LOSSES, Elementwise, probabilities
 
 if TYPE_CHECKING:
@@ -230,6 +239,7 @@ def batchnorm_forward(
     _outputs(x, weight, bias, y=y, stats=stats)
     _numbers(momentum=momentum)
     _eps(eps, x.dtype)
+    check_bool("training", training)
     backend().batchnorm_forward(y, stats, x, weight, bias, momentum, eps, training, _team(threads))
 
 
@@ -362,6 +372,7 @@ def sgd_update(
     _flat(param, grad, velocity=velocity)
     _shares(momentum=momentum)
     _numbers(lr=lr, weight_decay=weight_decay, grad_scale=grad_scale)
+    check_bool("nesterov", nesterov)
     spec = plan.UpdateSpec("sgd", (velocity,), lr, weight_decay, momentum=momentum, nesterov=nesterov)
     backend().update(param, grad, spec, grad_scale, _team(threads))
 
@@ -387,6 +398,7 @@ def adam_update(
     _numbers(lr=lr, weight_decay=weight_decay, grad_scale=grad_scale)
     _eps(eps, param.dtype)
     check_int("step", step)
+    check_bool("decoupled", decoupled)
     spec = plan.UpdateSpec(
         "adam", (m, v), lr, weight_decay, beta1=beta1, beta2=beta2, eps=eps, decoupled=decoupled, step=step
     )

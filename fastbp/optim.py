@@ -16,7 +16,7 @@ from fastbp import schedules
 from fastbp.core import backend, thread_limit
 from fastbp.core.plan import GROUP, UpdateSpec, aligned, check_names
 from fastbp.core.threads import MAX_THREADS
-from fastbp.data.arrays import LARGEST, Array, check_array, check_int, check_normal, check_number
+from fastbp.data.arrays import LARGEST, Array, check_array, check_bool, check_int, check_normal, check_number
 from fastbp.divergence import DivergenceError, in_gradient
 from fastbp.parameters import Parameters, Unchanged, copy_overlap
 from fastbp.settings import Settings
@@ -153,7 +153,7 @@ class Optimizer(Settings):
         self.clip_value = None if clip_value is None else check_number("clip_value", clip_value, 0, open_low=True)
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError("clip_value: expected None together with clip_norm")
-        self.decay_bias = bool(decay_bias)
+        self.decay_bias = check_bool("decay_bias", decay_bias)
         self.l1 = check_number("l1", l1, 0)
         self.groups = check_groups(groups, params)
         #: What the core knows of groups and decay_bias, plan.GROUP.
@@ -384,7 +384,7 @@ class SGD(Optimizer):
     ) -> None:
         super().__init__(params, lr, weight_decay, clip_norm, decay_bias, clip_value, l1, groups)
         self.momentum = check_number("momentum", momentum, 0, 1)
-        self.nesterov = bool(nesterov)
+        self.nesterov = check_bool("nesterov", nesterov)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: expected a momentum above 0 with it, got momentum=0")
 

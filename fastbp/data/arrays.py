@@ -38,6 +38,14 @@ LARGEST_WEIGHT = 2.0**100  # of samples and classes: products and sums of these 
 LARGEST = 2**62  # of all sizes and counts: sums of a few of them fit the core's 64 bits
 
 
+def check_bool(name: str, value: object) -> bool:
+    """``value`` if it is True or False; a name, an array or a number in the wrong place would be one of the two."""
+    if not isinstance(value, (bool, np.bool_)):
+        given = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
+        raise TypeError(f"{name}: expected True or False, got {given}")
+    return bool(value)
+
+
 def check_int(name: str, value: object, low: int = 1, high: int = LARGEST) -> int:
     """``value`` as an int of at least 1, or 0 if ``low`` is, and at most ``high``."""
     kind = "positive" if low else "non-negative"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 import numpy as np
 
 from fastbp.core import backend
-from fastbp.data.arrays import Array, Samples, as_array, as_generator, check_int, check_length, take_rows
+from fastbp.data.arrays import Array, Samples, as_array, as_generator, check_bool, check_int, check_length, take_rows
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -394,7 +394,8 @@ def batches(
     """
     check_int("batch_size", batch_size)
     data = open_data((X, y, sample_weight), _checked, check_int("buffer_size", buffer_size))
-    key = epoch_key(shuffle, as_generator(seed))
+    check_bool("drop_last", drop_last)
+    key = epoch_key(check_bool("shuffle", shuffle), as_generator(seed))
     return (
         tuple(column for column in take_rows(part.data, rows) if column is not None)
         for part in parts(data, key, batch_size, drop_last)

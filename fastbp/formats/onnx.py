@@ -15,7 +15,7 @@ except ImportError as error:
     raise ImportError("fastbp.onnx needs the onnx package: pip install fastbp[onnx]") from error
 
 from fastbp.core.plan import ACTIVATIONS
-from fastbp.data.arrays import Array
+from fastbp.data.arrays import Array, check_bool
 from fastbp.formats.writing import File, write_file
 from fastbp.layers import Activation, BatchNorm, Concatenate, Dense, Dropout, LayerNorm, Lookup, Residual
 from fastbp.layers.tree import Chain, Place, inside, whole
@@ -196,7 +196,7 @@ def export(model: Sequential, path: File, probabilities: bool = False) -> None:
     OSError
         If the file cannot be written; one that was there before is unharmed.
     """
-    model = check_model(model)
+    model, probabilities = check_model(model), check_bool("probabilities", probabilities)
     with model.model.shared():
         write_file(path, _to_bytes(model, probabilities))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastbp.core import plan
-from fastbp.data.arrays import Array, check_choice, check_int
+from fastbp.data.arrays import Array, check_bool, check_choice, check_int
 from fastbp.layers.layer import Parametric
 
 if TYPE_CHECKING:  # numpy.random is imported when a model is made
@@ -70,7 +70,7 @@ class Dense(Parametric):
         self.in_features = self.width = check_int("in_features", in_features)
         self.out_features = check_int("out_features", out_features)
         self.activation: plan.ActivationName | None = check_choice("activation", activation, plan.ACTIVATIONS)
-        self.has_bias = bool(bias)
+        self.has_bias = check_bool("bias", bias)
         self.init: Init = init if callable(init) else check_choice("init", init, [None, *_INITS])
 
     def outputs(self, inputs: int) -> int:

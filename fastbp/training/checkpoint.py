@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fastbp.data.arrays import check_int
+from fastbp.data.arrays import check_bool, check_int
 from fastbp.formats import npz
 from fastbp.formats.writing import remove_leftovers
 from fastbp.optim import Optimizer
@@ -60,7 +60,7 @@ class Checkpoint(Monitor):
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path: expected a path, got {path!r}")
         self.path = path
-        self.best_only = bool(best_only)
+        self.best_only = check_bool("best_only", best_only)
         self.every = check_int("every", every)
 
     def on_train_begin(self) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fastbp.data.arrays import check_bool
 from fastbp.plotting import new_figure
 from fastbp.settings import Settings
 
@@ -87,8 +88,7 @@ class History(Settings):
         TypeError
             If ``log`` is neither True nor False.
         """
-        if not isinstance(log, bool):  # the name of a scale, such as "linear", would be true
-            raise TypeError(f"log: expected True or False, got {log!r}")
+        check_bool("log", log)
         names = list(dict.fromkeys(name.removeprefix("val_") for name in self.history if name not in _NOT_METRICS))
         if not names:
             raise RuntimeError("plot: there is nothing to draw before the first epoch")

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastbp import losses
 from fastbp.core import thread_limit
-from fastbp.data.arrays import Array, as_generator, cast, check_choice, check_int, check_number
+from fastbp.data.arrays import Array, as_generator, cast, check_bool, check_choice, check_int, check_number
 from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key, steps_of
 from fastbp.divergence import DivergenceError
 from fastbp.formats import npz
@@ -152,7 +152,7 @@ class Sequential(Settings):
         TypeError, ValueError
             If x is not numeric, has another width, no rows, NaN or infinite entries, or unknown categories.
         """
-        x = self.model.check_features("x", x)
+        x, training = self.model.check_features("x", x), check_bool("training", training)
         if upto is not None:
             layers = len(self.layers)
             if training:
@@ -196,6 +196,9 @@ class Sequential(Settings):
         ValueError
             If dy has another shape than the outputs, or there would be no gradient at all.
         """
+        check_bool("input_gradient", input_gradient)
+        check_bool("parameter_gradients", parameter_gradients)
+        check_bool("accumulate", accumulate)
         if not input_gradient and not parameter_gradients:
             raise ValueError("parameter_gradients: expected True without input_gradient, got neither gradient")
         _, shape, x = self.model.expect_forward()
@@ -397,6 +400,8 @@ class Sequential(Settings):
         trainer = Trainer(self.model, optimizer, criterion)
         epochs, batch_size = check_int("epochs", epochs), check_int("batch_size", batch_size)
         buffer_size, accumulate = check_int("buffer_size", buffer_size), check_int("accumulate", accumulate)
+        shuffle, drop_last = check_bool("shuffle", shuffle), check_bool("drop_last", drop_last)
+        train_metrics = check_bool("train_metrics", train_metrics)
         data = open_samples(self.model, criterion, (X, y, sample_weight), buffer_size)
         validation = open_validation(self.model, criterion, validation_data)
         if validation_split is not None:
@@ -514,7 +519,7 @@ class Sequential(Settings):
             adds to it, ``derivative`` which op applies the derivative of its activation, ``memory`` what a slot may be
             a part of.
         """
-        return program_table(self.model) if program else layer_table(self.model)
+        return program_table(self.model) if check_bool("program", program) else layer_table(self.model)
 
     def save(self, path: npz.File) -> None:
         """Write architecture, dtype, parameters and running statistics to one ``.npz`` file; ``fb.load`` reads it.

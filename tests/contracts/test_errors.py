@@ -1,6 +1,7 @@
 """Wrong input: the error names the argument, what was expected and what came, and nothing has changed after it."""
 
 import copy
+import inspect
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import fastbp as fb
 from fastbp.core import plan
 from fastbp.data.hints import ELSEWHERE
+from fastbp.optim import Optimizer
 
 X = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
 Y = np.arange(20) % 2
@@ -430,3 +432,40 @@ def test_one_hot_rows_where_only_labels_are_taken():
         ValueError, match=r"target: .* got \(20, 2\); y.argmax\(axis=1\) has the labels of one-hot rows"
     ):
         fb.ops.cross_entropy(np.empty_like(logits), logits, np.eye(2, dtype=int)[Y])
+
+
+def flags():
+    """Every public function that takes True or False, the name of the argument, and the others that it needs."""
+    model = fb.Sequential([fb.Dense(3, 2)], seed=0)
+    params, needed = model.parameters(), {"Dense": (3, 2), "Checkpoint": ("model.npz",)}
+    for name in fb.__all__:
+        public = getattr(fb, name)
+        if not inspect.isclass(public) or issubclass(public, Exception):
+            continue
+        for argument in inspect.signature(public).parameters.values():
+            if argument.annotation == "bool":
+                others = (params, 0.1) if issubclass(public, Optimizer) else needed.get(name, ())
+                yield public, argument.name, others
+    vector, column = np.zeros(2, np.float32), np.zeros((4, 1), np.float32)
+    calls = {
+        model.forward: (["training"], (X,)),
+        model.backward: (["input_gradient", "parameter_gradients", "accumulate"], (Y,)),
+        model.fit: (["shuffle", "drop_last", "train_metrics"], (X, Y, "cross_entropy", fb.SGD(params, 0.1))),
+        model.summary: (["program"], ()),
+        fb.History().plot: (["log"], ()),
+        fb.batches: (["shuffle", "drop_last"], (X, Y, 5)),
+        fb.ops.sgd_update: (["nesterov"], (vector, None, vector.copy(), 0.1)),
+        fb.ops.adam_update: (["decoupled"], (*(vector.copy() for _ in range(4)), 0.1, 1)),
+        fb.ops.batchnorm_forward: (["training"], (column.copy(), column.copy(), column, column[:1, 0], column[:1, 0])),
+    }
+    for call, (names, others) in calls.items():
+        for name in names:
+            yield call, name, others
+
+
+@pytest.mark.parametrize(("call", "name", "others"), [*flags()], ids=lambda part: getattr(part, "__qualname__", None))
+def test_true_or_false(call, name, others):
+    """A name or an array in the place of one would pass as True."""
+    for given, shown in ("no", "'no'"), (1, "1"), (None, "None"), (X, "ndarray"):
+        with pytest.raises(TypeError, match=f"^{name}: expected True or False, got {shown}$"):
+            call(*others, **{name: given})
