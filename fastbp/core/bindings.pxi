@@ -145,7 +145,7 @@ cdef Layer *init_call(LayerCall *call, str kind, Matrix x, intp outputs, intp si
     net.layers, net.count, net.slots, net.slot_count = &call.layer, 1, call.slots, 3
     net.batch, net.training, net.parameter_gradients = x.rows, True, True
     call.layer.kind = find_kind(kind, size)
-    call.layer.by_columns = call.layer.kind.by_columns
+    call.layer.by_columns = call.layer.dx_by_columns = call.layer.kind.by_columns
     call.layer.op.inputs, call.layer.op.outputs = x.columns, outputs
     call.layer.op.dst, call.layer.op.z, call.layer.op.input_z = 1, -1, -1
     for i in range(3):

@@ -4,28 +4,29 @@ cdef struct Block:     # one panel of x by some columns
     intp i0, i1, j0, j1
 
 
-cdef inline bint reads_in_place(const Op *op, const real *witness) noexcept nogil:
-    """Whether the rows of weight are short enough to be read where they are."""
-    return op.outputs * <intp> sizeof(real) <= IN_PLACE_BYTES
-
-
 cdef enum:
     PANELS_TOGETHER = 4  # of x, which stay in L2 while the panels of dy pass through it
 
 
-cdef inline intp columns_per_block(const Op *op, const real *witness) noexcept nogil:
+cdef inline intp columns_per_block(const Layer *layer, const real *witness) noexcept nogil:
     """A panel; of a weight that is read in place, as many columns as let one run update a row."""
-    return BLOCK_COLUMNS_BYTES // <intp> sizeof(real) if reads_in_place(op, witness) else panel_width(witness)
+    return panel_width(witness) if layer.panels != NULL else BLOCK_COLUMNS_BYTES // <intp> sizeof(real)
 
 
-cdef inline intp block_count(const Op *op, const real *witness) noexcept nogil:
-    return ceil_div(op.inputs, panel_width(witness)) * ceil_div(op.outputs, columns_per_block(op, witness))
+cdef inline intp block_count(const Layer *layer, const real *witness) noexcept nogil:
+    return ceil_div(layer.op.inputs, panel_width(witness)) * ceil_div(layer.op.outputs,
+                                                                      columns_per_block(layer, witness))
+
+
+cdef inline intp most_blocks(const Layer *layer, const real *witness) noexcept nogil:
+    """Wherever the weight is read."""
+    return ceil_div(layer.op.inputs, panel_width(witness)) * ceil_div(layer.op.outputs, panel_width(witness))
 
 
 cdef inline Block block_at(const Layer *layer, intp index, const real *witness) noexcept nogil:
     """PANELS_TOGETHER panels of x with every panel of dy, then the next of x; by_columns, the other way round."""
     cdef Block b
-    cdef intp columns = columns_per_block(&layer.op, witness)
+    cdef intp columns = columns_per_block(layer, witness)
     cdef intp major = ceil_div(layer.op.inputs, panel_width(witness)), minor = ceil_div(layer.op.outputs, columns)
     if layer.by_columns:
         major, minor = minor, major
@@ -42,7 +43,7 @@ cdef inline Block block_at(const Layer *layer, intp index, const real *witness) 
 
 cdef inline intp block_number(const Layer *layer, Block b, const real *witness) noexcept nogil:
     """Of a block among those of all layers, however threads share them."""
-    cdef intp columns = columns_per_block(&layer.op, witness)
+    cdef intp columns = columns_per_block(layer, witness)
     return layer.first_block + b.i0 // panel_width(witness) * ceil_div(layer.op.outputs, columns) + b.j0 // columns
 
 
@@ -108,7 +109,7 @@ cdef void reorder_state(Layer *layer, real *state, intp i0, real *buffer, bint b
 
 
 cdef inline Range thread_blocks(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:
-    return thread_part(block_count(&layer.op, witness), thread)
+    return thread_part(block_count(layer, witness), thread)
 
 
 cdef inline Range thread_panels(const Layer *layer, const Thread *thread, const real *witness) noexcept nogil:

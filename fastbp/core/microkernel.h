@@ -22,6 +22,8 @@
 #define TARGET "avx512"
 #define VECTOR_BYTES 64
 #define MAX_ROWS 14
+#define UNROLL 2
+#define TURN 1
 #define FMA_float(a, b, c) ((vec_float)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define FMA_double(a, b, c) ((vec_double)_mm512_fmadd_pd((__m512d)(a), (__m512d)(b), (__m512d)(c)))
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -29,6 +31,8 @@
 #define TARGET "avx2"
 #define VECTOR_BYTES 32
 #define MAX_ROWS 6
+#define UNROLL 4
+#define TURN 2
 #define FMA_float(a, b, c) ((vec_float)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define FMA_double(a, b, c) ((vec_double)_mm256_fmadd_pd((__m256d)(a), (__m256d)(b), (__m256d)(c)))
 #elif defined(__aarch64__)
@@ -36,12 +40,16 @@
 #define TARGET "neon"
 #define VECTOR_BYTES 16
 #define MAX_ROWS 14
+#define UNROLL 2
+#define TURN 2
 #define FMA_float(a, b, c) ((vec_float)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
 #define FMA_double(a, b, c) ((vec_double)vfmaq_f64((float64x2_t)(c), (float64x2_t)(a), (float64x2_t)(b)))
 #else
 #define TARGET "generic"
 #define VECTOR_BYTES 16
 #define MAX_ROWS 6
+#define UNROLL 4
+#define TURN 2
 #define FMA_float(a, b, c) ((a) * (b) + (c))
 #define FMA_double(a, b, c) ((a) * (b) + (c))
 #endif
@@ -66,20 +74,31 @@ typedef long long pair_mask __attribute__((vector_size(16)));
 #define EACH(rows, vectors)                                                                                           \
     _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++) _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++)
 
-/* acc += outer product of `rows` numbers, A_STEP apart from a on, with a row of B; prefetches two cache lines. */
-#define RANK_ONE(T, A_STEP)                                                                                           \
+/* acc += outer product of `rows` numbers, A_STEP apart from a on, with a row of B. */
+#define RANK_ONE(T, A_STEP, a, b)                                                                                     \
     {                                                                                                                 \
         vec_##T row[2];                                                                                               \
-        _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) row[v] = *(const vec_##T *)(b + v * LANES(T));      \
+        _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) row[v] = *(const vec_##T *)((b) + v * LANES(T));    \
         _Pragma("GCC unroll 14") for (int i = 0; i < rows; i++) {                                                     \
-            const vec_##T spread = a[i * (A_STEP)] - (vec_##T){0};                                                    \
+            const vec_##T spread = (a)[i * (A_STEP)] - (vec_##T){0};                                                  \
             _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) acc[i][v] = FMA_##T(spread, row[v], acc[i][v]); \
         }                                                                                                             \
-        b += b_row;                                                                                                   \
-        __builtin_prefetch(prefetch.first, 0, 2);                                                                     \
-        __builtin_prefetch(prefetch.second, 0, 2);                                                                    \
-        prefetch.first += prefetch.step;                                                                              \
-        prefetch.second += prefetch.step;                                                                             \
+    }
+
+/* UNROLL steps of k, from p on: one after the other the loop's own instructions would cost AVX2 a fifth of its peak. */
+#define RANK_UNROLL(T, A_STEP, A_NEXT)                                                                                \
+    {                                                                                                                 \
+        _Pragma("GCC unroll 4") for (int u = 0; u < UNROLL; u++) {                                                    \
+            RANK_ONE(T, A_STEP, a + u * (A_NEXT), b + u * b_row)                                                      \
+            if (u % TURN == 0) {                                                                                      \
+                __builtin_prefetch(prefetch.first + u / TURN * prefetch.step, 0, 2);                                  \
+                __builtin_prefetch(prefetch.second + u / TURN * prefetch.step, 0, 2);                                 \
+            }                                                                                                         \
+        }                                                                                                             \
+        a += UNROLL * (A_NEXT);                                                                                       \
+        b += UNROLL * b_row;                                                                                          \
+        prefetch.first += UNROLL / TURN * prefetch.step;                                                              \
+        prefetch.second += UNROLL / TURN * prefetch.step;                                                             \
     }
 
 /* Two streams of memory that is used after this product. A tile prefetches a cache line of each in every step of k,
@@ -89,9 +108,10 @@ typedef struct {
     intp step; /* bytes between two lines */
 } Prefetch;
 
-/* What a tile does besides the product, all of it in registers; gate is for operands in rows alone. */
+/* What a tile does besides the product, all of it in registers; partial and gate are for operands in rows alone. */
 typedef struct {
     const void *initial; /* what every row of sums starts from (the bias), NULL for zero */
+    const void *partial; /* laid out as C: what the sums start from instead, those of the k before; or NULL */
     int accumulate;      /* whether the sums are added to C */
     int relu;            /* whether negative results become zero */
     const void *gate;    /* laid out as C: where it is not positive the result is zero (ReLU's derivative), or NULL */
@@ -115,12 +135,17 @@ typedef struct {
             acc[i][v] = initial[v];                                                                                   \
             if (!transposed) __builtin_prefetch(c + i * c_row + v * LANES(T), 1);                                     \
         }                                                                                                             \
-        if (transposed)                                                                                               \
-            for (intp p = 0; p < k; p++, a += PANEL(T)) RANK_ONE(T, 1)                                                \
-        else                                                                                                          \
+        if (!transposed && epilogue->partial)                                                                         \
+            EACH(rows, vectors)                                                                                       \
+        acc[i][v] = *(const vec_##T *)((const T *)epilogue->partial + i * c_row + v * LANES(T));                      \
+        if (transposed) {                                                                                             \
+            for (; k >= UNROLL; k -= UNROLL) RANK_UNROLL(T, 1, PANEL(T))                                              \
+            for (; k > 0; k--, a += PANEL(T), b += b_row) RANK_ONE(T, 1, a, b)                                        \
+        } else                                                                                                        \
             for (; k > 0; k -= PANEL(T), a += a_panel - PANEL(T)) {                                                   \
                 const T *end = a + PANEL(T), *stop = k < PANEL(T) ? a + k : end;                                      \
-                for (; a < stop; a++) RANK_ONE(T, PANEL(T))                                                           \
+                while (a + UNROLL <= stop) RANK_UNROLL(T, PANEL(T), 1)                                                \
+                for (; a < stop; a++, b += b_row) RANK_ONE(T, PANEL(T), a, b)                                         \
                 a = end;                                                                                              \
             }                                                                                                         \
         EACH(rows, vectors)                                                                                           \

@@ -110,8 +110,7 @@ cdef class Network:
                 self.work += layer.kind.operations(&layer.op)
             self.longest_row = max(self.longest_row, layer.op.outputs)
             layer.first_block = self.blocks
-            self.blocks += (block_count(&layer.op, <float *> NULL) if self.size == 4 else
-                            block_count(&layer.op, <double *> NULL))
+            self.blocks += most_blocks(layer, <float *> NULL) if self.size == 4 else most_blocks(layer, <double *> NULL)
             layer.weight, layer.bias = self.tensor(values, layer.op.weight), self.tensor(values, layer.op.bias)
             layer.dweight, layer.dbias = self.tensor(grads, layer.op.weight), self.tensor(grads, layer.op.bias)
             layer.stats = self.tensor(stats, layer.op.stats)
@@ -143,13 +142,16 @@ cdef class Network:
         else:
             reserve_memory(&self.net, &arena, batch, backward, <double *> NULL)
 
-    cdef prepare(self, intp batch, bint training, bint backward, bint input_gradient):
+    cdef prepare(self, intp batch, bint training, bint backward, bint input_gradient, bint epoch):
         """Reserve memory for a pass, and lay out the slots where that of before was another."""
         cdef Net *net = &self.net
-        cdef bint same = batch == net.batch and training == net.training and input_gradient == net.input_gradient
-        net.training, net.input_gradient = training, input_gradient
-        if batch > self.batch_capacity:
-            net.batch = self.batch_capacity = 0  # until there is memory
+        cdef bint few = batch <= (FEW_ROWS_OF_EPOCH if epoch else FEW_ROWS)
+        cdef bint same = (batch == net.batch and training == net.training and input_gradient == net.input_gradient and
+                          few == net.few)
+        net.few, net.training, net.input_gradient = few, training, input_gradient
+        if batch > self.batch_capacity or not (few or net.packs):
+            net.batch = self.batch_capacity = self.gradient_capacity = 0  # until there is memory
+            net.packs = net.packs or not few
             self.reserve(batch, False)
             same, self.batch_capacity = False, batch
         if backward and (self.batch_capacity > self.gradient_capacity or input_gradient > self.has_input_gradient):
@@ -158,6 +160,7 @@ cdef class Network:
             same, self.gradient_capacity, self.has_input_gradient = False, self.batch_capacity, input_gradient
         if same:
             return
+        self.choose_copies()
         if self.size == 4:
             set_batch(net, batch, <float *> NULL)
         else:
@@ -193,9 +196,10 @@ cdef class Network:
     cdef run_forward(self, y, x, uint64_t step, bint training, int threads):
         cdef Pass work
         self.net.step = step
-        self.prepare(x.shape[0], training, False, False)
+        self.prepare(x.shape[0], training, False, False, False)
         work.net, work.y, work.x = self.net, address(y), address(x)
-        threads = call_team(self.work * self.net.batch, threads)
+        threads = call_team(self.work * max(self.net.batch, <intp> ROWS_PER_WEIGHT), threads)
+        self.choose_partition(threads, False)
         with nogil:
             run_team(<Task> thread_forward[float] if self.size == 4 else <Task> thread_forward[double], &work, threads)
 
@@ -203,9 +207,10 @@ cdef class Network:
         """From dy (B, O), the gradient of the last y: grads, if asked for, and dx (B, I) if it is not None."""
         cdef Pass work
         self.net.parameter_gradients = parameter_gradients
-        self.prepare(dy.shape[0], True, True, dx is not None)
+        self.prepare(dy.shape[0], True, True, dx is not None, False)
         work.net, work.dy, work.dx = self.net, address(dy), address_or_null(dx)
-        threads = call_team(2 * self.work * self.net.batch, threads)
+        threads = call_team(2 * self.work * max(self.net.batch, <intp> ROWS_PER_WEIGHT), threads)
+        self.choose_partition(threads, False)
         with nogil:
             run_team(<Task> thread_backward[float] if self.size == 4 else <Task> thread_backward[double], &work,
                      threads)
@@ -236,17 +241,29 @@ cdef class Network:
         self.net.times = <double *> address_or_null(times)
         self.memory["times"] = times
 
-    cdef choose_partition(self, int threads):
-        """Choose the layers whose forward pass is shared by columns: then no other core reads a thread's weights.
+    cdef choose_copies(self):
+        """With few rows every weight is read where it lies, with more some are packed."""
+        cdef Layer *layer
+        for layer in self.net.layers[:self.net.count]:
+            layer.panels = NULL if self.net.few else layer.own_panels
+            layer.transposed = NULL if self.net.few else layer.own_transposed
 
-        Each thread needs all rows of x for it, and waits for the others.
+    cdef choose_partition(self, int threads, bint epoch):
+        """Choose the layers whose passes are shared by columns: then no other core reads a thread's weights.
+
+        Each thread needs all rows of x, or of dy, for it, and waits for the others. In an epoch wide layers are shared
+        so on the way forward, and with few rows, of which there are not enough to share, wide ones in all passes.
         """
         cdef Layer *layer
-        cdef intp panels
         for layer in self.net.layers[:self.net.count]:
-            panels = layer.op.outputs * self.size // (2 * VECTOR_BYTES)
-            layer.by_columns = layer.kind.by_columns or (
-                threads > 1 and layer.panels != NULL and panels >= 2 * threads)
+            layer.by_columns = layer.kind.by_columns or (layer.kind.splits_columns and self.has_panels_for(
+                layer.op.outputs, threads) and (self.net.few or (epoch and layer.panels != NULL)))
+            layer.dx_by_columns = layer.kind.by_columns or (
+                layer.kind.splits_columns and self.net.few and self.has_panels_for(layer.op.inputs, threads))
+
+    cdef bint has_panels_for(self, intp columns, int threads) noexcept:
+        """Whether columns are enough to share them."""
+        return threads > 1 and columns * self.size // (2 * VECTOR_BYTES) >= 2 * threads
 
     cdef void lay_out_epoch(self, Arena *arena) noexcept:
         """For a batch as the loss reads it, and for every thread: rows, an input, slots, a block of gradients."""
@@ -304,7 +321,7 @@ cdef class Network:
                 single = self.trial.left % 2 == 0 if trial else self.trial.single
                 if trial and e.steps >= 2 * STEPS_PER_TRIAL:  # a few steps that are left over say little
                     e.steps = STEPS_PER_TRIAL
-            self.choose_partition(1 if single else threads)
+            self.choose_partition(1 if single else threads, True)
             e.net = self.net
             e.net.step, e.net.stop, e.net.polled, e.net.unpolled = step + e.done, stop, time, 0
             start_check(&e.check, trial, 0 if trial or not single else self.trial.until if may_try and not
@@ -360,7 +377,7 @@ cdef class Network:
             e.reduction = &reduction
             adapter = self.start_reduction(&reduction, reducer)
         self.net.step, self.net.parameter_gradients = batches.dropout_step, True
-        self.prepare(min(e.batch_size, e.order.samples - e.first), True, True, False)
+        self.prepare(min(e.batch_size, e.order.samples - e.first), True, True, False, e.steps >= MIN_STEPS_TO_REORDER)
         work = self.step_work(&u)
         may_try = threads < 0 and work < TRIED_OPERATIONS
         threads = team_size(work, OPERATIONS_PER_THREAD_AND_STEP, abs(threads))
@@ -377,7 +394,7 @@ cdef class Network:
             report.stopped = has_ended(e.reduction)
         finally:
             self.at_work = NULL
-            self.choose_partition(1)
+            self.choose_partition(1, False)
             report.loss, report.correct, report.steps = e.loss, e.total_correct, e.done
             report.weighted_loss, report.weight, report.penalty = e.weighted_loss, e.total_weight, e.penalty
             report.invalid_row = e.invalid_row
@@ -405,5 +422,5 @@ cdef class Network:
 
     cdef double step_work(self, const Update *u) noexcept:
         """The operations of a step of an epoch."""
-        cdef double work = 3 * self.work * self.net.batch
+        cdef double work = 3 * self.work * max(self.net.batch, <intp> ROWS_PER_WEIGHT)
         return work if u.idle else work + OPERATIONS_PER_LOOKUP * self.entries  # it updates every row of the tables

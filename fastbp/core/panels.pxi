@@ -11,6 +11,7 @@ cdef extern from "microkernel.h" nogil:
     const char *TARGET
     const int VECTOR_BYTES
     const int MAX_ROWS
+    const int TURN
     const int MAX_TILE
     const int SQUARE_float
     const int SQUARE_double

@@ -6,6 +6,7 @@
 cdef enum:
     CHUNKS = 64         # at most so many partial sums, and so many threads with samples
     ROWS_PER_CHUNK = 8  # at least
+    ROWS_PER_WEIGHT = 8  # reading a weight takes as long as its products with so many rows
 
 cdef double OPERATIONS_PER_THREAD_AND_CALL = 1e6  # a call has to wake its threads, which takes microseconds
 cdef double RELUCTANCE = 5  # a team that nobody has asked for has so many times the work

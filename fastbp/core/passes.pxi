@@ -57,10 +57,10 @@ cdef void backward_rows(Net *net, Thread *thread, intp begin, intp end, const re
                 apply_derivative(net, layer, begin, end, witness)
                 together = False
             adds = src.grad != NULL and layer.op.accumulates and not layer.kind.adds_gradient
-            if layer.kind.by_columns and not together:
+            if layer.dx_by_columns and not together:
                 barrier(thread)
             layer.kind.backward(net, layer, thread, layer.partial if adds else src.grad, begin, end, witness)
-            together = layer.kind.by_columns
+            together = layer.dx_by_columns
             if together:
                 barrier(thread)
             if adds:

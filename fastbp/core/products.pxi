@@ -12,6 +12,7 @@ cdef extern from "microkernel.h" nogil:
         intp step
     ctypedef struct TileEpilogue:
         const void *initial
+        const void *partial
         bint accumulate
         bint relu
         const void *gate
@@ -29,6 +30,10 @@ cdef enum:
     BLOCK_ROWS_BYTES = 672  # of one column of A: 168 rows of float32
     BLOCK_COLUMNS_BYTES = 512  # of one row of dW: 128 columns of float32
     IN_PLACE_BYTES = 256   # rows of W up to this long are read where they are, longer ones from panels
+    FEW_ROWS = 48          # up to which W is read where it lies: packing it for one pass would take longer
+    FEW_ROWS_OF_EPOCH = 8  # where it is packed once for all steps; with more, panels are faster
+    GROUP_BYTES = 1024     # of a row of W that a strip of a few rows reads at a time
+    WAITING_SUMS = 3072    # of the strips before
 
 ctypedef enum EpilogueAction:
     NO_ACTION, BIAS_ACTIVATION, DERIVATIVE
@@ -72,6 +77,7 @@ cdef inline TileEpilogue tile_epilogue(const Epilogue *epilogue, bint first, bin
     """The tile's part of the epilogue: it adds the bias in the first block of k and applies ReLU in the last."""
     cdef TileEpilogue tile
     cdef bint relu = last and fused_in_tile(epilogue)
+    tile.partial = NULL
     tile.accumulate = not first or epilogue.accumulate
     tile.initial = <const real *> epilogue.bias + column if first and epilogue.bias != NULL else NULL
     tile.relu = relu and epilogue.action == BIAS_ACTIVATION
@@ -120,7 +126,7 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
     if b_layout.row == 1:  # a weight of one column, read in place
         multiply_vector(c, a, layout, b, begin, end, k, epilogue)
         return
-    prefetch.step = b_layout.row * <intp> sizeof(real)
+    prefetch.step = TURN * b_layout.row * <intp> sizeof(real)
     while p == 0 or p < k:
         i0 = begin
         block = BLOCK_ROWS_BYTES // <intp> sizeof(real)
@@ -130,7 +136,7 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
             for q in range(ceil_div(n, width)):
                 vectors = 1 if n - q * width <= lanes(c) else 2
                 prefetch.first = <const char *> (b + (q + 1) * b_layout.panel + p * b_layout.row)
-                prefetch.second = prefetch.first + 64
+                prefetch.second = prefetch.first + (64 if TURN == 1 else b_layout.row * <intp> sizeof(real))
                 for t in range(tiles):
                     r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
                     out = c + q * layout.panel + r0 * width
@@ -142,6 +148,63 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
                         apply_epilogue(out, r1 - r0, epilogue, out - c)
             i0 = i1
         p += depth
+
+
+cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w, intp w_row, bint transposed,
+                            intp begin, intp end, intp n, intp k, const Epilogue *epilogue) noexcept nogil:
+    """As `multiply_rows`, bit for bit, for up to FEW_ROWS rows and a weight that is read once, where it lies.
+
+    b is w (k, n) or, transposed, w (n, k)^T, in rows that are w_row apart. A strip of PANEL rows of b at a time, so
+    that pages are read from their begin to their end; the sums of the strips before wait in memory.
+    """
+    cdef real sums[WAITING_SUMS]
+    cdef real turned[MAX_PANEL * MAX_PANEL]
+    cdef intp width = panel_width(c), depth = block_depth(k, c), rows = end - begin, tiles = ceil_div(rows, MAX_ROWS)
+    cdef intp panels = ceil_div(n, width), group = 1
+    cdef intp q0 = 0, q, p, s, strip, stop, t, r0, r1
+    cdef int vectors
+    cdef bint first, last
+    cdef Prefetch prefetch
+    cdef TileEpilogue tile
+    cdef const real *b
+    cdef real *out
+    cdef real *waiting
+    if not transposed:
+        group = min(GROUP_BYTES // <intp> sizeof(real), WAITING_SUMS // max(1, rows)) // width
+    while q0 < panels:
+        p = 0
+        while p == 0 or p < k:
+            s, stop, first = p, min(k, p + depth), True
+            while first or s < stop:
+                strip, last = min(width, stop - s), s + width >= stop
+                for q in range(q0, min(panels, q0 + group)):
+                    vectors = 1 if n - q * width <= lanes(c) else 2
+                    if transposed:
+                        transpose(&turned[0], width, w + q * width * w_row + s, w_row, min(width, n - q * width), strip)
+                        b, prefetch.first = &turned[0], <const char *> (w + q * width * w_row + s + width)
+                    else:
+                        b = w + s * w_row + q * width
+                        prefetch.first = <const char *> (b + 2 * width)
+                    prefetch.step = TURN * w_row * <intp> sizeof(real)
+                    prefetch.second = prefetch.first + (64 if TURN == 1 else w_row * <intp> sizeof(real))
+                    for t in range(tiles):
+                        r0, r1 = begin + t * rows // tiles, begin + (t + 1) * rows // tiles
+                        out = c + q * layout.panel + r0 * width
+                        waiting = &sums[0] + ((q - q0) * rows + r0 - begin) * width
+                        tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
+                        if not first:
+                            tile.initial, tile.partial = NULL, waiting
+                        if not last:
+                            tile.accumulate, tile.relu, tile.gate = False, False, NULL
+                        run_tile(<int> (r1 - r0), vectors, False, strip, a + s // width * layout.panel + r0 * width,
+                                 layout.panel, b, width if transposed else w_row, out if last else waiting, width,
+                                 &tile, prefetch)
+                        if last and p + depth >= k:
+                            apply_epilogue(out, r1 - r0, epilogue, out - c)
+                s += width
+                first = False
+            p += depth
+        q0 += group
 
 
 cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *b, Layout layout, intp rows,
@@ -158,7 +221,7 @@ cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *
     cdef Prefetch prefetch
     cdef TileEpilogue epilogue
     cdef real *out
-    epilogue.initial, epilogue.relu, epilogue.gate = NULL, False, NULL
+    epilogue.initial, epilogue.partial, epilogue.relu, epilogue.gate = NULL, NULL, False, NULL
     for q in range(ceil_div(columns, width)):
         n = min(width, columns - q * width)
         vectors = 1 if n <= lanes(c) else 2
@@ -167,7 +230,7 @@ cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *
             r0, r1 = t * rows // tiles, (t + 1) * rows // tiles
             out = c + r0 * c_layout.row + q * c_layout.panel
             prefetch.first, prefetch.second = plan.pieces[2 * t % 6], plan.pieces[2 * t % 6 + 1]
-            prefetch.step = ceil_div(plan.bytes[t % 3], max(1, k))
+            prefetch.step = TURN * ceil_div(plan.bytes[t % 3], max(1, k))
             p = 0
             while p == 0 or p < k:
                 epilogue.accumulate = p > 0
@@ -175,8 +238,8 @@ cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *
                          b + q * layout.panel + p * width, width, out if whole else tile,
                          c_layout.row if whole else width, &epilogue, prefetch)
                 p += depth
-                prefetch.first = prefetch.first + depth * prefetch.step
-                prefetch.second = prefetch.second + depth * prefetch.step
+                prefetch.first = prefetch.first + depth // TURN * prefetch.step
+                prefetch.second = prefetch.second + depth // TURN * prefetch.step
             if not whole:
                 for i in range(r1 - r0):
                     copy_run(out + i * c_layout.row, tile + i * width, n)

@@ -61,6 +61,7 @@ cdef struct LayerKind:     # functions are NULL where there is nothing to do; be
     Columns input_columns  # likewise: what a thread reads of all samples; NULL for all
     Operations operations  # of a forward pass, for one sample
     bint by_columns        # a thread computes its columns for all samples: it waits for the others before and after
+    bint splits_columns    # its passes can be shared by columns, see choose_partition
     bint adds_gradient     # its backward can add to a gradient (Op.accumulates); for others the engine adds
 
 cdef struct Layer:
@@ -71,11 +72,14 @@ cdef struct Layer:
     void *dweight
     void *dbias
     void *stats
-    void *panels       # weight in panels; NULL where its rows are read in place
-    void *transposed   # weight^T in panels; NULL where no dx is needed
+    void *own_panels      # memory for the weight in panels, and for its transpose in panels; NULL where neither is used
+    void *own_transposed
+    void *panels       # the weight in panels; NULL where it is read in place
+    void *transposed   # weight^T in panels; NULL where no dx is needed or the weight is read in place
     void *moments      # of batch norm: the batch's variance, float64 (n,); of layer norm: rows' mean and 1/std, (B, 2)
     void *partial      # its dx, which is then added to the gradient of src; NULL where it is that gradient
-    bint by_columns    # as LayerKind.by_columns, or a dense layer's choice in an epoch
+    bint by_columns    # as LayerKind.by_columns, or a dense layer's choice, see choose_partition
+    bint dx_by_columns  # likewise, of the backward pass
     intp first_block   # of its weight, among those of all layers
 
 cdef struct Net:
@@ -89,6 +93,8 @@ cdef struct Net:
     int table_count
     intp batch         # samples
     uint64_t step      # selects dropout's masks
+    bint few           # rows: weights are read where they lie
+    bint packs         # whether there is memory for packed weights
     bint training
     bint input_gradient       # whether a backward pass computes the gradient of the input
     bint parameter_gradients  # whether it computes those of the parameters

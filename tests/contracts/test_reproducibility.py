@@ -195,6 +195,73 @@ def test_threads_do_not_change_a_bit(compiled, dtype, layers):
     assert run(1) == run(2) == run(4)
 
 
+def deep_sums():
+    """Sums that are cut into blocks, of inputs and of outputs; widths have tails."""
+    return [fb.Dense(900, 411, "relu"), fb.Dense(411, 805, "gelu"), fb.Dense(805, 1)]
+
+
+@pytest.mark.parametrize("layers", [wide_chain, wide_tree, deep_sums])
+def test_a_row_has_the_bits_that_it_has_alone(compiled, dtype, layers):
+    """Weights are read where they lie for a few rows, and from panels for more; a thread may have some of the columns."""
+    model = fb.Sequential(layers(), dtype=dtype, seed=1)
+    rng = np.random.default_rng(0)
+    X, dy = (rng.standard_normal((131, n)).astype(dtype) for n in (model.inputs, model.outputs))
+    with fb.use_backend("numpy"):
+        reference = model.predict(X)
+    plain = layers is deep_sums  # other layers draw masks for a pass or look at the whole batch
+    found = set()
+    for threads in (1, 3):
+        fb.set_num_threads(threads)
+        for rows in (1, 2, 7, 16, 47, 49, 131):
+            batches = [slice(first, first + rows) for first in range(0, len(X), rows)]
+            outputs, gradients = [], []
+            for batch in batches:
+                outputs.append(model.predict(X[batch]))
+                if plain:
+                    model.forward(X[batch], training=True)
+                    gradients.append(model.backward(dy[batch], input_gradient=True))
+            found.add((np.concatenate(outputs).tobytes(), np.concatenate(gradients).tobytes() if plain else b""))
+    assert len(found) == 1
+    # rounding errors of sums of up to 900 terms, through three layers
+    np.testing.assert_allclose(model.predict(X), reference, rtol=0, atol=2000 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 8, 9, 30])
+@pytest.mark.parametrize("make_optimizer", WIDE_OPTIMIZERS[::2])
+def test_steps_of_few_rows_keep_the_bits(compiled, dtype, batch_size, make_optimizer):
+    """A call of few rows, an epoch of even fewer: neither packs weights. They are packed for others, and for a rest."""
+    rng = np.random.default_rng(3)
+    X, y = 0.05 * rng.standard_normal((6 * batch_size - batch_size // 2, 200)), rng.standard_normal((6 * batch_size, 3))
+    X, y, criterion = X.astype(dtype), y[: len(X)].astype(dtype), fb.MSE()
+
+    def build():
+        block = fb.Residual([fb.Dense(150, 333, "gelu"), fb.Dropout(0.1), fb.Dense(333, 150, "relu")])
+        model = fb.Sequential([fb.Dense(200, 150, "relu"), block, fb.Dense(150, 3)], dtype=dtype, seed=2)
+        return model, make_optimizer(model.parameters())
+
+    def fit(model, optimizer):
+        model.fit(X, y, criterion, optimizer, epochs=1, batch_size=batch_size, shuffle=False, verbose=0)
+
+    def train_on_batches(model, optimizer):
+        for xb, yb in fb.batches(X, y, batch_size, shuffle=False):
+            model.train_on_batch(xb, yb, criterion, optimizer)
+
+    def four_calls(model, optimizer):
+        for xb, yb in fb.batches(X, y, batch_size, shuffle=False):
+            model.backward(criterion(model.forward(xb, training=True), yb)[1])
+            optimizer.step()
+
+    found = set()
+    for threads in (1, 2, 5):
+        fb.set_num_threads(threads)
+        for train in (fit, train_on_batches, four_calls):
+            model, optimizer = build()
+            train(model, optimizer)
+            state = optimizer.state_dict()
+            found.add((bits(model), model.parameters().grads.tobytes(), *(np.asarray(v).tobytes() for v in state.values())))
+    assert len(found) == 1
+
+
 def test_same_seed_same_bits_and_another_seed_others(any_backend):
     X, y = blobs()
 

@@ -7,13 +7,13 @@ cdef void dense_reserve(Net *net, Layer *layer, Arena *arena, bint backward, con
     """Panels of a weight whose rows are too long to be read in place, and of its transpose where dx is computed."""
     cdef Op *op = &layer.op
     if not backward:
-        layer.panels = NULL
-        if not reads_in_place(op, witness):
-            layer.panels = take(arena, panel_bytes(op.inputs, op.outputs, sizeof(real)))
+        layer.own_panels = NULL
+        if net.packs and op.outputs * <intp> sizeof(real) > IN_PLACE_BYTES:
+            layer.own_panels = take(arena, panel_bytes(op.inputs, op.outputs, sizeof(real)))
         return
-    layer.transposed = NULL
-    if needs_gradient(net, src_slot(net, layer)):
-        layer.transposed = take(arena, panel_bytes(op.outputs, op.inputs, sizeof(real)))
+    layer.own_transposed = NULL
+    if net.packs and needs_gradient(net, src_slot(net, layer)):
+        layer.own_transposed = take(arena, panel_bytes(op.outputs, op.inputs, sizeof(real)))
 
 
 cdef inline bint needs_transposed(Net *net, const Layer *layer) noexcept nogil:
@@ -29,12 +29,12 @@ cdef void dense_forward_rows(Net *net, Layer *layer, Thread *thread, intp begin,
     cdef Epilogue epilogue
     cdef const real *weight = <const real *> (layer.weight if layer.panels == NULL else layer.panels)
     cdef Layout weight_layout = in_rows(op.outputs, witness) if layer.panels == NULL else in_panels(op.inputs, witness)
-    cdef intp width = panel_width(witness), panels = ceil_div(op.outputs, width), first = 0, columns = op.outputs
+    cdef intp width = panel_width(witness), first = 0, columns = op.outputs
     cdef Range own
     if is_set(net.stop):
         return
     if layer.by_columns:
-        own = thread_part(panels, thread)
+        own = thread_part(ceil_div(columns, width), thread)
         first, columns = own.begin, min(columns, own.end * width) - own.begin * width
         begin, end = 0, dst.rows
     epilogue.action, epilogue.accumulate = BIAS_ACTIVATION, False
@@ -43,8 +43,12 @@ cdef void dense_forward_rows(Net *net, Layer *layer, Thread *thread, intp begin,
     epilogue.y, epilogue.z = NULL, NULL
     if op.z >= 0:
         epilogue.z = <real *> net.slots[op.z].value + first * dst.layout.panel
-    multiply_rows(<real *> dst.value + first * dst.layout.panel, <const real *> src.value, src.layout,
-                  weight + first * weight_layout.panel, weight_layout, begin, end, columns, op.inputs, &epilogue)
+    if layer.panels == NULL and op.outputs * <intp> sizeof(real) > IN_PLACE_BYTES:
+        multiply_few_rows(<real *> dst.value + first * dst.layout.panel, <const real *> src.value, src.layout,
+                          weight + first * width, op.outputs, False, begin, end, columns, op.inputs, &epilogue)
+    else:
+        multiply_rows(<real *> dst.value + first * dst.layout.panel, <const real *> src.value, src.layout,
+                      weight + first * weight_layout.panel, weight_layout, begin, end, columns, op.inputs, &epilogue)
     poll_signals(net, thread, 2.0 * (end - begin) * op.inputs * columns)
 
 
@@ -55,8 +59,16 @@ cdef void dense_backward_rows(Net *net, Layer *layer, Thread *thread, void *dx, 
     cdef Slot *src = src_slot(net, layer)
     cdef Epilogue epilogue
     cdef Layout weight_layout = in_panels(op.outputs, witness)
-    cdef intp first = src.first // panel_width(witness)  # of its panels
+    cdef intp width = panel_width(witness), first = src.first // width, columns = op.inputs  # first: of its panels
+    cdef Range own
     if dx == NULL or is_set(net.stop):
+        return
+    if layer.dx_by_columns:
+        own = thread_part(ceil_div(columns, width) - first, thread)
+        first, columns = first + own.begin, min(columns, (first + own.end) * width)
+        begin, end = 0, src.rows
+    columns -= first * width
+    if columns <= 0:
         return
     epilogue.action = DERIVATIVE if op.input_activation != LINEAR else NO_ACTION
     epilogue.accumulate, epilogue.activation, epilogue.bias = op.accumulates, op.input_activation, NULL
@@ -65,10 +77,15 @@ cdef void dense_backward_rows(Net *net, Layer *layer, Thread *thread, void *dx, 
         epilogue.y = <const real *> src.value + first * src.layout.panel
         if op.input_z >= 0:
             epilogue.z = <real *> net.slots[op.input_z].value + first * src.layout.panel
-    multiply_rows(<real *> dx + first * src.layout.panel, <const real *> dst_slot(net, layer).grad, src.layout,
-                  <const real *> layer.transposed + first * weight_layout.panel, weight_layout, begin, end,
-                  op.inputs - first * panel_width(witness), op.outputs, &epilogue)
-    poll_signals(net, thread, 2.0 * (end - begin) * op.inputs * op.outputs)
+    if layer.transposed == NULL:
+        multiply_few_rows(<real *> dx + first * src.layout.panel, <const real *> dst_slot(net, layer).grad, src.layout,
+                          <const real *> layer.weight + first * width * op.outputs, op.outputs, True, begin, end,
+                          columns, op.outputs, &epilogue)
+    else:
+        multiply_rows(<real *> dx + first * src.layout.panel, <const real *> dst_slot(net, layer).grad, src.layout,
+                      <const real *> layer.transposed + first * weight_layout.panel, weight_layout, begin, end,
+                      columns, op.outputs, &epilogue)
+    poll_signals(net, thread, 2.0 * (end - begin) * columns * op.outputs)
 
 
 cdef void block_gradient(Net *net, Layer *layer, Block b, real *gradient, Layout gradient_layout,
@@ -236,7 +253,7 @@ cdef void dense_kind(LayerKind *kind, const real *witness) noexcept:
     kind.pack, kind.unpack = <Pack> dense_pack[real], <Unpack> dense_unpack[real]
     kind.forward, kind.backward = <Forward> dense_forward_rows[real], <Backward> dense_backward_rows[real]
     kind.weights, kind.input_columns = <Weights> dense_weights[real], <Columns> dense_input_columns[real]
-    kind.adds_gradient = True
+    kind.adds_gradient = kind.splits_columns = True
 
 
 register_kind("dense", <FillKind> dense_kind[float], <FillKind> dense_kind[double])
