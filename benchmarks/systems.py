@@ -508,11 +508,12 @@ class Session:
         X, _ = self.trainer.place(*self.task.data(1))
         return [float(value) for value in np.asarray(self.trainer.predict(X[:1])).ravel()]
 
-    def predictions(self, seconds: float) -> list[float]:
-        """Seconds of every prediction of one row."""
-        X, _ = self.trainer.place(*self.task.data(1))
-        row = X[:1]
-        return timed(lambda: self.trainer.predict(row), seconds)
+    def predictions(self, seconds: float, rows: int = 1) -> list[float]:
+        """Seconds of every prediction of so many rows; the first one warms up."""
+        X, _ = self.trainer.place(*self.task.data(-(-rows // self.task.batch)))
+        batch = X[:rows]
+        self.trainer.predict(batch)
+        return timed(lambda: self.trainer.predict(batch), seconds)
 
     def peak(self) -> float:
         """FLOP/s of this process's threads: multiply-adds that touch no memory on one core, times the cores."""
