@@ -32,6 +32,7 @@ from fastbp.data.arrays import (
     check_targets,
     check_weights,
     scaled_weights,
+    sign_hint,
 )
 from fastbp.settings import Settings
 
@@ -431,7 +432,7 @@ class BinaryCrossEntropy(Elementwise):
         array = super().check(name, target, samples, outputs, dtype)
         low, high = np.fmin.reduce(array, axis=None), np.fmax.reduce(array, axis=None)  # of those that are there
         if low < 0 or high > 1:
-            raise ValueError(f"{name}: expected values in [0, 1], got {low if low < 0 else high}")
+            raise ValueError(f"{name}: expected values in [0, 1], got {low if low < 0 else high}{sign_hint(array)}")
         if self._of_classes is not None:
             self.classes(outputs)  # raises where a sample has several
         if self._positive is not None and self._positive.size not in (1, outputs):

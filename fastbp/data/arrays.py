@@ -234,9 +234,14 @@ def check_labels(name: str, value: ArrayLike, samples: int, classes: int) -> Arr
         )
     low, high = array.min(), array.max()
     if low < 0 or high >= classes:
-        hint = "; they begin at 0, as y - 1 does" if (low, high) == (1, classes) else ""
+        hint = "; they begin at 0, as y - 1 does" if (low, high) == (1, classes) else sign_hint(array)
         raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got {low if low < 0 else high}{hint}")
     return np.require(array, dtype=np.int64, requirements=["C", "A"])
+
+
+def sign_hint(array: Array) -> str:
+    """How labels that are signs become 0 and 1."""
+    return "; (y > 0).astype(int) makes 0 and 1 of -1 and 1" if (abs(array) == 1).all() else ""
 
 
 def _label_hint(array: Array) -> str:

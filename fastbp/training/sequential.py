@@ -421,7 +421,7 @@ class Sequential(Settings):
         samples = data.samples if isinstance(data, Stream) else len(data[0])
         if batch_size == 1 or samples == 1:
             warn_of_single_rows(self.layers)
-        warn_of_activation(self.layers[-1], criterion)
+        warn_of_activation(self.layers, criterion)
         steps = check_steps(samples, batch_size, drop_last, accumulate, steps_per_epoch)
         if steps is None and optimizer.schedule.epochs is not None:
             raise ValueError("lr: expected a schedule in steps, or steps_per_epoch, for data whose length is not known")
@@ -645,8 +645,9 @@ def warn_of_single_rows(layers: Sequence[Layer], stacklevel: int = 3) -> None:
             return
 
 
-def warn_of_activation(last: Layer, criterion: Loss) -> None:
+def warn_of_activation(layers: Sequence[Layer], criterion: Loss) -> None:
     """Tell that a loss takes logits where the last layer gives something else."""
+    last = next((layer for layer in reversed(layers) if not layer.identity_in_inference), layers[-1])
     name = getattr(last, "activation", None) or getattr(last, "name", None)
     if criterion.link and name in ("sigmoid", "relu"):
         warnings.warn(

@@ -45,6 +45,8 @@ CASES = [
     (dict(y=Y.astype(float)), TypeError, r"y: .* got dtype float64; y.astype\(int\) makes integers"),
     (dict(y=np.array(["a", "b"])[Y]), TypeError, r"y: .* got dtype <U1; np.unique\(y, return_inverse=True\)"),
     (dict(y=Y + 1), ValueError, r"y: .* got 2; they begin at 0, as y - 1 does"),
+    (dict(y=2 * Y - 1), ValueError, r"y: .* got -1; \(y > 0\).astype\(int\) makes 0 and 1 of -1 and 1"),
+    (dict(y=np.eye(2)[Y] * 2 - 1, loss="binary_cross_entropy"), ValueError, r"y: .* got -1.0; \(y > 0\).astype\(int\)"),
     (dict(loss="bce"), ValueError, "loss: unknown value 'bce'; did you mean 'binary_cross_entropy'"),
     (dict(optimizer="adam"), TypeError, r"optimizer: expected an Optimizer such as fb.Adam\(.*got 'adam'"),
     (

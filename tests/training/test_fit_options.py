@@ -450,9 +450,16 @@ def test_a_resumed_fit_says_where_it_goes_on(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("last", [fb.Dense(16, 1, "sigmoid"), [fb.Dense(16, 1), fb.Activation("sigmoid")]])
+@pytest.mark.parametrize(
+    "last",
+    [
+        [fb.Dense(16, 1, "sigmoid")],
+        [fb.Dense(16, 1), fb.Activation("sigmoid")],
+        [fb.Dense(16, 1, "relu"), fb.Dropout(0.1)],
+    ],
+)
 def test_probabilities_where_logits_are_expected_are_a_warning(last):
-    layers = [fb.Dense(X.shape[1], 16), *map(copy.deepcopy, last if isinstance(last, list) else [last])]
+    layers = [fb.Dense(X.shape[1], 16), *map(copy.deepcopy, last)]
     model, y = fb.Sequential(layers, seed=0), (Y == 1) * 1.0
     with pytest.warns(RuntimeWarning, match="BinaryCrossEntropy takes logits and applies the sigmoid itself"):
         model.fit(X, y, "binary_cross_entropy", fb.SGD(model.parameters(), 0.1), verbose=0)
