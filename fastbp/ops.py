@@ -30,6 +30,7 @@ from fastbp.losses import LOSSES, Elementwise, probabilities
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+_FLOATS = np.dtype(np.float32), np.dtype(np.float64)  # what all kernels take
 _local = threading.local()  # scratch space is kept from call to call, one per thread
 
 
@@ -37,27 +38,28 @@ def _team(threads: int | None) -> int:
     return get_num_threads() if threads is None else check_int("threads", threads, high=MAX_THREADS)
 
 
-def _scratch(dtype: np.dtype[Any], m: int, n: int, k: int) -> Array:
-    """Scratch space for an (m, k) x (k, n) product, or the backward pass of a layer that does it."""
-    size = backend().scratch_bytes(m, n, k, dtype)
-    if getattr(_local, "scratch", np.empty(0)).nbytes < size:
-        _local.scratch = plan.aligned(size, np.int8)
-    scratch: Array = _local.scratch
+def _scratch(size: int) -> Array:
+    """Scratch space of so many bytes."""
+    scratch: Array | None = getattr(_local, "scratch", None)
+    if scratch is None or scratch.size < size:
+        scratch = _local.scratch = plan.aligned(size, np.int8)
     return scratch
 
 
 def _expect(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any], contiguous: bool = True) -> None:
     if type(array) not in (np.ndarray, np.memmap):  # of a matrix NumPy computes other products
         raise TypeError(f"{name}: expected an ndarray, got {type(array).__name__}")
-    if array.dtype != dtype or array.dtype not in (np.float32, np.float64):
+    if array.dtype != dtype or array.dtype not in _FLOATS:
         raise TypeError(
             f"{name}: expected dtype {dtype if dtype.kind == 'f' else 'float32 or float64'}, got {array.dtype}"
         )
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
-    if contiguous and not array.flags.c_contiguous:
+    flags = array.flags
+    if contiguous and not flags.c_contiguous:
         raise ValueError(f"{name}: expected a C-contiguous array, got strides {array.strides}")
-    if not array.flags.aligned or any(stride % array.itemsize for stride in array.strides):
+    whole = flags.c_contiguous or not any(stride % array.itemsize for stride in array.strides)
+    if not (flags.aligned and whole):
         raise ValueError(f"{name}: expected an aligned array with strides in whole elements, got {array.strides} bytes")
 
 
@@ -129,7 +131,8 @@ def matmul(c: Array, a: Array, b: Array, threads: int | None = None) -> None:
     _expect("b", b, (k, n), a.dtype, contiguous=False)
     _expect("c", c, (m, n), a.dtype)
     _outputs(a, b, c=c)
-    backend().matmul(c, a, b, _scratch(a.dtype, m, n, k), _team(threads))
+    team = _team(threads)
+    backend().matmul(c, a, b, _scratch(backend().product_scratch_bytes(m, n, k, a.dtype, team)), team)
 
 
 def dense_forward(
@@ -151,7 +154,8 @@ def dense_forward(
         _expect("bias", bias, (outputs,), x.dtype)
     _outputs(x, weight, bias, y=y, z=z)
     code = plan.ACTIVATIONS[check_choice("activation", activation, plan.ACTIVATIONS)].code
-    backend().dense_forward(y, z, x, weight, bias, code, _scratch(x.dtype, batch, outputs, inputs), _team(threads))
+    scratch = _scratch(backend().scratch_bytes(batch, outputs, inputs, x.dtype))
+    backend().dense_forward(y, z, x, weight, bias, code, scratch, _team(threads))
 
 
 def dense_backward(
@@ -182,7 +186,7 @@ def dense_backward(
     activation = plan.ACTIVATIONS[check_choice("input_activation", input_activation, plan.ACTIVATIONS)]
     if activation.needs_input and x_z is None:
         raise ValueError(f"x_z: expected the argument of {input_activation}, got None")
-    scratch = _scratch(x.dtype, batch, outputs, inputs)
+    scratch = _scratch(backend().scratch_bytes(batch, outputs, inputs, x.dtype))
     backend().dense_backward(dweight, dbias, dx, dz, x, x_z, weight, activation.code, scratch, _team(threads))
 
 

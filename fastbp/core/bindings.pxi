@@ -9,8 +9,9 @@ cdef double ELEMENTS_PER_THREAD = 65536.0  # of an elementwise kernel; with fewe
 cdef struct Product:
     Matrix c
     Strided a, b
-    void *c_panels
-    void *a_panels
+    intp block_rows, block_columns  # of c, which a thread has in panels at a time
+    void *c_blocks  # for every thread
+    void *a_blocks
     void *b_panels
 
 cdef struct LayerCall:  # a network of one layer, over arrays of the caller
@@ -44,6 +45,10 @@ cdef struct NormCall:
     double partial[CHUNKS]
 
 
+cdef enum:
+    PRODUCT_COLUMNS_BYTES = 2048  # of a row of c that is computed at a time: with BLOCK_ROWS rows it fits L2
+
+
 cdef inline int elementwise_team(double elements, int threads) noexcept nogil:
     return team_size(elements, ELEMENTS_PER_THREAD, abs(threads))
 
@@ -69,17 +74,33 @@ cdef void pack_rows(real *out, Layout layout, const Strided *src, intp begin, in
 
 
 cdef void thread_product(Product *p, Thread *thread, const real *witness) noexcept nogil:
+    """Block by block of c: the rows of a are packed just before they are used, and c is copied while it is in L2."""
     cdef Range rows = thread_part(p.a.rows, thread), b_rows = thread_part(p.b.rows, thread)
-    cdef Layout layout = in_panels(p.a.rows, witness), b_layout = in_panels(p.b.rows, witness)
+    cdef intp n = p.b.columns, k = p.a.columns, depth = block_depth(k, witness), width = panel_width(witness)
+    cdef intp first, i0, i1, j0 = 0, columns
+    cdef Layout layout = in_panels(p.block_rows, witness), b_layout = in_panels(p.b.rows, witness)
+    cdef real *a_block = <real *> p.a_blocks + thread.number * panels_size(p.block_rows, depth, witness)
+    cdef real *c_block = <real *> p.c_blocks + thread.number * panels_size(p.block_rows, p.block_columns, witness)
+    cdef Strided a = p.a
     cdef Epilogue epilogue
     memset(&epilogue, 0, sizeof(Epilogue))  # no action
-    pack_rows(<real *> p.a_panels, layout, &p.a, rows.begin, rows.end)
     pack_rows(<real *> p.b_panels, b_layout, &p.b, b_rows.begin, b_rows.end)
     barrier(thread)
-    multiply_rows(<real *> p.c_panels, <real *> p.a_panels, layout, <real *> p.b_panels, b_layout, rows.begin,
-                  rows.end, p.b.columns, p.a.columns, &epilogue)
-    copy_rows(<real *> p.c.data, in_rows(p.b.columns, witness), <real *> p.c_panels, layout, rows.begin, rows.end,
-              p.b.columns)
+    while j0 < n:
+        i0, columns = rows.begin, min(p.block_columns, n - j0)
+        while i0 < rows.end:
+            i1, first = min(i0 + p.block_rows, rows.end), 0
+            while first == 0 or first < k:
+                a.columns = min(depth, k - first)
+                a.data = <real *> p.a.data + i0 * a.row + first * a.column
+                pack_rows(a_block, layout, &a, 0, i1 - i0)
+                multiply_block(c_block, layout, a_block - first // width * layout.panel, layout,
+                               <real *> p.b_panels + j0 // width * b_layout.panel, b_layout, 0, i1 - i0, columns, first,
+                               depth, k, &epilogue)
+                first += depth
+            copy_rows(<real *> p.c.data + i0 * n + j0, in_rows(n, witness), c_block, layout, 0, i1 - i0, columns)
+            i0 = i1
+        j0 += columns
 
 
 cdef inline void *scratch_panels(char **scratch, intp rows, intp n, intp size) noexcept nogil:
@@ -96,15 +117,23 @@ def scratch_bytes(intp m, intp n, intp k, dtype):
     return total
 
 
+def product_scratch_bytes(intp m, intp n, intp k, dtype, int threads):
+    cdef intp size = dtype.itemsize
+    cdef intp rows = min(m + threads, threads * (BLOCK_ROWS_BYTES // size)) + threads  # and gaps between panels
+    return panel_bytes(rows, min(n, PRODUCT_COLUMNS_BYTES // size), size) + panel_bytes(rows, k, size) + panel_bytes(k, n, size)
+
+
 def matmul(c, a, b, scratch, int threads):
     cdef intp size = c.itemsize
     cdef char *free = <char *> address(scratch)
     cdef Product p
     p.c, p.a, p.b = output(c, size), strided(a, size), strided(b, size)
-    p.c_panels = scratch_panels(&free, p.c.rows, p.c.columns, size)
-    p.a_panels = scratch_panels(&free, p.a.rows, p.a.columns, size)
-    p.b_panels = scratch_panels(&free, p.b.rows, p.b.columns, size)
     threads = call_team(2.0 * p.a.rows * p.a.columns * p.b.columns, threads)
+    p.block_rows = min(ceil_div(p.a.rows, threads), BLOCK_ROWS_BYTES // size)
+    p.block_columns = min(p.c.columns, PRODUCT_COLUMNS_BYTES // size)
+    p.c_blocks = scratch_panels(&free, threads * (p.block_rows + 1), p.block_columns, size)
+    p.a_blocks = scratch_panels(&free, threads * (p.block_rows + 1), p.a.columns, size)
+    p.b_panels = scratch_panels(&free, p.b.rows, p.b.columns, size)
     with nogil:
         run_team(<Task> thread_product[float] if size == 4 else <Task> thread_product[double], &p, threads)
 

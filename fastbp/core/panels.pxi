@@ -85,11 +85,10 @@ cdef inline void copy_run(real *out, const real *src, intp n) noexcept nogil:
 
 cdef inline void copy_row(real *out, Layout out_layout, const real *src, Layout src_layout, intp n) noexcept nogil:
     """A row of n elements from one layout to another; the pointers are to its first element."""
-    cdef intp j = 0, q = 0
-    while j < n:
-        copy_run(out + q * out_layout.panel, src + q * src_layout.panel, min(n - j, panel_width(out)))
-        j += panel_width(out)
-        q += 1
+    cdef intp q, whole = n // panel_width(out)
+    for q in range(whole):  # of a constant length
+        memcpy(out + q * out_layout.panel, src + q * src_layout.panel, 2 * VECTOR_BYTES)
+    copy_run(out + whole * out_layout.panel, src + whole * src_layout.panel, n - whole * panel_width(out))
 
 
 cdef void copy_rows(real *out, Layout out_layout, const real *src, Layout src_layout, intp begin, intp end,

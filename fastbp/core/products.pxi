@@ -115,38 +115,43 @@ cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, 
         activate(epilogue.activation, c + at, c + at, 1)
 
 
-cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, intp begin, intp end,
-                        intp n, intp k, const Epilogue *epilogue) noexcept nogil:
-    """Rows begin..end of c (m, n) = a (m, k) @ b (k, n), then the epilogue; c and a are in panels."""
-    cdef intp width = panel_width(c), depth = block_depth(k, c), p = 0, i0, i1, block, tiles, t, r0, r1, q
+cdef inline void multiply_block(real *c, Layout c_layout, const real *a, Layout layout, const real *b, Layout b_layout,
+                                intp i0, intp i1, intp n, intp p, intp depth, intp k,
+                                const Epilogue *epilogue) noexcept nogil:
+    """The part p..p+depth of k of rows i0..i1 of a product; a and, if the epilogue is one, c are in panels."""
+    cdef intp width = panel_width(c), tiles = ceil_div(i1 - i0, MAX_ROWS), t, r0, r1, q
     cdef int vectors
     cdef Prefetch prefetch
     cdef TileEpilogue tile
     cdef real *out
+    prefetch.step = TURN * b_layout.row * <intp> sizeof(real)
+    for q in range(ceil_div(n, width)):
+        vectors = 1 if n - q * width <= lanes(c) else 2
+        prefetch.first = <const char *> (b + (q + 1) * b_layout.panel + p * b_layout.row)
+        prefetch.second = prefetch.first + (64 if TURN == 1 else b_layout.row * <intp> sizeof(real))
+        for t in range(tiles):
+            r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
+            out = c + q * c_layout.panel + r0 * c_layout.row
+            tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
+            run_tile(<int> (r1 - r0), vectors, False, min(depth, k - p),
+                     a + p // width * layout.panel + r0 * width, layout.panel,
+                     b + q * b_layout.panel + p * b_layout.row, b_layout.row, out, c_layout.row, &tile, prefetch)
+            if p + depth >= k:
+                apply_epilogue(out, r1 - r0, epilogue, out - c)
+
+
+cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, intp begin, intp end,
+                        intp n, intp k, const Epilogue *epilogue) noexcept nogil:
+    """Rows begin..end of c (m, n) = a (m, k) @ b (k, n), then the epilogue; c and a are in panels."""
+    cdef intp depth = block_depth(k, c), block = BLOCK_ROWS_BYTES // <intp> sizeof(real), p = 0, i0
     if b_layout.row == 1:  # a weight of one column, read in place
         multiply_vector(c, a, layout, b, begin, end, k, epilogue)
         return
-    prefetch.step = TURN * b_layout.row * <intp> sizeof(real)
     while p == 0 or p < k:
         i0 = begin
-        block = BLOCK_ROWS_BYTES // <intp> sizeof(real)
         while i0 < end:
-            i1 = min(i0 + block, end)
-            tiles = ceil_div(i1 - i0, MAX_ROWS)
-            for q in range(ceil_div(n, width)):
-                vectors = 1 if n - q * width <= lanes(c) else 2
-                prefetch.first = <const char *> (b + (q + 1) * b_layout.panel + p * b_layout.row)
-                prefetch.second = prefetch.first + (64 if TURN == 1 else b_layout.row * <intp> sizeof(real))
-                for t in range(tiles):
-                    r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
-                    out = c + q * layout.panel + r0 * width
-                    tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
-                    run_tile(<int> (r1 - r0), vectors, False, min(depth, k - p),
-                             a + p // width * layout.panel + r0 * width, layout.panel,
-                             b + q * b_layout.panel + p * b_layout.row, b_layout.row, out, width, &tile, prefetch)
-                    if p + depth >= k:
-                        apply_epilogue(out, r1 - r0, epilogue, out - c)
-            i0 = i1
+            multiply_block(c, layout, a, layout, b, b_layout, i0, min(i0 + block, end), n, p, depth, k, epilogue)
+            i0 += block
         p += depth
 
 

@@ -52,6 +52,7 @@ __all__ = [
     "openmp",
     "openmp_threads",
     "sample_losses",
+    "product_scratch_bytes",
     "scratch_bytes",
     "softmax",
     "squared_norm",
@@ -84,8 +85,13 @@ def target() -> str:
     return "numpy"
 
 
+def product_scratch_bytes(m: int, n: int, k: int, dtype: np.dtype[Any], threads: int) -> int:
+    """Bytes of scratch for an (m, k) x (k, n) product by at most so many threads; NumPy allocates its own."""
+    return 0
+
+
 def scratch_bytes(m: int, n: int, k: int, dtype: np.dtype[Any]) -> int:
-    """Bytes of scratch for an (m, k) x (k, n) product, or for the backward pass of a layer that computes it.
+    """Bytes of scratch for a layer whose forward pass is an (m, k) x (k, n) product.
 
     NumPy allocates its own.
     """
