@@ -100,9 +100,9 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     begin = time.perf_counter()
     sizes = [[int(size) for size in part.split(",")] for part in (chosen.widths, chosen.batches, chosen.depths)]
-    rounds, seconds = 3, 0.08
+    rounds, seconds = 10, 0.03
     if chosen.quick:
-        sizes, rounds, seconds = [[37, 256], [1, 128], [3]], 1, 0.03
+        sizes, rounds, seconds = [[37, 256], [1, 128], [3]], 2, 0.03
     widths, batches, depths = sizes
 
     names = ["fastbp", "fastbp, four calls", *(name for name in chosen.peers.split(",") if installed(name))]

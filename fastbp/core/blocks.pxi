@@ -6,11 +6,15 @@ cdef struct Block:     # one panel of x by some columns
 
 cdef enum:
     PANELS_TOGETHER = 4  # of x, which stay in L2 while the panels of dy pass through it
+    ROWS_TO_SHARE = 8    # panels of inputs, from which on a block has whole rows of the weight
 
 
 cdef inline intp columns_per_block(const Layer *layer, const real *witness) noexcept nogil:
-    """A panel; of a weight that is read in place, as many columns as let one run update a row."""
-    return panel_width(witness) if layer.panels != NULL else BLOCK_COLUMNS_BYTES // <intp> sizeof(real)
+    """A panel; of a weight that is read in place whole rows, which lie side by side, if they are enough to share."""
+    if layer.panels != NULL:
+        return panel_width(witness)
+    return (layer.op.outputs if layer.op.inputs >= ROWS_TO_SHARE * panel_width(witness) else
+            BLOCK_COLUMNS_BYTES // <intp> sizeof(real))
 
 
 cdef inline intp block_count(const Layer *layer, const real *witness) noexcept nogil:

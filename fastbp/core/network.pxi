@@ -145,13 +145,13 @@ cdef class Network:
     cdef prepare(self, intp batch, bint training, bint backward, bint input_gradient, bint epoch):
         """Reserve memory for a pass, and lay out the slots where that of before was another."""
         cdef Net *net = &self.net
-        cdef bint few = batch <= (FEW_ROWS_OF_EPOCH if epoch else FEW_ROWS)
+        cdef bint packs = epoch and batch > FEW_ROWS_OF_EPOCH
         cdef bint same = (batch == net.batch and training == net.training and input_gradient == net.input_gradient and
-                          few == net.few)
-        net.few, net.training, net.input_gradient = few, training, input_gradient
-        if batch > self.batch_capacity or not (few or net.packs):
+                          packs == net.packs)
+        net.packs, net.training, net.input_gradient = packs, training, input_gradient
+        if batch > self.batch_capacity or packs > net.has_panels:
             net.batch = self.batch_capacity = self.gradient_capacity = 0  # until there is memory
-            net.packs = net.packs or not few
+            net.has_panels = net.has_panels or packs
             self.reserve(batch, False)
             same, self.batch_capacity = False, batch
         if backward and (self.batch_capacity > self.gradient_capacity or input_gradient > self.has_input_gradient):
@@ -199,7 +199,7 @@ cdef class Network:
         self.prepare(x.shape[0], training, False, False, False)
         work.net, work.y, work.x = self.net, address(y), address(x)
         threads = call_team(self.work * max(self.net.batch, <intp> ROWS_PER_WEIGHT), threads)
-        self.choose_partition(threads, False)
+        self.choose_partition(threads)
         with nogil:
             run_team(<Task> thread_forward[float] if self.size == 4 else <Task> thread_forward[double], &work, threads)
 
@@ -210,7 +210,7 @@ cdef class Network:
         self.prepare(dy.shape[0], True, True, dx is not None, False)
         work.net, work.dy, work.dx = self.net, address(dy), address_or_null(dx)
         threads = call_team(2 * self.work * max(self.net.batch, <intp> ROWS_PER_WEIGHT), threads)
-        self.choose_partition(threads, False)
+        self.choose_partition(threads)
         with nogil:
             run_team(<Task> thread_backward[float] if self.size == 4 else <Task> thread_backward[double], &work,
                      threads)
@@ -242,24 +242,27 @@ cdef class Network:
         self.memory["times"] = times
 
     cdef choose_copies(self):
-        """With few rows every weight is read where it lies, with more some are packed."""
+        """An epoch packs weights; others are read where they lie."""
         cdef Layer *layer
         for layer in self.net.layers[:self.net.count]:
-            layer.panels = NULL if self.net.few else layer.own_panels
-            layer.transposed = NULL if self.net.few else layer.own_transposed
+            layer.panels = layer.own_panels if self.net.packs else NULL
+            layer.transposed = layer.own_transposed if self.net.packs else NULL
 
-    cdef choose_partition(self, int threads, bint epoch):
+    cdef choose_partition(self, int threads):
         """Choose the layers whose passes are shared by columns: then no other core reads a thread's weights.
 
-        Each thread needs all rows of x, or of dy, for it, and waits for the others. In an epoch wide layers are shared
-        so on the way forward, and with few rows, of which there are not enough to share, wide ones in all passes.
+        Each thread needs all rows of x, or of dy, for it, and waits for the others. Wide layers are shared so on the
+        way forward where weights are packed, and in all passes where they are not and are more than the rows.
         """
+        cdef bint packs = self.net.packs
         cdef Layer *layer
         for layer in self.net.layers[:self.net.count]:
-            layer.by_columns = layer.kind.by_columns or (layer.kind.splits_columns and self.has_panels_for(
-                layer.op.outputs, threads) and (self.net.few or (epoch and layer.panels != NULL)))
+            layer.by_columns = layer.kind.by_columns or (
+                layer.kind.splits_columns and self.has_panels_for(layer.op.outputs, threads) and
+                (layer.panels != NULL if packs else self.net.batch <= layer.op.outputs))
             layer.dx_by_columns = layer.kind.by_columns or (
-                layer.kind.splits_columns and self.net.few and self.has_panels_for(layer.op.inputs, threads))
+                layer.kind.splits_columns and self.has_panels_for(layer.op.inputs, threads) and
+                not packs and self.net.batch <= layer.op.inputs)
 
     cdef bint has_panels_for(self, intp columns, int threads) noexcept:
         """Whether columns are enough to share them."""
@@ -321,7 +324,7 @@ cdef class Network:
                 single = self.trial.left % 2 == 0 if trial else self.trial.single
                 if trial and e.steps >= 2 * STEPS_PER_TRIAL:  # a few steps that are left over say little
                     e.steps = STEPS_PER_TRIAL
-            self.choose_partition(1 if single else threads, True)
+            self.choose_partition(1 if single else threads)
             e.net = self.net
             e.net.step, e.net.stop, e.net.polled, e.net.unpolled = step + e.done, stop, time, 0
             start_check(&e.check, trial, 0 if trial or not single else self.trial.until if may_try and not
@@ -394,7 +397,7 @@ cdef class Network:
             report.stopped = has_ended(e.reduction)
         finally:
             self.at_work = NULL
-            self.choose_partition(1, False)
+            self.choose_partition(1)
             report.loss, report.correct, report.steps = e.loss, e.total_correct, e.done
             report.weighted_loss, report.weight, report.penalty = e.weighted_loss, e.total_weight, e.penalty
             report.invalid_row = e.invalid_row

@@ -30,8 +30,9 @@ cdef enum:
     BLOCK_ROWS_BYTES = 672  # of one column of A: 168 rows of float32
     BLOCK_COLUMNS_BYTES = 512  # of one row of dW: 128 columns of float32
     IN_PLACE_BYTES = 256   # rows of W up to this long are read where they are, longer ones from panels
-    FEW_ROWS = 48          # up to which W is read where it lies: packing it for one pass would take longer
-    FEW_ROWS_OF_EPOCH = 8  # where it is packed once for all steps; with more, panels are faster
+    FEW_ROWS = 32          # up to which a weight that nobody has packed is read once, in the order in which it lies
+    FEW_ROWS_OF_EPOCH = 8  # up to which an epoch packs no weight either
+    ROWS_PER_PACKING = 504  # of x, which stay in L2 while the panels of such a weight pass through it
     GROUP_BYTES = 1024     # of a row of W that a strip of a few rows reads at a time
     WAITING_SUMS = 3072    # of the strips before
 
@@ -115,29 +116,39 @@ cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, 
         activate(epilogue.activation, c + at, c + at, 1)
 
 
+cdef inline void multiply_panel(real *c, Layout c_layout, const real *a, Layout layout, const real *b, intp b_row,
+                                const real *next_b, intp i0, intp i1, intp q, intp n, intp p, intp depth, intp k,
+                                const Epilogue *epilogue) noexcept nogil:
+    """The part p..p+depth of k of rows i0..i1 and panel q of a product c (., n) = a (., k) @ b.
+
+    b is where this part of the panel begins, next_b what is prefetched.
+    """
+    cdef intp width = panel_width(c), tiles = ceil_div(i1 - i0, MAX_ROWS), t, r0, r1
+    cdef int vectors = 1 if n - q * width <= lanes(c) else 2
+    cdef Prefetch prefetch
+    cdef TileEpilogue tile
+    cdef real *out
+    prefetch.step = TURN * b_row * <intp> sizeof(real)
+    prefetch.first = <const char *> next_b
+    prefetch.second = prefetch.first + (64 if TURN == 1 else b_row * <intp> sizeof(real))
+    for t in range(tiles):
+        r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
+        out = c + q * c_layout.panel + r0 * c_layout.row
+        tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
+        run_tile(<int> (r1 - r0), vectors, False, min(depth, k - p), a + p // width * layout.panel + r0 * width,
+                 layout.panel, b, b_row, out, c_layout.row, &tile, prefetch)
+        if p + depth >= k:
+            apply_epilogue(out, r1 - r0, epilogue, out - c)
+
+
 cdef inline void multiply_block(real *c, Layout c_layout, const real *a, Layout layout, const real *b, Layout b_layout,
                                 intp i0, intp i1, intp n, intp p, intp depth, intp k,
                                 const Epilogue *epilogue) noexcept nogil:
     """The part p..p+depth of k of rows i0..i1 of a product; a and, if the epilogue is one, c are in panels."""
-    cdef intp width = panel_width(c), tiles = ceil_div(i1 - i0, MAX_ROWS), t, r0, r1, q
-    cdef int vectors
-    cdef Prefetch prefetch
-    cdef TileEpilogue tile
-    cdef real *out
-    prefetch.step = TURN * b_layout.row * <intp> sizeof(real)
-    for q in range(ceil_div(n, width)):
-        vectors = 1 if n - q * width <= lanes(c) else 2
-        prefetch.first = <const char *> (b + (q + 1) * b_layout.panel + p * b_layout.row)
-        prefetch.second = prefetch.first + (64 if TURN == 1 else b_layout.row * <intp> sizeof(real))
-        for t in range(tiles):
-            r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
-            out = c + q * c_layout.panel + r0 * c_layout.row
-            tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
-            run_tile(<int> (r1 - r0), vectors, False, min(depth, k - p),
-                     a + p // width * layout.panel + r0 * width, layout.panel,
-                     b + q * b_layout.panel + p * b_layout.row, b_layout.row, out, c_layout.row, &tile, prefetch)
-            if p + depth >= k:
-                apply_epilogue(out, r1 - r0, epilogue, out - c)
+    cdef intp q
+    for q in range(ceil_div(n, panel_width(c))):
+        multiply_panel(c, c_layout, a, layout, b + q * b_layout.panel + p * b_layout.row, b_layout.row,
+                       b + (q + 1) * b_layout.panel + p * b_layout.row, i0, i1, q, n, p, depth, k, epilogue)
 
 
 cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, intp begin, intp end,
@@ -157,10 +168,9 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
 
 cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w, intp w_row, bint transposed,
                             intp begin, intp end, intp n, intp k, const Epilogue *epilogue) noexcept nogil:
-    """As `multiply_rows`, bit for bit, for up to FEW_ROWS rows and a weight that is read once, where it lies.
+    """`multiply_in_place` for up to FEW_ROWS rows: a strip of PANEL rows of b at a time, so that memory is read in order.
 
-    b is w (k, n) or, transposed, w (n, k)^T, in rows that are w_row apart. A strip of PANEL rows of b at a time, so
-    that pages are read from their begin to their end; the sums of the strips before wait in memory.
+    The sums of the strips before wait beside it.
     """
     cdef real sums[WAITING_SUMS]
     cdef real turned[MAX_PANEL * MAX_PANEL]
@@ -210,6 +220,41 @@ cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w
                 first = False
             p += depth
         q0 += group
+
+
+cdef void multiply_by_panels(real *c, const real *a, Layout layout, const real *w, intp w_row, bint transposed,
+                             intp begin, intp end, intp n, intp k, const Epilogue *epilogue) noexcept nogil:
+    """`multiply_in_place` for many rows: a block of a panel of b is packed, and used for all rows while it is in cache."""
+    cdef real panel[BLOCK_K * MAX_PANEL]
+    cdef intp width = panel_width(c), depth = block_depth(k, c), block = ROWS_PER_PACKING, i0 = begin, i1, p, q, columns
+    cdef intp high
+    cdef Layout panels
+    panels.row = panels.panel = width
+    while i0 < end:
+        i1, p = min(end, i0 + block), 0
+        while p == 0 or p < k:
+            high = min(depth, k - p)
+            for q in range(ceil_div(n, width)):
+                columns = min(width, n - q * width)
+                if transposed:
+                    transpose(&panel[0], width, w + q * width * w_row + p, w_row, columns, high)
+                else:
+                    copy_rows(&panel[0], panels, w + p * w_row + q * width, in_rows(w_row, c), 0, high, columns)
+                multiply_panel(c, layout, a, layout, &panel[0], width, &panel[0], i0, i1, q, n, p, depth, k, epilogue)
+            p += depth
+        i0 = i1
+
+
+cdef void multiply_in_place(real *c, const real *a, Layout layout, const real *w, intp w_row, bint transposed,
+                            intp begin, intp end, intp n, intp k, const Epilogue *epilogue) noexcept nogil:
+    """As `multiply_rows`, bit for bit, of b that is w (k, n) or, transposed, w (n, k)^T, in rows that are w_row apart.
+
+    Nobody has packed w: it is used for this pass alone.
+    """
+    if end - begin <= FEW_ROWS:
+        multiply_few_rows(c, a, layout, w, w_row, transposed, begin, end, n, k, epilogue)
+    else:
+        multiply_by_panels(c, a, layout, w, w_row, transposed, begin, end, n, k, epilogue)
 
 
 cdef void multiply_columns(real *c, Layout c_layout, const real *a, const real *b, Layout layout, intp rows,

@@ -93,8 +93,8 @@ cdef struct Net:
     int table_count
     intp batch         # samples
     uint64_t step      # selects dropout's masks
-    bint few           # rows: weights are read where they lie
-    bint packs         # whether there is memory for packed weights
+    bint packs         # whether weights are packed: in an epoch; others are read where they lie
+    bint has_panels    # whether there is memory for packed weights
     bint training
     bint input_gradient       # whether a backward pass computes the gradient of the input
     bint parameter_gradients  # whether it computes those of the parameters

@@ -8,11 +8,11 @@ cdef void dense_reserve(Net *net, Layer *layer, Arena *arena, bint backward, con
     cdef Op *op = &layer.op
     if not backward:
         layer.own_panels = NULL
-        if net.packs and op.outputs * <intp> sizeof(real) > IN_PLACE_BYTES:
+        if net.has_panels and op.outputs * <intp> sizeof(real) > IN_PLACE_BYTES:
             layer.own_panels = take(arena, panel_bytes(op.inputs, op.outputs, sizeof(real)))
         return
     layer.own_transposed = NULL
-    if net.packs and needs_gradient(net, src_slot(net, layer)):
+    if net.has_panels and needs_gradient(net, src_slot(net, layer)):
         layer.own_transposed = take(arena, panel_bytes(op.outputs, op.inputs, sizeof(real)))
 
 
@@ -44,7 +44,7 @@ cdef void dense_forward_rows(Net *net, Layer *layer, Thread *thread, intp begin,
     if op.z >= 0:
         epilogue.z = <real *> net.slots[op.z].value + first * dst.layout.panel
     if layer.panels == NULL and op.outputs * <intp> sizeof(real) > IN_PLACE_BYTES:
-        multiply_few_rows(<real *> dst.value + first * dst.layout.panel, <const real *> src.value, src.layout,
+        multiply_in_place(<real *> dst.value + first * dst.layout.panel, <const real *> src.value, src.layout,
                           weight + first * width, op.outputs, False, begin, end, columns, op.inputs, &epilogue)
     else:
         multiply_rows(<real *> dst.value + first * dst.layout.panel, <const real *> src.value, src.layout,
@@ -78,7 +78,7 @@ cdef void dense_backward_rows(Net *net, Layer *layer, Thread *thread, void *dx, 
         if op.input_z >= 0:
             epilogue.z = <real *> net.slots[op.input_z].value + first * src.layout.panel
     if layer.transposed == NULL:
-        multiply_few_rows(<real *> dx + first * src.layout.panel, <const real *> dst_slot(net, layer).grad, src.layout,
+        multiply_in_place(<real *> dx + first * src.layout.panel, <const real *> dst_slot(net, layer).grad, src.layout,
                           <const real *> layer.weight + first * width * op.outputs, op.outputs, True, begin, end,
                           columns, op.outputs, &epilogue)
     else:
