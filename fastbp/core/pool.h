@@ -66,7 +66,7 @@ static void wait_for_task(Worker *worker)
     UNLOCK(&worker->lock);
 }
 
-/* The kernels use up to 16 KiB of its stack: the smallest default, 128 KiB of musl, is enough. */
+/* The kernels use up to 100 KiB of its stack: the smallest default, 128 KiB of musl, is enough. */
 static THREAD run_worker(void *argument)
 {
     Worker *worker = argument;

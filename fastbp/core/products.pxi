@@ -30,11 +30,12 @@ cdef enum:
     BLOCK_ROWS_BYTES = 672  # of one column of A: 168 rows of float32
     BLOCK_COLUMNS_BYTES = 512  # of one row of dW: 128 columns of float32
     IN_PLACE_BYTES = 256   # rows of W up to this long are read where they are, longer ones from panels
-    FEW_ROWS = 32          # up to which a weight that nobody has packed is read once, in the order in which it lies
-    FEW_ROWS_OF_EPOCH = 8  # up to which an epoch packs no weight either
+    FEW_ROWS_OF_EPOCH = 8   # up to which an epoch packs no weight
+    FEW_TILES = 2           # so high are rows for which a weight that nobody has packed is read in the order it lies in
+    STRIP = 64              # rows of it at a time, a multiple of every PANEL
+    STRIP_BYTES = 32768     # of the sums of the strips before
     ROWS_PER_PACKING = 504  # of x, which stay in L2 while the panels of such a weight pass through it
-    GROUP_BYTES = 1024     # of a row of W that a strip of a few rows reads at a time
-    WAITING_SUMS = 3072    # of the strips before
+    PACKED_BYTES = 49152    # of a block of a panel, BLOCK_K rows of two vectors
 
 ctypedef enum EpilogueAction:
     NO_ACTION, BIAS_ACTIVATION, DERIVATIVE
@@ -117,7 +118,7 @@ cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, 
 
 
 cdef inline void multiply_panel(real *c, Layout c_layout, const real *a, Layout layout, const real *b, intp b_row,
-                                const real *next_b, intp i0, intp i1, intp q, intp n, intp p, intp depth, intp k,
+                                const real *next_b, intp next_row, intp i0, intp i1, intp q, intp n, intp p, intp depth, intp k,
                                 const Epilogue *epilogue) noexcept nogil:
     """The part p..p+depth of k of rows i0..i1 and panel q of a product c (., n) = a (., k) @ b.
 
@@ -128,9 +129,9 @@ cdef inline void multiply_panel(real *c, Layout c_layout, const real *a, Layout 
     cdef Prefetch prefetch
     cdef TileEpilogue tile
     cdef real *out
-    prefetch.step = TURN * b_row * <intp> sizeof(real)
+    prefetch.step = TURN * next_row * <intp> sizeof(real)
     prefetch.first = <const char *> next_b
-    prefetch.second = prefetch.first + (64 if TURN == 1 else b_row * <intp> sizeof(real))
+    prefetch.second = prefetch.first + (64 if TURN == 1 else next_row * <intp> sizeof(real))
     for t in range(tiles):
         r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
         out = c + q * c_layout.panel + r0 * c_layout.row
@@ -148,7 +149,8 @@ cdef inline void multiply_block(real *c, Layout c_layout, const real *a, Layout 
     cdef intp q
     for q in range(ceil_div(n, panel_width(c))):
         multiply_panel(c, c_layout, a, layout, b + q * b_layout.panel + p * b_layout.row, b_layout.row,
-                       b + (q + 1) * b_layout.panel + p * b_layout.row, i0, i1, q, n, p, depth, k, epilogue)
+                       b + (q + 1) * b_layout.panel + p * b_layout.row, b_layout.row, i0, i1, q, n, p, depth, k,
+                       epilogue)
 
 
 cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, intp begin, intp end,
@@ -166,14 +168,20 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
         p += depth
 
 
+cdef inline void *on_cache_line(char *memory) noexcept nogil:
+    """The first address from this one on at which a cache line begins."""
+    return memory + (64 - <size_t> memory % 64) % 64
+
+
 cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w, intp w_row, bint transposed,
                             intp begin, intp end, intp n, intp k, const Epilogue *epilogue) noexcept nogil:
-    """`multiply_in_place` for up to FEW_ROWS rows: a strip of PANEL rows of b at a time, so that memory is read in order.
+    """`multiply_in_place` for few rows: STRIP rows of b at a time, so that memory is read in the order in which it lies.
 
-    The sums of the strips before wait beside it.
+    The sums of the strips before wait beside it; a strip that is transposed is one panel wide.
     """
-    cdef real sums[WAITING_SUMS]
-    cdef real turned[MAX_PANEL * MAX_PANEL]
+    cdef char memory[STRIP_BYTES + STRIP * MAX_PANEL * 4 + 64]
+    cdef real *sums = <real *> on_cache_line(&memory[0])
+    cdef real *turned = sums + STRIP_BYTES // <intp> sizeof(real)
     cdef intp width = panel_width(c), depth = block_depth(k, c), rows = end - begin, tiles = ceil_div(rows, MAX_ROWS)
     cdef intp panels = ceil_div(n, width), group = 1
     cdef intp q0 = 0, q, p, s, strip, stop, t, r0, r1
@@ -185,27 +193,27 @@ cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w
     cdef real *out
     cdef real *waiting
     if not transposed:
-        group = min(GROUP_BYTES // <intp> sizeof(real), WAITING_SUMS // max(1, rows)) // width
+        group = STRIP_BYTES // <intp> sizeof(real) // max(1, rows) // width
     while q0 < panels:
         p = 0
         while p == 0 or p < k:
             s, stop, first = p, min(k, p + depth), True
             while first or s < stop:
-                strip, last = min(width, stop - s), s + width >= stop
+                strip, last = min(<intp> STRIP, stop - s), s + STRIP >= stop
                 for q in range(q0, min(panels, q0 + group)):
                     vectors = 1 if n - q * width <= lanes(c) else 2
                     if transposed:
-                        transpose(&turned[0], width, w + q * width * w_row + s, w_row, min(width, n - q * width), strip)
-                        b, prefetch.first = &turned[0], <const char *> (w + q * width * w_row + s + width)
+                        transpose(turned, width, w + q * width * w_row + s, w_row, min(width, n - q * width), strip)
+                        b, prefetch.first = turned, <const char *> (w + q * width * w_row + s + STRIP)
                     else:
                         b = w + s * w_row + q * width
-                        prefetch.first = <const char *> (b + 2 * width)
+                        prefetch.first = <const char *> (b + width)
                     prefetch.step = TURN * w_row * <intp> sizeof(real)
                     prefetch.second = prefetch.first + (64 if TURN == 1 else w_row * <intp> sizeof(real))
                     for t in range(tiles):
                         r0, r1 = begin + t * rows // tiles, begin + (t + 1) * rows // tiles
                         out = c + q * layout.panel + r0 * width
-                        waiting = &sums[0] + ((q - q0) * rows + r0 - begin) * width
+                        waiting = sums + ((q - q0) * rows + r0 - begin) * width
                         tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
                         if not first:
                             tile.initial, tile.partial = NULL, waiting
@@ -216,7 +224,7 @@ cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w
                                  &tile, prefetch)
                         if last and p + depth >= k:
                             apply_epilogue(out, r1 - r0, epilogue, out - c)
-                s += width
+                s += STRIP
                 first = False
             p += depth
         q0 += group
@@ -225,10 +233,12 @@ cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w
 cdef void multiply_by_panels(real *c, const real *a, Layout layout, const real *w, intp w_row, bint transposed,
                              intp begin, intp end, intp n, intp k, const Epilogue *epilogue) noexcept nogil:
     """`multiply_in_place` for many rows: a block of a panel of b is packed, and used for all rows while it is in cache."""
-    cdef real panel[BLOCK_K * MAX_PANEL]
-    cdef intp width = panel_width(c), depth = block_depth(k, c), block = ROWS_PER_PACKING, i0 = begin, i1, p, q, columns
+    cdef char memory[PACKED_BYTES + 64]
+    cdef real *panel = <real *> on_cache_line(&memory[0])
+    cdef intp width = panel_width(c), depth = block_depth(k, c), block = ROWS_PER_PACKING, i0 = begin, i1, p, q, s, columns
     cdef intp high
     cdef Layout panels
+    cdef const real *next_b
     panels.row = panels.panel = width
     while i0 < end:
         i1, p = min(end, i0 + block), 0
@@ -237,10 +247,14 @@ cdef void multiply_by_panels(real *c, const real *a, Layout layout, const real *
             for q in range(ceil_div(n, width)):
                 columns = min(width, n - q * width)
                 if transposed:
-                    transpose(&panel[0], width, w + q * width * w_row + p, w_row, columns, high)
+                    for s in range(ceil_div(high, STRIP)):  # what fits L1: its lines are written four numbers at a time
+                        transpose(panel + s * STRIP * width, width, w + q * width * w_row + p + s * STRIP, w_row,
+                                  columns, min(<intp> STRIP, high - s * STRIP))
                 else:
-                    copy_rows(&panel[0], panels, w + p * w_row + q * width, in_rows(w_row, c), 0, high, columns)
-                multiply_panel(c, layout, a, layout, &panel[0], width, &panel[0], i0, i1, q, n, p, depth, k, epilogue)
+                    copy_rows(panel, panels, w + p * w_row + q * width, in_rows(w_row, c), 0, high, columns)
+                next_b = w + p * w_row + (q + 1) * width  # of a transposed one the hardware predicts what is read
+                multiply_panel(c, layout, a, layout, panel, width, next_b, 0 if transposed else w_row, i0, i1, q,
+                               n, p, depth, k, epilogue)
             p += depth
         i0 = i1
 
@@ -251,7 +265,7 @@ cdef void multiply_in_place(real *c, const real *a, Layout layout, const real *w
 
     Nobody has packed w: it is used for this pass alone.
     """
-    if end - begin <= FEW_ROWS:
+    if end - begin <= FEW_TILES * MAX_ROWS:
         multiply_few_rows(c, a, layout, w, w_row, transposed, begin, end, n, k, epilogue)
     else:
         multiply_by_panels(c, a, layout, w, w_row, transposed, begin, end, n, k, epilogue)
