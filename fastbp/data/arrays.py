@@ -241,7 +241,8 @@ def check_labels(name: str, value: ArrayLike, samples: int, classes: int) -> Arr
 
 def sign_hint(array: Array) -> str:
     """How labels that are signs become 0 and 1."""
-    return "; (y > 0).astype(int) makes 0 and 1 of -1 and 1" if (abs(array) == 1).all() else ""
+    signs = (abs(array) == 1).all() and array.min() < array.max()
+    return "; (y > 0).astype(int) makes 0 and 1 of -1 and 1" if signs else ""
 
 
 def _label_hint(array: Array) -> str:
