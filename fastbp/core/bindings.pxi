@@ -94,7 +94,7 @@ cdef void thread_product(Product *p, Thread *thread, const real *witness) noexce
                 a.columns = min(depth, k - first)
                 a.data = <real *> p.a.data + i0 * a.row + first * a.column
                 pack_rows(a_block, layout, &a, 0, i1 - i0)
-                multiply_block(c_block, layout, a_block - first // width * layout.panel, layout,
+                multiply_block(c_block, a_block - first // width * layout.panel, layout,
                                <real *> p.b_panels + j0 // width * b_layout.panel, b_layout, 0, i1 - i0, columns, first,
                                depth, k, &epilogue)
                 first += depth
@@ -120,7 +120,8 @@ def scratch_bytes(intp m, intp n, intp k, dtype):
 def product_scratch_bytes(intp m, intp n, intp k, dtype, int threads):
     cdef intp size = dtype.itemsize
     cdef intp rows = min(m + threads, threads * (BLOCK_ROWS_BYTES // size)) + threads  # and gaps between panels
-    return panel_bytes(rows, min(n, PRODUCT_COLUMNS_BYTES // size), size) + panel_bytes(rows, k, size) + panel_bytes(k, n, size)
+    return (panel_bytes(rows, min(n, PRODUCT_COLUMNS_BYTES // size), size) + panel_bytes(rows, k, size) +
+            panel_bytes(k, n, size))
 
 
 def matmul(c, a, b, scratch, int threads):

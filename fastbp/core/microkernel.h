@@ -85,7 +85,7 @@ typedef long long pair_mask __attribute__((vector_size(16)));
         }                                                                                                             \
     }
 
-/* UNROLL steps of k, from p on: one after the other the loop's own instructions would cost AVX2 a fifth of its peak. */
+/* UNROLL steps of k: one at a time, the loop's own instructions would cost AVX2 a fifth of its peak. */
 #define RANK_UNROLL(T, A_STEP, A_NEXT)                                                                                \
     {                                                                                                                 \
         _Pragma("GCC unroll 4") for (int u = 0; u < UNROLL; u++) {                                                    \
@@ -136,8 +136,7 @@ typedef struct {
             if (!transposed) __builtin_prefetch(c + i * c_row + v * LANES(T), 1);                                     \
         }                                                                                                             \
         if (!transposed && epilogue->partial)                                                                         \
-            EACH(rows, vectors)                                                                                       \
-        acc[i][v] = *(const vec_##T *)((const T *)epilogue->partial + i * c_row + v * LANES(T));                      \
+            EACH(rows, vectors) acc[i][v] = ((const vec_##T *)((const T *)epilogue->partial + i * c_row))[v];         \
         if (transposed) {                                                                                             \
             for (; k >= UNROLL; k -= UNROLL) RANK_UNROLL(T, 1, PANEL(T))                                              \
             for (; k > 0; k--, a += PANEL(T), b += b_row) RANK_ONE(T, 1, a, b)                                        \

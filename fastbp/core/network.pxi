@@ -143,8 +143,9 @@ cdef class Network:
             reserve_memory(&self.net, &arena, batch, backward, <double *> NULL)
 
     cdef prepare(self, intp batch, bint training, bint backward, bint input_gradient, bint epoch):
-        """Reserve memory for a pass, and lay out the slots where that of before was another."""
+        """Reserve memory for a pass, and lay out the slots where that of before was another; an epoch packs weights."""
         cdef Net *net = &self.net
+        cdef Layer *layer
         cdef bint packs = epoch and batch > FEW_ROWS_OF_EPOCH
         cdef bint same = (batch == net.batch and training == net.training and input_gradient == net.input_gradient and
                           packs == net.packs)
@@ -160,7 +161,9 @@ cdef class Network:
             same, self.gradient_capacity, self.has_input_gradient = False, self.batch_capacity, input_gradient
         if same:
             return
-        self.choose_copies()
+        for layer in net.layers[:net.count]:
+            layer.panels = layer.own_panels if packs else NULL
+            layer.transposed = layer.own_transposed if packs else NULL
         if self.size == 4:
             set_batch(net, batch, <float *> NULL)
         else:
@@ -240,13 +243,6 @@ cdef class Network:
         """
         self.net.times = <double *> address_or_null(times)
         self.memory["times"] = times
-
-    cdef choose_copies(self):
-        """An epoch packs weights; others are read where they lie."""
-        cdef Layer *layer
-        for layer in self.net.layers[:self.net.count]:
-            layer.panels = layer.own_panels if self.net.packs else NULL
-            layer.transposed = layer.own_transposed if self.net.packs else NULL
 
     cdef choose_partition(self, int threads):
         """Choose the layers whose passes are shared by columns: then no other core reads a thread's weights.

@@ -117,10 +117,10 @@ cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, 
         activate(epilogue.activation, c + at, c + at, 1)
 
 
-cdef inline void multiply_panel(real *c, Layout c_layout, const real *a, Layout layout, const real *b, intp b_row,
-                                const real *next_b, intp next_row, intp i0, intp i1, intp q, intp n, intp p, intp depth, intp k,
+cdef inline void multiply_panel(real *c, const real *a, Layout layout, const real *b, intp b_row, const real *next_b,
+                                intp next_row, intp i0, intp i1, intp q, intp n, intp p, intp depth, intp k,
                                 const Epilogue *epilogue) noexcept nogil:
-    """The part p..p+depth of k of rows i0..i1 and panel q of a product c (., n) = a (., k) @ b.
+    """The part p..p+depth of k of rows i0..i1 and panel q of c (., n) = a (., k) @ b; c and a are in panels.
 
     b is where this part of the panel begins, next_b what is prefetched.
     """
@@ -134,21 +134,20 @@ cdef inline void multiply_panel(real *c, Layout c_layout, const real *a, Layout 
     prefetch.second = prefetch.first + (64 if TURN == 1 else next_row * <intp> sizeof(real))
     for t in range(tiles):
         r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
-        out = c + q * c_layout.panel + r0 * c_layout.row
+        out = c + q * layout.panel + r0 * width
         tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
         run_tile(<int> (r1 - r0), vectors, False, min(depth, k - p), a + p // width * layout.panel + r0 * width,
-                 layout.panel, b, b_row, out, c_layout.row, &tile, prefetch)
+                 layout.panel, b, b_row, out, width, &tile, prefetch)
         if p + depth >= k:
             apply_epilogue(out, r1 - r0, epilogue, out - c)
 
 
-cdef inline void multiply_block(real *c, Layout c_layout, const real *a, Layout layout, const real *b, Layout b_layout,
-                                intp i0, intp i1, intp n, intp p, intp depth, intp k,
-                                const Epilogue *epilogue) noexcept nogil:
-    """The part p..p+depth of k of rows i0..i1 of a product; a and, if the epilogue is one, c are in panels."""
+cdef inline void multiply_block(real *c, const real *a, Layout layout, const real *b, Layout b_layout, intp i0, intp i1,
+                                intp n, intp p, intp depth, intp k, const Epilogue *epilogue) noexcept nogil:
+    """The part p..p+depth of k of rows i0..i1 of a product."""
     cdef intp q
     for q in range(ceil_div(n, panel_width(c))):
-        multiply_panel(c, c_layout, a, layout, b + q * b_layout.panel + p * b_layout.row, b_layout.row,
+        multiply_panel(c, a, layout, b + q * b_layout.panel + p * b_layout.row, b_layout.row,
                        b + (q + 1) * b_layout.panel + p * b_layout.row, b_layout.row, i0, i1, q, n, p, depth, k,
                        epilogue)
 
@@ -163,7 +162,7 @@ cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, La
     while p == 0 or p < k:
         i0 = begin
         while i0 < end:
-            multiply_block(c, layout, a, layout, b, b_layout, i0, min(i0 + block, end), n, p, depth, k, epilogue)
+            multiply_block(c, a, layout, b, b_layout, i0, min(i0 + block, end), n, p, depth, k, epilogue)
             i0 += block
         p += depth
 
@@ -175,7 +174,7 @@ cdef inline void *on_cache_line(char *memory) noexcept nogil:
 
 cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w, intp w_row, bint transposed,
                             intp begin, intp end, intp n, intp k, const Epilogue *epilogue) noexcept nogil:
-    """`multiply_in_place` for few rows: STRIP rows of b at a time, so that memory is read in the order in which it lies.
+    """`multiply_in_place` for few rows: STRIP rows of b at a time, so that memory is read in the order it lies in.
 
     The sums of the strips before wait beside it; a strip that is transposed is one panel wide.
     """
@@ -230,31 +229,34 @@ cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w
         q0 += group
 
 
+cdef inline void pack_panel(real *out, const real *w, intp w_row, bint transposed, intp q, intp n, intp p,
+                            intp depth) noexcept nogil:
+    """Rows p..p+depth of panel q of b (k, n), which is w or, transposed, w^T."""
+    cdef intp width = panel_width(out), columns = min(width, n - q * width), s
+    cdef Layout packed
+    packed.row = packed.panel = width
+    if not transposed:
+        copy_rows(out, packed, w + p * w_row + q * width, in_rows(w_row, out), 0, depth, columns)
+        return
+    for s in range(ceil_div(depth, STRIP)):  # so much fits L1: its lines are written four numbers at a time
+        transpose(out + s * STRIP * width, width, w + q * width * w_row + p + s * STRIP, w_row, columns,
+                  min(<intp> STRIP, depth - s * STRIP))
+
+
 cdef void multiply_by_panels(real *c, const real *a, Layout layout, const real *w, intp w_row, bint transposed,
                              intp begin, intp end, intp n, intp k, const Epilogue *epilogue) noexcept nogil:
-    """`multiply_in_place` for many rows: a block of a panel of b is packed, and used for all rows while it is in cache."""
+    """`multiply_in_place` for many rows: a block of a panel of b is packed, and used for all rows while it is in L2."""
     cdef char memory[PACKED_BYTES + 64]
     cdef real *panel = <real *> on_cache_line(&memory[0])
-    cdef intp width = panel_width(c), depth = block_depth(k, c), block = ROWS_PER_PACKING, i0 = begin, i1, p, q, s, columns
-    cdef intp high
-    cdef Layout panels
-    cdef const real *next_b
-    panels.row = panels.panel = width
+    cdef intp width = panel_width(c), depth = block_depth(k, c), i0 = begin, i1, p, q
+    cdef intp next_row = 0 if transposed else w_row  # the hardware predicts how a transposed one is read
     while i0 < end:
-        i1, p = min(end, i0 + block), 0
+        i1, p = min(end, i0 + ROWS_PER_PACKING), 0
         while p == 0 or p < k:
-            high = min(depth, k - p)
             for q in range(ceil_div(n, width)):
-                columns = min(width, n - q * width)
-                if transposed:
-                    for s in range(ceil_div(high, STRIP)):  # what fits L1: its lines are written four numbers at a time
-                        transpose(panel + s * STRIP * width, width, w + q * width * w_row + p + s * STRIP, w_row,
-                                  columns, min(<intp> STRIP, high - s * STRIP))
-                else:
-                    copy_rows(panel, panels, w + p * w_row + q * width, in_rows(w_row, c), 0, high, columns)
-                next_b = w + p * w_row + (q + 1) * width  # of a transposed one the hardware predicts what is read
-                multiply_panel(c, layout, a, layout, panel, width, next_b, 0 if transposed else w_row, i0, i1, q,
-                               n, p, depth, k, epilogue)
+                pack_panel(panel, w, w_row, transposed, q, n, p, min(depth, k - p))
+                multiply_panel(c, a, layout, panel, width, w + p * w_row + (q + 1) * width, next_row, i0, i1, q, n, p,
+                               depth, k, epilogue)
             p += depth
         i0 = i1
 

@@ -202,7 +202,7 @@ def deep_sums():
 
 @pytest.mark.parametrize("layers", [wide_chain, wide_tree, deep_sums])
 def test_a_row_has_the_bits_that_it_has_alone(compiled, dtype, layers):
-    """Weights are read where they lie for a few rows, and from panels for more; a thread may have some of the columns."""
+    """Weights are read where they lie for a few rows, and by panels for more; a thread may have some of the columns."""
     model = fb.Sequential(layers(), dtype=dtype, seed=1)
     rng = np.random.default_rng(0)
     X, dy = (rng.standard_normal((131, n)).astype(dtype) for n in (model.inputs, model.outputs))
@@ -257,8 +257,8 @@ def test_steps_of_few_rows_keep_the_bits(compiled, dtype, batch_size, make_optim
         for train in (fit, train_on_batches, four_calls):
             model, optimizer = build()
             train(model, optimizer)
-            state = optimizer.state_dict()
-            found.add((bits(model), model.parameters().grads.tobytes(), *(np.asarray(v).tobytes() for v in state.values())))
+            state = [np.asarray(value).tobytes() for value in optimizer.state_dict().values()]
+            found.add((bits(model), model.parameters().grads.tobytes(), *state))
     assert len(found) == 1
 
 
