@@ -96,11 +96,36 @@ cdef inline double add_up(double result, const real *x, intp n) noexcept nogil:
     return result
 
 
+cdef inline void add_by_columns(double *sums, const real *x, intp n) noexcept nogil:
+    """sums (PANEL,) += x (n,), entry j to sum j % PANEL: in a single one each addition would wait for the last."""
+    cdef intp i, j
+    for i in range(n // panel_width(x)):
+        for j in range(panel_width(x)):
+            sums[j] += x[i * panel_width(x) + j]
+    i = n - n % panel_width(x)
+    for j in range(n - i):
+        sums[j] += x[i + j]
+
+
+cdef inline real greater(real a, real b) noexcept nogil:
+    """Exactly the instruction MAX."""
+    return a if a > b else b
+
+
 cdef inline real largest(real top, const real *logits, intp n) noexcept nogil:
     """Of top and n logits: the shift of log-sum-exp. A NaN may be lost here, but not in the sum of exponentials."""
-    cdef intp j
-    for j in range(n):
-        top = top if top > logits[j] else logits[j]  # exactly the instruction MAX
+    cdef real tops[MAX_PANEL]
+    cdef intp i, j = 0, width = panel_width(logits)
+    if n >= 2 * width:
+        memcpy(&tops[0], logits, width * sizeof(real))
+        for i in range(1, n // width):
+            for j in range(width):
+                tops[j] = greater(tops[j], logits[i * width + j])
+        for j in range(width):
+            top = greater(top, tops[j])
+        j = n - n % width
+    for j in range(j, n):
+        top = greater(top, logits[j])
     return top
 
 
@@ -117,6 +142,8 @@ cdef double cross_entropy_rows(const Criterion *criterion, real *dlogits, const 
     cdef double loss = 0, weight_sum = classes
     cdef real top[ROWS_PER_CHUNK]
     cdef double exp_sum[ROWS_PER_CHUNK]
+    cdef double sums[ROWS_PER_CHUNK][MAX_PANEL]  # of many classes
+    cdef bint many = classes > panel_width(logits)
     cdef double log_sum[ROWS_PER_CHUNK]
     cdef intp first = 0, count, row, i, j
     if weight != NULL:
@@ -129,6 +156,8 @@ cdef double cross_entropy_rows(const Criterion *criterion, real *dlogits, const 
         count = min(rows - first, <intp> ROWS_PER_CHUNK)
         for i in range(count):
             top[i], exp_sum[i] = logits[(first + i) * s.width], 0
+            if many:
+                memset(&sums[i][0], 0, MAX_PANEL * sizeof(double))
         for q in range(s.count):
             for i in range(count):
                 top[i] = largest(top[i], logits + q * s.distance + (first + i) * s.width, s.width)
@@ -140,7 +169,12 @@ cdef double cross_entropy_rows(const Criterion *criterion, real *dlogits, const 
             for j in range(at, at + count * s.width):
                 dlogits[j] = exp_(dlogits[j])
             for i in range(count):
-                exp_sum[i] = add_up(exp_sum[i], dlogits + at + i * s.width, s.width)
+                if many:
+                    add_by_columns(&sums[i][0], dlogits + at + i * s.width, s.width)
+                else:
+                    exp_sum[i] = add_up(exp_sum[i], dlogits + at + i * s.width, s.width)
+        for i in range(count if many else 0):
+            exp_sum[i] = add_up(0, &sums[i][0], panel_width(logits))
         for i in range(ROWS_PER_CHUNK):  # vectorised as well
             log_sum[i] = log_double(exp_sum[i])
         for i in range(count):
@@ -161,12 +195,15 @@ cdef void softmax_rows(real *y, const real *logits, intp begin, intp end, intp c
     cdef intp row, i, j
     cdef real top
     cdef double exp_sum
+    cdef double sums[MAX_PANEL]
     for row in range(begin, end):
         i = row * classes
         top = largest(logits[i], logits + i, classes)
         for j in range(i, i + classes):
             y[j] = exp_(logits[j] - top)
-        exp_sum = add_up(0, y + i, classes)
+        memset(&sums[0], 0, MAX_PANEL * sizeof(double))
+        add_by_columns(&sums[0], y + i, classes)
+        exp_sum = add_up(0, &sums[0], min(classes, panel_width(y)))
         for j in range(i, i + classes):
             y[j] = <real> (y[j] / exp_sum)
 
