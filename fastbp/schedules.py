@@ -42,6 +42,10 @@ class Schedule(Settings):
         """Say how many steps an epoch has; ``fit`` does so, and a loop of one's own has to before the first step."""
         self._steps_per_epoch = check_int("steps_per_epoch", steps_per_epoch)
 
+    def ended(self, t: int) -> bool:
+        """Whether it has reached its end after t steps, and stays there; it has to know the steps of an epoch."""
+        return False
+
     def _lasts(self, steps: int | None, epochs: float | None, least: float = 0.0) -> float:
         """Keep how long something lasts, in its unit, of which one is given; more than ``least``, the warm-up."""
         if (steps is None) is (epochs is None):
@@ -151,6 +155,9 @@ class Cosine(Schedule):
         self.warmup = check_number("warmup", warmup, 0)
         self._whole = self._lasts(steps, epochs, self.warmup)
 
+    def ended(self, t: int) -> bool:
+        return t >= self._whole * self._unit()
+
     def __call__(self, t: int) -> float:
         rate, since = self._after_warmup(t, self.lr)
         falls = (self._whole - self.warmup) * self._unit()
@@ -179,6 +186,9 @@ class OneCycle(Schedule):
         self.div_factor = check_number("div_factor", div_factor, 0, open_low=True)
         self.final_div_factor = check_number("final_div_factor", final_div_factor, 0, open_low=True)
         self._whole = self._lasts(steps, epochs)
+
+    def ended(self, t: int) -> bool:
+        return t >= self._whole * self._unit()
 
     def __call__(self, t: int) -> float:
         start, steps = self.max_lr / self.div_factor, self._whole * self._unit()

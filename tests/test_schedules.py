@@ -1,5 +1,8 @@
 """Schedules of the learning rate, against their definitions."""
 
+import warnings
+
+import numpy as np
 import pytest
 
 import fastbp as fb
@@ -75,3 +78,20 @@ def test_callables_are_schedules():
 def test_durations_that_do_not_fit(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+@pytest.mark.parametrize("make", [fb.schedules.Cosine, fb.schedules.OneCycle])
+def test_a_fit_warns_of_a_schedule_that_has_ended(make):
+    """It counts the steps that the optimizer has done before: what is meant for the next epochs may be over."""
+    X, y = np.zeros((20, 3)), np.arange(20) % 2
+    model = fb.Sequential([fb.Dense(3, 2)], seed=0)
+    optimizer = fb.SGD(model.parameters(), lr=make(0.1, epochs=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X, y, "cross_entropy", optimizer, epochs=3, batch_size=5, verbose=0)
+    with pytest.warns(RuntimeWarning, match=r"lr: .*epochs=2.* has ended: .* 12 by now, and stays at .*new optimizer"):
+        model.fit(X, y, "cross_entropy", optimizer, epochs=1, batch_size=5, verbose=0)
+    optimizer.lr = make(0.1, steps=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X, y, "cross_entropy", optimizer, epochs=1, batch_size=5, verbose=0)

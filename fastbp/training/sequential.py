@@ -425,6 +425,8 @@ class Sequential(Settings):
         steps = check_steps(samples, batch_size, drop_last, accumulate, steps_per_epoch)
         if steps is None and optimizer.schedule.epochs is not None:
             raise ValueError("lr: expected a schedule in steps, or steps_per_epoch, for data whose length is not known")
+        if resume is None:
+            warn_of_ended_schedule(optimizer, steps)
         bars = Bars(epochs, samples) if verbose == "bar" else None
         rng = self.model.generator if seed is None else as_generator(seed)
 
@@ -653,6 +655,20 @@ def warn_of_activation(layers: Sequence[Layer], criterion: Loss) -> None:
         warnings.warn(
             f"loss: {type(criterion).__name__} takes logits and applies the {criterion.link} itself, but the model "
             f"ends in a {name}; leave that out, and take predict_proba for probabilities",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def warn_of_ended_schedule(optimizer: Optimizer, steps_per_epoch: int | None) -> None:
+    """Tell that a schedule has nothing left, as it counts the steps that the optimizer has done before it was given."""
+    schedule = optimizer.schedule
+    if steps_per_epoch is not None and schedule.epochs is not None:
+        schedule.bind(steps_per_epoch)
+    if schedule.ended(optimizer.steps):
+        warnings.warn(
+            f"lr: {schedule!r} has ended: it counts the optimizer's steps, {optimizer.steps} by now, and stays at "
+            f"{schedule(optimizer.steps):g}; give it more of them, or make a new optimizer",
             RuntimeWarning,
             stacklevel=3,
         )
