@@ -91,7 +91,7 @@ def test_a_fit_warns_of_a_schedule_that_has_ended(make):
         model.fit(X, y, "cross_entropy", optimizer, epochs=3, batch_size=5, verbose=0)
     with pytest.warns(RuntimeWarning, match=r"lr: .*epochs=2.* has ended: .* 12 by now, and stays at .*new optimizer"):
         model.fit(X, y, "cross_entropy", optimizer, epochs=1, batch_size=5, verbose=0)
-    optimizer.lr = make(0.1, steps=16)
+    optimizer.lr = make(0.1, steps=20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.fit(X, y, "cross_entropy", optimizer, epochs=1, batch_size=5, verbose=0)
