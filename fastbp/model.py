@@ -85,13 +85,13 @@ class Model:
     """
 
     def __init__(self, layers: Sequence[Layer], dtype: Dtype = "float32", seed: int | None = None):
+        if not isinstance(layers, Sequence):
+            raise TypeError(f"layers: expected a list of layers, got {type(layers).__name__}")
         valid = ("float32", "float64", np.float32, np.float64)
         if not isinstance(dtype, (str, type, np.dtype)) or dtype not in valid:  # an array would compare its entries
             raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
         self.dtype = np.dtype(dtype)
         self.generator = self.order_generator = as_generator(seed)
-        if not isinstance(layers, Sequence):
-            raise TypeError(f"layers: expected a list of layers, got {type(layers).__name__}")
         self.layers = tuple(layers)
         check_tree(self.layers)
         widths = infer_widths(self.layers)

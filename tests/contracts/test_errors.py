@@ -207,6 +207,7 @@ def test_backward_needs_a_forward_pass_in_training():
         (lambda: fb.CrossEntropy()([[1, 2]], [2]), ValueError, "target: expected labels from 0 to 1, got 2"),
         (lambda: fb.set_num_threads(0), ValueError, "n: expected an integer from 1 to 1024, got 0"),
         (lambda: fb.Sequential(fb.Dense(3, 4)), TypeError, "layers: expected a list of layers, got Dense"),
+        (lambda: fb.Sequential(fb.Dense(3, 4), fb.Dense(4, 2)), TypeError, "layers: expected a list of layers"),
         (lambda: fb.Sequential([fb.Dense(3, 4)], dtype=None), ValueError, r"dtype: expected float32 .*, got None"),
         (lambda: fb.Dropout(10**400), ValueError, "p: expected a number"),
         (lambda: fb.use_backend("avx").__enter__(), ValueError, "use_backend: expected one of avx512, .*, got 'avx'"),
