@@ -25,6 +25,7 @@ class Schedule(Settings):
     #: In the unit of the schedule: the rate rises along a line to that of ``schedule(0)`` without a warm-up.
     warmup: float = 0.0
     _steps_per_epoch: int | None = None
+    _whole: float = math.inf  # how long it lasts, in its unit
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, for checkpoints."""
@@ -44,7 +45,7 @@ class Schedule(Settings):
 
     def ended(self, t: int) -> bool:
         """Whether it has reached its end after t steps, and stays there; it has to know the steps of an epoch."""
-        return False
+        return t >= self._whole * self._unit()
 
     def _lasts(self, steps: int | None, epochs: float | None, least: float = 0.0) -> float:
         """Keep how long something lasts, in its unit, of which one is given; more than ``least``, the warm-up."""
@@ -155,9 +156,6 @@ class Cosine(Schedule):
         self.warmup = check_number("warmup", warmup, 0)
         self._whole = self._lasts(steps, epochs, self.warmup)
 
-    def ended(self, t: int) -> bool:
-        return t >= self._whole * self._unit()
-
     def __call__(self, t: int) -> float:
         rate, since = self._after_warmup(t, self.lr)
         falls = (self._whole - self.warmup) * self._unit()
@@ -186,9 +184,6 @@ class OneCycle(Schedule):
         self.div_factor = check_number("div_factor", div_factor, 0, open_low=True)
         self.final_div_factor = check_number("final_div_factor", final_div_factor, 0, open_low=True)
         self._whole = self._lasts(steps, epochs)
-
-    def ended(self, t: int) -> bool:
-        return t >= self._whole * self._unit()
 
     def __call__(self, t: int) -> float:
         start, steps = self.max_lr / self.div_factor, self._whole * self._unit()

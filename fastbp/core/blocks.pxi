@@ -4,6 +4,11 @@ cdef struct Block:     # one panel of x by some columns
     intp i0, i1, j0, j1
 
 
+cdef inline bint has_short_rows(const Op *op, const real *witness) noexcept nogil:
+    """Whether the rows of weight are short enough to be read where they are, as if they were panels."""
+    return op.outputs * <intp> sizeof(real) <= IN_PLACE_BYTES
+
+
 cdef enum:
     PANELS_TOGETHER = 4  # of x, which stay in L2 while the panels of dy pass through it
     ROWS_TO_SHARE = 8    # panels of inputs, from which on a block has whole rows of the weight

@@ -101,11 +101,11 @@ typedef long long pair_mask __attribute__((vector_size(16)));
         prefetch.second += UNROLL / TURN * prefetch.step;                                                             \
     }
 
-/* Two streams of memory that is used after this product. A tile prefetches a cache line of each in every step of k,
- * because the hardware does not predict these accesses. */
+/* Two streams of memory that is used after this product. A tile prefetches a cache line of each in every TURN steps of
+ * k, in which it reads two lines of B, because the hardware does not predict these accesses. */
 typedef struct {
     const char *first, *second;
-    intp step; /* bytes between two lines */
+    intp step; /* bytes between two lines of a stream */
 } Prefetch;
 
 /* What a tile does besides the product, all of it in registers; partial and gate are for operands in rows alone. */

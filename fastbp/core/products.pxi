@@ -118,27 +118,34 @@ cdef void multiply_vector(real *c, const real *a, Layout layout, const real *b, 
 
 
 cdef inline void multiply_panel(real *c, const real *a, Layout layout, const real *b, intp b_row, const real *next_b,
-                                intp next_row, intp i0, intp i1, intp q, intp n, intp p, intp depth, intp k,
-                                const Epilogue *epilogue) noexcept nogil:
-    """The part p..p+depth of k of rows i0..i1 and panel q of c (., n) = a (., k) @ b; c and a are in panels.
+                                intp next_row, intp i0, intp i1, intp q, intp n, intp p, intp depth, intp k, intp s,
+                                intp strip, real *waiting, const Epilogue *epilogue) noexcept nogil:
+    """Rows s..s+strip of the block p..p+depth of k, of rows i0..i1 and panel q of c (., n) = a (., k) @ b, in panels.
 
-    b is where this part of the panel begins, next_b what is prefetched.
+    b is where row s of the panel lies, next_b what is prefetched. Unless the strip is a whole block, the sums of the
+    strips before are in waiting, as those of the last one go to c.
     """
     cdef intp width = panel_width(c), tiles = ceil_div(i1 - i0, MAX_ROWS), t, r0, r1
     cdef int vectors = 1 if n - q * width <= lanes(c) else 2
+    cdef bint first = s == p, last = s + strip >= min(k, p + depth)
     cdef Prefetch prefetch
     cdef TileEpilogue tile
     cdef real *out
+    cdef real *sums
     prefetch.step = TURN * next_row * <intp> sizeof(real)
     prefetch.first = <const char *> next_b
     prefetch.second = prefetch.first + (64 if TURN == 1 else next_row * <intp> sizeof(real))
     for t in range(tiles):
         r0, r1 = i0 + t * (i1 - i0) // tiles, i0 + (t + 1) * (i1 - i0) // tiles
-        out = c + q * layout.panel + r0 * width
+        out, sums = c + q * layout.panel + r0 * width, waiting + (r0 - i0) * width
         tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
-        run_tile(<int> (r1 - r0), vectors, False, min(depth, k - p), a + p // width * layout.panel + r0 * width,
-                 layout.panel, b, b_row, out, width, &tile, prefetch)
-        if p + depth >= k:
+        if not first:
+            tile.initial, tile.partial = NULL, sums
+        if not last:
+            tile.accumulate, tile.relu, tile.gate = False, False, NULL
+        run_tile(<int> (r1 - r0), vectors, False, strip, a + s // width * layout.panel + r0 * width, layout.panel, b,
+                 b_row, out if last else sums, width, &tile, prefetch)
+        if last and p + depth >= k:
             apply_epilogue(out, r1 - r0, epilogue, out - c)
 
 
@@ -148,8 +155,8 @@ cdef inline void multiply_block(real *c, const real *a, Layout layout, const rea
     cdef intp q
     for q in range(ceil_div(n, panel_width(c))):
         multiply_panel(c, a, layout, b + q * b_layout.panel + p * b_layout.row, b_layout.row,
-                       b + (q + 1) * b_layout.panel + p * b_layout.row, b_layout.row, i0, i1, q, n, p, depth, k,
-                       epilogue)
+                       b + (q + 1) * b_layout.panel + p * b_layout.row, b_layout.row, i0, i1, q, n, p, depth, k, p,
+                       min(depth, k - p), NULL, epilogue)
 
 
 cdef void multiply_rows(real *c, const real *a, Layout layout, const real *b, Layout b_layout, intp begin, intp end,
@@ -181,51 +188,24 @@ cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w
     cdef char memory[STRIP_BYTES + STRIP * MAX_PANEL * 4 + 64]
     cdef real *sums = <real *> on_cache_line(&memory[0])
     cdef real *turned = sums + STRIP_BYTES // <intp> sizeof(real)
-    cdef intp width = panel_width(c), depth = block_depth(k, c), rows = end - begin, tiles = ceil_div(rows, MAX_ROWS)
-    cdef intp panels = ceil_div(n, width), group = 1
-    cdef intp q0 = 0, q, p, s, strip, stop, t, r0, r1
-    cdef int vectors
-    cdef bint first, last
-    cdef Prefetch prefetch
-    cdef TileEpilogue tile
+    cdef intp width = panel_width(c), depth = block_depth(k, c), panels = ceil_div(n, width), q0 = 0, q, p, s, strip
+    cdef intp group = 1 if transposed else STRIP_BYTES // <intp> sizeof(real) // (end - begin) // width
     cdef const real *b
-    cdef real *out
-    cdef real *waiting
-    if not transposed:
-        group = STRIP_BYTES // <intp> sizeof(real) // max(1, rows) // width
+    cdef const real *next_b
     while q0 < panels:
-        p = 0
+        s = p = 0
         while p == 0 or p < k:
-            s, stop, first = p, min(k, p + depth), True
-            while first or s < stop:
-                strip, last = min(<intp> STRIP, stop - s), s + STRIP >= stop
-                for q in range(q0, min(panels, q0 + group)):
-                    vectors = 1 if n - q * width <= lanes(c) else 2
-                    if transposed:
-                        transpose(turned, width, w + q * width * w_row + s, w_row, min(width, n - q * width), strip)
-                        b, prefetch.first = turned, <const char *> (w + q * width * w_row + s + STRIP)
-                    else:
-                        b = w + s * w_row + q * width
-                        prefetch.first = <const char *> (b + width)
-                    prefetch.step = TURN * w_row * <intp> sizeof(real)
-                    prefetch.second = prefetch.first + (64 if TURN == 1 else w_row * <intp> sizeof(real))
-                    for t in range(tiles):
-                        r0, r1 = begin + t * rows // tiles, begin + (t + 1) * rows // tiles
-                        out = c + q * layout.panel + r0 * width
-                        waiting = sums + ((q - q0) * rows + r0 - begin) * width
-                        tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
-                        if not first:
-                            tile.initial, tile.partial = NULL, waiting
-                        if not last:
-                            tile.accumulate, tile.relu, tile.gate = False, False, NULL
-                        run_tile(<int> (r1 - r0), vectors, False, strip, a + s // width * layout.panel + r0 * width,
-                                 layout.panel, b, width if transposed else w_row, out if last else waiting, width,
-                                 &tile, prefetch)
-                        if last and p + depth >= k:
-                            apply_epilogue(out, r1 - r0, epilogue, out - c)
-                s += STRIP
-                first = False
-            p += depth
+            strip = min(<intp> STRIP, min(k, p + depth) - s)
+            for q in range(q0, min(panels, q0 + group)):
+                b, next_b = w + s * w_row + q * width, w + s * w_row + (q + 1) * width
+                if transposed:
+                    transpose(turned, width, w + q * width * w_row + s, w_row, min(width, n - q * width), strip)
+                    b, next_b = turned, w + q * width * w_row + s + STRIP
+                multiply_panel(c, a, layout, b, width if transposed else w_row, next_b, w_row, begin, end, q, n, p,
+                               depth, k, s, strip, sums + (q - q0) * (end - begin) * width, epilogue)
+            s += strip
+            if s >= min(k, p + depth):
+                p += depth
         q0 += group
 
 
@@ -256,7 +236,7 @@ cdef void multiply_by_panels(real *c, const real *a, Layout layout, const real *
             for q in range(ceil_div(n, width)):
                 pack_panel(panel, w, w_row, transposed, q, n, p, min(depth, k - p))
                 multiply_panel(c, a, layout, panel, width, w + p * w_row + (q + 1) * width, next_row, i0, i1, q, n, p,
-                               depth, k, epilogue)
+                               depth, k, p, min(depth, k - p), NULL, epilogue)
             p += depth
         i0 = i1
 
@@ -267,6 +247,8 @@ cdef void multiply_in_place(real *c, const real *a, Layout layout, const real *w
 
     Nobody has packed w: it is used for this pass alone.
     """
+    if begin >= end:  # a thread without rows
+        return
     if end - begin <= FEW_TILES * MAX_ROWS:
         multiply_few_rows(c, a, layout, w, w_row, transposed, begin, end, n, k, epilogue)
     else:

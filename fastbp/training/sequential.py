@@ -425,10 +425,10 @@ class Sequential(Settings):
         steps = check_steps(samples, batch_size, drop_last, accumulate, steps_per_epoch)
         if steps is None and optimizer.schedule.epochs is not None:
             raise ValueError("lr: expected a schedule in steps, or steps_per_epoch, for data whose length is not known")
-        if resume is None:
-            warn_of_ended_schedule(optimizer, steps)
         bars = Bars(epochs, samples) if verbose == "bar" else None
         rng = self.model.generator if seed is None else as_generator(seed)
+        if resume is None:
+            warn_of_ended_schedule(optimizer, steps)
 
         def run_epoch() -> dict[str, float]:
             if steps is not None and optimizer.schedule.epochs is not None:

@@ -8,7 +8,7 @@ cdef void dense_reserve(Net *net, Layer *layer, Arena *arena, bint backward, con
     cdef Op *op = &layer.op
     if not backward:
         layer.own_panels = NULL
-        if net.has_panels and op.outputs * <intp> sizeof(real) > IN_PLACE_BYTES:
+        if net.has_panels and not has_short_rows(op, witness):
             layer.own_panels = take(arena, panel_bytes(op.inputs, op.outputs, sizeof(real)))
         return
     layer.own_transposed = NULL
@@ -43,7 +43,7 @@ cdef void dense_forward_rows(Net *net, Layer *layer, Thread *thread, intp begin,
     epilogue.y, epilogue.z = NULL, NULL
     if op.z >= 0:
         epilogue.z = <real *> net.slots[op.z].value + first * dst.layout.panel
-    if layer.panels == NULL and op.outputs * <intp> sizeof(real) > IN_PLACE_BYTES:
+    if layer.panels == NULL and not has_short_rows(op, witness):
         multiply_in_place(<real *> dst.value + first * dst.layout.panel, <const real *> src.value, src.layout,
                           weight + first * width, op.outputs, False, begin, end, columns, op.inputs, &epilogue)
     else:
