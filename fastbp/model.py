@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import numpy as np
 
 from fastbp.core import backend, backend_name, plan
+from fastbp.core.sparse import CSR
 from fastbp.data.arrays import Array, as_generator, cast, check_array, check_features, check_memory
+from fastbp.data.sparse import check_sparse, is_sparse
 from fastbp.layers import Layer, make_layers
 from fastbp.layers.tree import Place, leaves, walk
 from fastbp.lowering import lower
@@ -45,7 +47,7 @@ class PendingForward(NamedTuple):
 
     network: Any
     shape: tuple[int, ...]  # of the outputs
-    x: Array
+    x: Array | CSR
 
 
 DtypeName = Literal["float32", "float64"]
@@ -122,8 +124,9 @@ class Model:
         """The memory behind parameters, gradients and statistics, of which all tensors are views."""
         self._buffers = frozenset(id(array.base) for array in (self.params.values, self.params.grads, self.statistics))
 
-    def check_apart(self, name: str, array: Array) -> None:
+    def check_apart(self, name: str, array: Array | CSR) -> None:
         """Raise if an array is a view of the model's own, which training changes while it is read."""
+        array = array.values if isinstance(array, CSR) else array
         if id(array.base) in self._buffers and array.base is not None:
             raise ValueError(f"{name}: expected an array apart from the model's own, got a view of these; pass a copy")
 
@@ -163,9 +166,25 @@ class Model:
             program, slots, tables, _ = lower(self.layers[:upto], self.widths, self.params, self._offsets, {})
         return program, slots, tables, self.params.values, self.params.grads
 
-    def check_features(self, name: str, x: ArrayLike, empty: bool = False) -> Array:
-        """``x`` as the model's input; empty: whether it may have no rows."""
+    def check_features(self, name: str, x: Any, empty: bool = False) -> Any:
+        """``x`` as the model's input, an array or CSR; empty: whether it may have no rows."""
+        if type(x) is not np.ndarray and is_sparse(x):
+            self._check_takes_sparse(name)
+            return check_sparse(name, x, self.inputs, self.dtype, empty)
         return check_features(name, x, self.inputs, self.dtype, self._categories, empty)
+
+    def _check_takes_sparse(self, name: str) -> None:
+        """Raise unless dense layers alone read the input."""
+        for op, place in zip(self.program, self.places, strict=True):
+            if op["src"] == 0 and op["kind"] != b"dense":
+                raise TypeError(
+                    f"{name}: expected a dense array, got a sparse matrix, which only Dense takes, and the input goes to "
+                    f"{place.access}, {type(place.layer).__name__}; toarray() gives one"
+                )
+
+    def check_rows(self, name: str, x: Array | CSR, rows: int) -> None:
+        """Raise if there is no memory for a pass of so many rows of x."""
+        check_memory(name, rows * (self.row_bytes - (x.dtype.itemsize * self.inputs if isinstance(x, CSR) else 0)))
 
     def training(self) -> AbstractContextManager[None]:
         """Keep other threads out from the first epoch to the last; within, this one may read and change the model."""
@@ -182,10 +201,10 @@ class Model:
                 network.publish()
         return self.params.shared(threads)
 
-    def forward(self, x: Array, threads: int) -> Array:
+    def forward(self, x: Array | CSR, threads: int) -> Array:
         """The forward pass of a training step; the caller has exclusive access."""
         if x.shape[0] > SMALL_BATCH:
-            check_memory("x", x.shape[0] * self.row_bytes)
+            self.check_rows("x", x, x.shape[0])
         network, y = self.network(), np.empty((x.shape[0], self.outputs), self.dtype)
         self.pending_forward, passes = None, network.passes
         try:
@@ -206,7 +225,7 @@ class Model:
         self.expect_forward().network.backward(dx, dy, parameter_gradients, threads)
         self.pending_forward = None  # not before: one that fails for want of memory may be repeated
 
-    def predict(self, x: Array, threads: int, upto: int | None = None) -> Array:
+    def predict(self, x: Array | CSR, threads: int, upto: int | None = None) -> Array:
         """The outputs, or those of the first layers, with so many threads; the caller has shared access."""
         network = self.network(upto)
         y = np.empty((x.shape[0], self.outputs if upto is None else self.widths[str(upto - 1)]), self.dtype)
@@ -237,7 +256,7 @@ class Model:
         program, slots, tables, _, grads = self._records(upto)
         return backend().Network(program, slots, tables, values, grads, self.statistics)
 
-    def layer_outputs(self, x: Array, step: int) -> Iterator[tuple[Place, Array]]:
+    def layer_outputs(self, x: Array | CSR, step: int) -> Iterator[tuple[Place, Array]]:
         """For every op its layer and its outputs in that training step; changes nothing."""
         from fastbp.core import reference  # here, as only an error needs it
 

@@ -25,12 +25,14 @@ CORE = SOURCE / "core"
 # Every module may import those before it, and only those; what only checkers import counts as well.
 FLOORS = [
     ["core.plan"],
+    ["core.sparse"],
     [f"core.reference.{name}" for name in ("activations", "order", "products", "reductions", "updates")],
     ["core.reference.engine", "core.reference.layers.record", "core.reference.losses"],
     [
         f"core.reference.layers.{name}"
         for name in ("activation", "dense", "dropout", "embedding", "join", "normalization")
     ],
+    ["core.reference.layers.sparse"],
     ["core.reference.layers"],
     ["core.reference.network"],
     ["core.reference"],
@@ -38,7 +40,7 @@ FLOORS = [
     ["core"],
     ["data", "data.hints", "formats", "formats.writing", "plotting"],
     ["data.arrays"],
-    ["settings"],
+    ["data.sparse", "settings"],
     ["data.sampling", "formats.npz", "metrics", "parameters", "schedules"],
     ["layers.layer", "losses"],
     [f"layers.{name}" for name in ("activation", "composition", "dense", "dropout", "embedding", "normalization")],

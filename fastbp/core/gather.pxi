@@ -11,7 +11,7 @@ cdef struct Gather:      # a thread's part of the batches
 cdef struct Epoch:
     Net net
     # the data
-    const void *features   # (samples, inputs)
+    const void *features   # (samples, inputs), or NULL for sparse rows
     const char *targets    # (samples,) labels or (samples, outputs)
     intp target_bytes      # of one sample
     const void *sample_weight  # (samples,), (samples, outputs) or NULL
@@ -107,14 +107,16 @@ cdef void gather_rows(Gather *g, Epoch *e, Net *net, intp begin, intp end, const
     cdef intp i, left, right, inputs = x.plan.width
     cdef Layout rows = in_rows(inputs, witness)
     cdef const real *features = <const real *> e.features
-    for i in range(net.batch):
+    if net.is_sparse:
+        net.sparse.rows = g.rows
+    for i in range(0 if net.is_sparse else net.batch):
         left, right = g.next.left, g.next.right
         if begin <= i < end:
             left, right = 0, inputs
         if left < right:
             copy_row(<real *> x.value + left // panel_width(witness) * x.layout.panel + i * x.layout.row, x.layout,
                      features + g.rows[i] * inputs + left, rows, right - left)
-    i = check_input(net, 0, net.batch, witness)
+    i = check_input(net, begin if net.is_sparse else 0, end if net.is_sparse else net.batch, witness)
     if i >= 0:
         g.invalid = g.rows[i]
     if e.criterion.code == CROSS_ENTROPY and not e.criterion.soft:

@@ -18,6 +18,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastbp.core.plan import BUCKET_BYTES, aligned
+from fastbp.core.sparse import CSR
 
 ctypedef Py_ssize_t intp  # counts, indices and distances; a long has 32 bits on Windows
 
@@ -46,6 +47,7 @@ include "panels.pxi"
 include "reductions.pxi"
 include "activations.pxi"
 include "products.pxi"
+include "sparse.pxi"
 include "losses.pxi"
 include "updates.pxi"
 include "order.pxi"
@@ -55,6 +57,7 @@ include "timing.pxi"
 include "slots.pxi"
 include "blocks.pxi"
 include "layers/dense.pxi"
+include "layers/sparse.pxi"
 include "layers/activation.pxi"
 include "layers/copy.pxi"
 include "layers/dropout.pxi"

@@ -15,6 +15,7 @@
 #define FASTBP_MICROKERNEL_H
 
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 #if defined(__AVX512F__)
@@ -261,6 +262,72 @@ DEFINE_DOTS(double)
 
 DEFINE_ADD_RUN(float)
 DEFINE_ADD_RUN(double)
+
+/* A row of sparse A (., k) @ B (k, n): the sum of its entries, each times a row of B, b_row apart, from initial (n,) or
+ * zero on. It goes to out, whose panels lie out_panel apart. SPARSE_VECTORS sums at a time are independent, which hides
+ * the latency of an addition; rows of B come in no order that the hardware predicts, so they are prefetched. A column
+ * that B has no row for counts nothing. vectors is a compile-time constant, so that sum lives in registers. */
+#define SPARSE_VECTORS 8
+#define SPARSE_AHEAD 4 /* entries */
+
+#define DEFINE_SPARSE(T)                                                                                              \
+    INLINE void sparse_fixed_##T(const int vectors, T *out, intp out_panel, const T *values, const int32_t *columns,  \
+                                 intp count, intp k, const T *b, intp b_row, const T *initial)                        \
+    {                                                                                                                 \
+        vec_##T sum[SPARSE_VECTORS];                                                                                  \
+        _Pragma("GCC unroll 8") for (int v = 0; v < vectors; v++)                                                     \
+            sum[v] = initial ? *(const vec_##T *)(initial + v * LANES(T)) : (vec_##T){0};                             \
+        for (intp e = 0; e < count; e++) {                                                                            \
+            const intp column = columns[e], ahead = columns[e + SPARSE_AHEAD < count ? e + SPARSE_AHEAD : e];         \
+            if ((size_t)column >= (size_t)k) continue;                                                                \
+            for (int line = 0; line < vectors * VECTOR_BYTES; line += 64)                                             \
+                __builtin_prefetch((const char *)(b + ahead * b_row) + line);                                         \
+            const vec_##T spread = values[e] - (vec_##T){0};                                                          \
+            _Pragma("GCC unroll 8") for (int v = 0; v < vectors; v++)                                                 \
+                sum[v] = FMA_##T(spread, *(const vec_##T *)(b + column * b_row + v * LANES(T)), sum[v]);              \
+        }                                                                                                             \
+        _Pragma("GCC unroll 8") for (int v = 0; v < vectors; v++)                                                     \
+            *(vec_##T *)(out + v / 2 * out_panel + v % 2 * LANES(T)) = sum[v];                                        \
+    }                                                                                                                 \
+    static void sparse_row_##T(T *out, intp out_panel, const T *values, const int32_t *columns, intp count, intp k,   \
+                               const T *b, intp b_row, intp n, const T *initial)                                      \
+    {                                                                                                                 \
+        for (intp j = 0; j < n; j += SPARSE_VECTORS * LANES(T), out += SPARSE_VECTORS / 2 * out_panel) {              \
+            const intp left = (n - j + LANES(T) - 1) / LANES(T);                                                      \
+            const T *from = initial ? initial + j : initial;                                                          \
+            switch (left < SPARSE_VECTORS ? left : SPARSE_VECTORS) {                                                  \
+                SPARSE_CASE(T, 1) SPARSE_CASE(T, 2) SPARSE_CASE(T, 3) SPARSE_CASE(T, 4)                               \
+                SPARSE_CASE(T, 5) SPARSE_CASE(T, 6) SPARSE_CASE(T, 7) SPARSE_CASE(T, 8)                               \
+            }                                                                                                         \
+        }                                                                                                             \
+    }                                                                                                                 \
+    /* out (n,) += scale * src, n elements in panels that lie src_panel apart. */                                     \
+    static void add_scaled_##T(T *out, const T *src, intp src_panel, T scale, intp n)                                 \
+    {                                                                                                                 \
+        const vec_##T spread = scale - (vec_##T){0};                                                                  \
+        const part_##T part = scale - (part_##T){0};                                                                  \
+        intp i = 0;                                                                                                   \
+        for (; n - i >= PANEL(T); i += PANEL(T), src += src_panel)                                                    \
+            _Pragma("GCC unroll 2") for (int v = 0; v < 2; v++) {                                                     \
+                vec_##T *to = (vec_##T *)(out + i + v * LANES(T));                                                    \
+                *to = FMA_##T(spread, *(const vec_##T *)(src + v * LANES(T)), *to);                                   \
+            }                                                                                                         \
+        if (n - i >= LANES(T)) {                                                                                      \
+            *(vec_##T *)(out + i) = FMA_##T(spread, *(const vec_##T *)src, *(vec_##T *)(out + i));                    \
+            i += LANES(T), src += LANES(T);                                                                           \
+        }                                                                                                             \
+        for (; n - i >= SQUARE_##T; i += SQUARE_##T, src += SQUARE_##T)                                               \
+            *(part_##T *)(out + i) += part * *(const part_##T *)src;                                                  \
+        for (; i < n; i++, src++) out[i] += scale * *src;                                                             \
+    }
+
+#define SPARSE_CASE(T, vectors)                                                                                       \
+    case vectors:                                                                                                     \
+        sparse_fixed_##T(vectors, out, out_panel, values, columns, count, k, b + j, b_row, from);                     \
+        break;
+
+DEFINE_SPARSE(float)
+DEFINE_SPARSE(double)
 
 /* The peak that kernels are measured against: fused multiply-adds on registers alone, 2 * MAX_ROWS chains of them.
  * Returns the operations done; sink keeps the compiler from removing them. */

@@ -1,5 +1,6 @@
 # A Network owns the workspace of one model and runs passes and epochs in it.
 
+cdef double SPARSE_WORK = 4  # an operation on a stored entry takes as long as so many in a tile
 cdef double OPERATIONS_PER_THREAD_AND_STEP = 2e5  # the threads of an epoch are awake: a barrier takes less than 1 us
 
 cdef struct Pass:  # a forward or backward pass over arrays of the caller, row by row
@@ -30,8 +31,9 @@ cdef void thread_forward(Pass *p, Thread *thread, const real *witness) noexcept 
     cdef Slot *last = dst_slot(net, &net.layers[net.count - 1])
     cdef intp inputs = first.plan.width, outputs = last.plan.width
     pack_weights(net, thread, NULL, True, False, witness)
-    copy_rows(<real *> first.value, first.layout, <const real *> p.x, in_rows(inputs, witness), rows.begin, rows.end,
-              inputs)
+    if not net.is_sparse:
+        copy_rows(<real *> first.value, first.layout, <const real *> p.x, in_rows(inputs, witness), rows.begin,
+                  rows.end, inputs)
     check_input(net, rows.begin, rows.end, witness)
     forward_rows(net, thread, rows.begin, rows.end, False, witness)
     copy_rows(<real *> p.y, in_rows(outputs, witness), <const real *> last.value, last.layout, rows.begin, rows.end,
@@ -67,7 +69,8 @@ cdef class Network:
     cdef object memory       # the arrays of the workspace, by what they hold
     cdef intp size           # of a number in bytes: 4 or 8
     cdef intp parameters
-    cdef double work         # operations of a forward pass, per sample
+    cdef double work         # operations of a forward pass, per sample, for the input that it was given last
+    cdef double input_work, other_work  # of layers that read a dense input, and of all others
     cdef double entries      # of an embedding's tables
     cdef intp blocks         # of all weights
     cdef EpochMemory epoch
@@ -107,13 +110,17 @@ cdef class Network:
             layer.op, layer.kind = records[i], find_kind(kind_name(&records[i]), self.size)
             layer.by_columns = layer.kind.by_columns
             if layer.kind.operations != NULL:
-                self.work += layer.kind.operations(&layer.op)
+                if layer.op.src == 0:
+                    self.input_work += layer.kind.operations(&layer.op)
+                else:
+                    self.other_work += layer.kind.operations(&layer.op)
             self.longest_row = max(self.longest_row, layer.op.outputs)
             layer.first_block = self.blocks
             self.blocks += most_blocks(layer, <float *> NULL) if self.size == 4 else most_blocks(layer, <double *> NULL)
             layer.weight, layer.bias = self.tensor(values, layer.op.weight), self.tensor(values, layer.op.bias)
             layer.dweight, layer.dbias = self.tensor(grads, layer.op.weight), self.tensor(grads, layer.op.bias)
             layer.stats = self.tensor(stats, layer.op.stats)
+        self.work = self.input_work + self.other_work
 
     cdef void *allocate(self, what, size_t bytes_) except? NULL:
         """Memory, zeroed, that lives as long as the workspace or until the same is allocated again."""
@@ -141,6 +148,26 @@ cdef class Network:
             reserve_memory(&self.net, &arena, batch, backward, <float *> NULL)
         else:
             reserve_memory(&self.net, &arena, batch, backward, <double *> NULL)
+
+    cdef const void *read_input(self, x) except? NULL:
+        """Where a dense x begins; sparse rows, which the caller keeps alive, are read by layers of another kind."""
+        cdef Net *net = &self.net
+        cdef Layer *layer
+        cdef bint sparse = isinstance(x, CSR)
+        if sparse != net.is_sparse:
+            net.is_sparse, net.batch = sparse, 0
+            self.batch_capacity = self.gradient_capacity = self.epoch_capacity = 0  # until there is memory
+            self.work = self.input_work + self.other_work
+            for layer in net.layers[:net.count]:
+                if layer.op.src == 0:
+                    layer.kind = find_kind("sparse" if sparse else kind_name(&layer.op), self.size)
+        if not sparse:
+            return address(x)
+        net.sparse.values, net.sparse.columns = address(x.values), <const int32_t *> address(x.columns)
+        net.sparse.starts, net.sparse.rows = <const int64_t *> address(x.starts), NULL
+        net.sparse.sample, net.sparse.sampled = <const int32_t *> address(x.sample), len(x.sample)
+        self.work = self.other_work + SPARSE_WORK * x.density * self.input_work
+        return NULL
 
     cdef prepare(self, intp batch, bint training, bint backward, bint input_gradient, bint epoch):
         """Reserve memory for a pass, and lay out the slots where that of before was another; an epoch packs weights."""
@@ -199,8 +226,9 @@ cdef class Network:
     cdef run_forward(self, y, x, uint64_t step, bint training, int threads):
         cdef Pass work
         self.net.step = step
+        work.x = self.read_input(x)
         self.prepare(x.shape[0], training, False, False, False)
-        work.net, work.y, work.x = self.net, address(y), address(x)
+        work.net, work.y = self.net, address(y)
         threads = call_team(self.work * max(self.net.batch, <intp> ROWS_PER_WEIGHT), threads)
         self.choose_partition(threads)
         with nogil:
@@ -272,7 +300,7 @@ cdef class Network:
         m.pred, m.dpred = take(arena, batch * outputs * size), take(arena, batch * outputs * size)
         m.targets, m.weights = take(arena, batch * max(8, outputs * size)), take(arena, batch * outputs * size)
         m.block_size = VECTOR_BYTES // size * 2 * max(<intp> BLOCK_COLUMNS_BYTES // size, self.longest_row)
-        m.input_size = panel_bytes(batch, self.net.slots[0].plan.width, size) // size
+        m.input_size = 0 if self.net.is_sparse else panel_bytes(batch, self.net.slots[0].plan.width, size) // size
         m.blocks = take(arena, threads * m.block_size * size)
         m.inputs = take(arena, (threads - 1) * m.input_size * size)
         m.rows = take(arena, threads * 2 * batch * sizeof(int64_t))
@@ -360,9 +388,9 @@ cdef class Network:
         (loss_spec,) = loss_specs
         read_criterion(&criterion, loss_spec, y, sample_weight)
         read_update(&u, update_spec)
-        u.idle = self.net.table_count > 0 and u.clip_value == 0 and update_spec.idle and reducer is None
+        u.idle = u.clip_value == 0 and update_spec.idle and reducer is None
         init_shuffle(&e.order, len(X), batches.order)
-        e.features, e.targets, e.target_bytes = address(X), <char *> address(y), y.nbytes // len(y)
+        e.features, e.targets, e.target_bytes = self.read_input(X), <char *> address(y), y.nbytes // len(y)
         e.sample_weight = address_or_null(sample_weight)
         e.first, e.steps, e.batch_size = batches.first, batches.steps, batches.batch_size
         e.criterion, e.update, e.clip_norm = &criterion, &u, update_spec.clip_norm
@@ -421,5 +449,8 @@ cdef class Network:
 
     cdef double step_work(self, const Update *u) noexcept:
         """The operations of a step of an epoch."""
-        cdef double work = 3 * self.work * max(self.net.batch, <intp> ROWS_PER_WEIGHT)
-        return work if u.idle else work + OPERATIONS_PER_LOOKUP * self.entries  # it updates every row of the tables
+        cdef double work = 3 * self.work * max(self.net.batch, <intp> ROWS_PER_WEIGHT), weights
+        if u.idle:
+            return work
+        weights = self.entries + (self.input_work / 2 if self.net.is_sparse else 0)
+        return work + OPERATIONS_PER_LOOKUP * weights  # it updates every row of the tables, or of such a weight

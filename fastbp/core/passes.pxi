@@ -114,7 +114,7 @@ cdef void thread_weights(Net *net, const Thread *thread, WeightPass *work, int f
         layer = &net.layers[i]
         if layer.kind.weights != NULL:
             layer.kind.weights(net, layer, thread, work, witness)
-        if i == 0 and work.updates:
+        if i == 0 and work.updates and not net.is_sparse:
             prefetch_rows(work.next, net.slots[0].plan.width, witness)
         charge_time(net, thread, i, IN_DWEIGHT)
 

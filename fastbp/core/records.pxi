@@ -77,6 +77,7 @@ cdef struct Layer:
     void *panels       # the weight in panels; NULL where it is read in place
     void *transposed   # weight^T in panels; NULL where no dx is needed or the weight is read in place
     void *moments      # of batch norm: the batch's variance, float64 (n,); of layer norm: rows' mean and 1/std, (B, 2)
+    char *used         # of a layer on sparse rows: for every row of the weight, whether the step's gradient has it
     void *partial      # its dx, which is then added to the gradient of src; NULL where it is that gradient
     bint by_columns    # as LayerKind.by_columns, or a dense layer's choice, see choose_partition
     bint dx_by_columns  # likewise, of the backward pass
@@ -87,6 +88,8 @@ cdef struct Net:
     int count
     Slot *slots        # slot 0 is the input; in an epoch every thread has slots of its own
     int slot_count
+    bint is_sparse     # whether the input is sparse rows, which slot 0 then has no copy of
+    SparseRows sparse
     void *values       # all parameters, flat
     void *grads
     const Table *tables  # of the embedding, if there is one; it is the first layer

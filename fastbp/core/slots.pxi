@@ -26,7 +26,7 @@ cdef void reserve_slots(Net *net, Arena *arena, intp batch, bint backward, const
                 slot.own_grad = take(arena, panel_bytes(batch, slot.plan.width, sizeof(real)))
         else:
             slot.own_value = NULL
-            if not inside or slot.plan.keeps_value:
+            if (not inside or slot.plan.keeps_value) and not (i == 0 and net.is_sparse):
                 slot.own_value = take(arena, panel_bytes(batch, slot.plan.width, sizeof(real)))
 
 

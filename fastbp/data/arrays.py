@@ -101,7 +101,7 @@ def as_array(name: str, value: Any) -> Array:
     if isinstance(value, np.ma.MaskedArray) and not value.dtype.names and np.ma.is_masked(value):
         raise ValueError(f"{name}: expected numbers, got a masked array with masked entries")
     if hasattr(value, "toarray"):
-        raise TypeError(f"{name}: expected a dense array, got {type(value).__name__}; use its toarray()")
+        raise TypeError(f"{name}: expected a dense array, got {type(value).__name__}; toarray() gives one")
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
@@ -188,13 +188,16 @@ def check_features(
     """
     array = cast(name, value, dtype)
     check_width(name, array, width)
-    if array.shape[0] == 0:
-        if empty:
-            return array
-        raise ValueError(f"{name}: expected at least one sample, got shape {array.shape}")
-    if categories is not None:
+    check_samples(name, array, empty)
+    if categories is not None and len(array):
         array = check_categories(name, array, categories)
     return check_finite(name, array)
+
+
+def check_samples(name: str, array: Array, empty: bool) -> None:
+    """Raise if ``array`` has no rows, unless it may be empty."""
+    if array.shape[0] == 0 and not empty:
+        raise ValueError(f"{name}: expected at least one sample, got shape {array.shape}")
 
 
 def check_width(name: str, array: Array, width: int) -> None:

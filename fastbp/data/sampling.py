@@ -14,6 +14,7 @@ import numpy as np
 
 from fastbp.core import backend
 from fastbp.data.arrays import Array, Samples, as_array, as_generator, check_bool, check_int, check_length, take_rows
+from fastbp.data.sparse import is_sparse, stack
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -67,7 +68,7 @@ class Part(NamedTuple):
     def batches(self, batch_size: int) -> Iterator[Array]:
         """The row numbers of its batches."""
         for first in range(0, self.size, batch_size):
-            yield epoch_rows(first, batch_size, len(self.data[0]), self.key)
+            yield epoch_rows(first, batch_size, self.data[0].shape[0], self.key)
 
 
 class Stream:
@@ -99,15 +100,17 @@ class Stream:
     def parts(self, key: int | None, batch_size: int) -> Generator[Part]:
         """An epoch in parts of whole batches: what a buffer has left, less than a batch, opens the next one."""
         held: list[Samples] = []
-        count, weighted = 0, None
+        count, weighted, sparse = 0, None, None
         for i, chunk in enumerate(self._read(key)):
             if _is_empty(chunk[0]):
                 continue
             samples = self._check(i, chunk)
             if weighted not in (None, chunk[2] is not None):
                 raise ValueError(f"{self._name}: expected sample weights in every chunk or in none, chunk {i} differs")
-            weighted = chunk[2] is not None
-            count += len(samples[0])
+            if sparse not in (None, is_sparse(samples[0])):
+                raise TypeError(f"{self._name}: expected sparse matrices in every chunk or in none, chunk {i} differs")
+            weighted, sparse = chunk[2] is not None, is_sparse(samples[0])
+            count += samples[0].shape[0]
             if count < max(self._buffer_size, batch_size):
                 held.append(_owned(samples, chunk))
                 continue
@@ -123,12 +126,12 @@ class Stream:
             raise ValueError(f"{self._name}: expected at least one sample, got chunks without any, or none")
         if held:
             data = _concatenate(held)
-            yield Part(data, key, len(data[0]))
+            yield Part(data, key, data[0].shape[0])
 
 
 def _is_empty(X: Any) -> bool:
     try:
-        return len(X) == 0
+        return X.shape[0] == 0 if is_sparse(X) else len(X) == 0
     except TypeError:  # no array at all, as the check will say
         return False
 
@@ -148,7 +151,7 @@ def _concatenate(pieces: list[Samples]) -> Samples:
     if len(pieces) == 1:
         return pieces[0]
     X, y, weight = zip(*pieces, strict=True)
-    return np.concatenate(X), np.concatenate(y), None if weight[0] is None else np.concatenate(weight)
+    return stack(X), np.concatenate(y), None if weight[0] is None else np.concatenate(weight)
 
 
 def in_memory(value: object) -> bool:
@@ -242,7 +245,7 @@ def _whole_epoch(data: Samples | Stream, key: int | None, batch_size: int) -> Ge
     if isinstance(data, Stream):
         yield from read_ahead(data.parts(key, batch_size))
     else:
-        yield Part(data, key, len(data[0]))
+        yield Part(data, key, data[0].shape[0])
 
 
 def parts(
@@ -405,12 +408,13 @@ def batches(
 
 def _checked(data: Chunk, names: Names) -> Samples:
     """Any arrays of one length."""
-    X, y = as_array(names[0], data[0]), as_array(names[1], data[1])
+    X = data[0].tocsr() if is_sparse(data[0]) else as_array(names[0], data[0])
+    y = as_array(names[1], data[1])
     if X.shape[:1] in ((), (0,)):
         raise ValueError(f"{names[0]}: expected at least one sample, got shape {X.shape}")
-    check_length(names[1], y, len(X))
+    check_length(names[1], y, X.shape[0])
     if data[2] is None:
         return X, y, None
     weight = as_array(names[2], data[2])
-    check_length(names[2], weight, len(X))
+    check_length(names[2], weight, X.shape[0])
     return X, y, weight

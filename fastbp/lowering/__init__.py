@@ -22,7 +22,7 @@ from fastbp.lowering.slots import Step, assign_slots, share_memory
 from fastbp.parameters import Parameters
 
 _KINDS = {layer.join if issubclass(layer, Composite) else layer.kind for layer in LAYERS.values()}
-plan.check_names(backend(), "kinds", _KINDS | {"copy"})
+plan.check_names(backend(), "kinds", _KINDS | {"copy", "sparse"})
 
 
 class Program(NamedTuple):

@@ -21,7 +21,7 @@ def fit_lbfgs(task: Task, settings: Any, fitted: Fitted, callbacks: list[Callbac
     ``settings`` has scikit-learn's parameters. The caller has the model to itself.
     """
     model, objective, parameters = task.model, task.objective, task.model.parameters()
-    X, target, weight = task.data.dense()
+    X, target, weight = task.samples()
     decay = np.full(parameters.values.size, settings.alpha / (len(X) if weight is None else weight.sum()))
     for name, shape in parameters.shapes.items():
         if len(shape) == 1:  # biases and the like have no penalty

@@ -97,6 +97,7 @@ class StochasticSolver:
         self, task: Task, settings: Any, fitted: StochasticFitted, state: SolverState, incremental: bool
     ) -> None:
         self.task, self.settings, self.fitted, self.state = task, settings, fitted, state
+        self.samples = task.samples()
         self.incremental = incremental
         samples = len(task.rows)
         self.batch_size = min(200, samples) if settings.batch_size == "auto" else settings.batch_size
@@ -231,22 +232,18 @@ class StochasticSolver:
     def _train(self, rows: Array, after_batch: Callable[[float], None] | None) -> float:
         """One pass over the rows in their order; the loss with its penalty, averaged over the samples."""
         objective, alpha, total = self.task.objective, self.settings.alpha, 0.0
-        for samples, order in self.task.data.blocks(rows, self.batch_size):
-            weight, count = samples[2], len(samples[1] if order is None else order)
-            if weight is not None and order is not None:
-                weight = weight[order]
-            penalties = batch_penalties(alpha, count, weight, self.batch_size)
-            decays = penalties / objective.gradient_scale if alpha else None
-            steps = len(penalties) if after_batch is None else 1
-            for step in range(0, len(penalties), steps):
-                of_steps = None if decays is None else decays[step : step + steps]
-                first = step * self.batch_size
-                report = self.trainer.run_steps(samples, order, first, steps, self.batch_size, of_steps)
-                total += objective.loss_scale * report.loss + 0.5 * objective.gradient_scale * report.penalty
-                if after_batch is not None:
-                    after_batch(objective.reported(report.loss / min(self.batch_size, count - first)))
-            total += count * objective.constant
-        return total / len(rows)
+        weight, count = self.task.data.weight, len(rows)
+        penalties = batch_penalties(alpha, count, None if weight is None else weight[rows], self.batch_size)
+        decays = penalties / objective.gradient_scale if alpha else None
+        steps = len(penalties) if after_batch is None else 1
+        for step in range(0, len(penalties), steps):
+            of_steps = None if decays is None else decays[step : step + steps]
+            first = step * self.batch_size
+            report = self.trainer.run_steps(self.samples, rows, first, steps, self.batch_size, of_steps)
+            total += objective.loss_scale * report.loss + 0.5 * objective.gradient_scale * report.penalty
+            if after_batch is not None:
+                after_batch(objective.reported(report.loss / min(self.batch_size, count - first)))
+        return (total + count * objective.constant) / count
 
     def _evaluate(self, data: Data) -> dict[str, float]:
         """The validation loss and, with early stopping, the score."""

@@ -205,7 +205,7 @@ class Sequential(Settings):
         gradient = cast("dy", dy, self.dtype)
         if gradient.shape != shape:
             raise ValueError(f"dy: expected the shape of the outputs, {shape}, got {gradient.shape}")
-        dx = np.empty_like(x) if input_gradient else None
+        dx = np.empty(x.shape, self.dtype) if input_gradient else None
         with self.model.exclusive():
             before = self.model.params.grads.copy() if accumulate and parameter_gradients else None
             self.model.backward(gradient, thread_limit(), dx, parameter_gradients)

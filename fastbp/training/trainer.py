@@ -172,7 +172,7 @@ class Trainer:
         """
         model, optimizer = self.model, self.optimizer
         if batch_size > SMALL_BATCH:
-            check_memory("batch_size", min(batch_size, len(data[0])) * model.row_bytes)
+            model.check_rows("batch_size", data[0], min(batch_size, len(data[0])))
         with model.lock.exclusive():
             network, model.pending_forward, model.link = model.network(), None, self.criterion.link
             (rates, error), report = optimizer.rates(steps), Report()

@@ -12,10 +12,11 @@ from fastbp.core.plan import Array, BatchPlan, LossSpec, Reducer, Report, Update
 from fastbp.core.reference.activations import activation_backward
 from fastbp.core.reference.engine import Batch, gather, reduce_gradients, settings_of_step
 from fastbp.core.reference.layers import KINDS
-from fastbp.core.reference.layers.record import Buffers, Call
+from fastbp.core.reference.layers.record import Buffers, Call, Kind
 from fastbp.core.reference.losses import correct, summed_loss, total_weight
 from fastbp.core.reference.reductions import squared_norm
 from fastbp.core.reference.updates import update
+from fastbp.core.sparse import CSR
 
 _IN_GATHER, _IN_LOSS, _IN_WAITING, _IN_FORWARD, _IN_DX, _IN_DWEIGHT = range(6)  # phases; the last three per op
 
@@ -37,6 +38,7 @@ class Network:
             if name not in KINDS:
                 raise ValueError(f"ops: expected one of the kinds {', '.join(KINDS)}, got {name!r}")
         self._kinds = [KINDS[name] for name in names]
+        self._kinds_on_sparse = [KINDS["sparse" if op["src"] == 0 else name] for op, name in zip(ops, names, strict=True)]
         counts = ops["end"] - ops["begin"]
         self._shares = counts / max(1, counts.sum())
         self._calls: list[Call] = []  # of the last forward pass in training, and the values of its slots
@@ -59,7 +61,11 @@ class Network:
             self._times[phases] += (now - self._last) * share
             self._last = now
 
-    def forward(self, y: Array, x: Array, step: int, training: bool, threads: int) -> None:
+    def _kinds_of(self, x: Array | CSR) -> list[Kind]:
+        """The kind of every op for such an input."""
+        return self._kinds_on_sparse if isinstance(x, CSR) else self._kinds
+
+    def forward(self, y: Array, x: Array | CSR, step: int, training: bool, threads: int) -> None:
         """y (B, O) = network(x (B, I)); keeps what the backward pass needs. step selects dropout's masks."""
         stats = self.stats.copy()
         try:
@@ -73,11 +79,11 @@ class Network:
             self._calls, self._slot_values = calls, slots
             self.passes += 1
 
-    def _forward(self, x: Array, step: int, training: bool, threads: int) -> tuple[list[Array], list[Call]]:
+    def _forward(self, x: Array | CSR, step: int, training: bool, threads: int) -> tuple[list[Array], list[Call]]:
         """The values of all slots, and what every op was called with."""
         slots = [x, *(np.empty((len(x), width), x.dtype) for width in self.slots["width"][1:].tolist())]
         calls = []
-        for i, (op, kind) in enumerate(zip(self.ops, self._kinds, strict=True)):
+        for i, (op, kind) in enumerate(zip(self.ops, self._kinds_of(x), strict=True)):
             z = slots[op["z"]] if op["z"] >= 0 else None
             call = Call(op, self._buffers, slots[op["src"]], _written(slots, op), z, step, training, threads)
             kind.forward(call)
@@ -98,8 +104,9 @@ class Network:
         Without parameter_gradients grads stay as they are.
         """
         gradients: dict[int, Array] = {int(self.ops[-1]["dst"]): dy.copy()}  # of the slots
+        kinds = self._kinds_of(self._slot_values[0])
         for i in reversed(range(len(self.ops))):
-            op, kind, call = self.ops[i], self._kinds[i], self._calls[i]
+            op, kind, call = self.ops[i], kinds[i], self._calls[i]
             src, dst = int(op["src"]), int(op["dst"])
             if dst not in gradients:
                 continue  # no parameters lie before it
@@ -112,7 +119,7 @@ class Network:
                 kind.gradients(call, of_output)
                 self._charge_time(_IN_DWEIGHT + 3 * i)
             needed = dx is not None or bool(self.slots[src]["learned"])
-            of_input = np.empty_like(call.x) if needed else None
+            of_input = np.empty(call.x.shape, dy.dtype) if needed else None
             kind.backward(call, of_input, of_output)
             if of_input is not None:
                 if op["accumulates"]:
@@ -187,7 +194,7 @@ class Network:
     def _invalid_sample(self, batch: Batch, loss_spec: LossSpec) -> int:
         """A sample whose label or ids have become others than those that were checked, or -1."""
         xb, yb, _ = batch
-        checks = [kind.check for op, kind in zip(self.ops, self._kinds, strict=True) if op["src"] == 0]
+        checks = [kind.check for op, kind in zip(self.ops, self._kinds_of(xb), strict=True) if op["src"] == 0]
         found = [check(xb, self._buffers) for check in checks if check is not None]
         if loss_spec.name == "cross_entropy" and yb.ndim == 1:
             wrong = (yb < 0) | (yb >= self.slots[self.ops[-1]["dst"]]["width"])

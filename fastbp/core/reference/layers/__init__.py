@@ -6,4 +6,5 @@ from fastbp.core.reference.layers import dropout as dropout
 from fastbp.core.reference.layers import embedding as embedding
 from fastbp.core.reference.layers import join as join
 from fastbp.core.reference.layers import normalization as normalization
+from fastbp.core.reference.layers import sparse as sparse
 from fastbp.core.reference.layers.record import KINDS as KINDS
