@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbp.data.arrays import Array
+from fastbp.data.arrays import Features
 from fastbp.model import Model
 from fastbp.parameters import Parameters
 
@@ -67,7 +67,7 @@ def in_parameters(parameters: Parameters) -> tuple[float, str]:
     raise ValueError("parameters: expected one that is not finite")
 
 
-def in_model(model: Model, x: Array, step: int) -> str:
+def in_model(model: Model, x: Features, step: int) -> str:
     """The first parameter, or else the first layer's outputs for x (B, I) in that training step, that is not finite."""
     if not np.isfinite(model.params.values).all():
         return in_parameters(model.params)[1]

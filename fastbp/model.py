@@ -16,7 +16,7 @@ import numpy as np
 
 from fastbp.core import backend, backend_name, plan
 from fastbp.core.sparse import CSR
-from fastbp.data.arrays import Array, as_generator, cast, check_array, check_features, check_memory
+from fastbp.data.arrays import Array, Features, as_generator, cast, check_array, check_features, check_memory
 from fastbp.data.sparse import check_sparse, is_sparse
 from fastbp.layers import Layer, make_layers
 from fastbp.layers.tree import Place, leaves, walk
@@ -34,8 +34,6 @@ from fastbp.lowering.tensors import (
 from fastbp.parameters import Parameters, Unchanged
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
     Contents = tuple[Parameters, Array, Array, int, str, np.random.Generator, Unchanged]
 
 PREDICTION_ROWS = 1024  # that go through the network at a time
@@ -47,7 +45,7 @@ class PendingForward(NamedTuple):
 
     network: Any
     shape: tuple[int, ...]  # of the outputs
-    x: Array | CSR
+    x: Features
 
 
 DtypeName = Literal["float32", "float64"]
@@ -124,7 +122,7 @@ class Model:
         """The memory behind parameters, gradients and statistics, of which all tensors are views."""
         self._buffers = frozenset(id(array.base) for array in (self.params.values, self.params.grads, self.statistics))
 
-    def check_apart(self, name: str, array: Array | CSR) -> None:
+    def check_apart(self, name: str, array: Features) -> None:
         """Raise if an array is a view of the model's own, which training changes while it is read."""
         array = array.values if isinstance(array, CSR) else array
         if id(array.base) in self._buffers and array.base is not None:
@@ -166,8 +164,8 @@ class Model:
             program, slots, tables, _ = lower(self.layers[:upto], self.widths, self.params, self._offsets, {})
         return program, slots, tables, self.params.values, self.params.grads
 
-    def check_features(self, name: str, x: Any, empty: bool = False) -> Any:
-        """``x`` as the model's input, an array or CSR; empty: whether it may have no rows."""
+    def check_features(self, name: str, x: Any, empty: bool = False) -> Features:
+        """``x`` as the model's input; empty: whether it may have no rows."""
         if type(x) is not np.ndarray and is_sparse(x):
             self._check_takes_sparse(name)
             return check_sparse(name, x, self.inputs, self.dtype, empty)
@@ -178,11 +176,11 @@ class Model:
         for op, place in zip(self.program, self.places, strict=True):
             if op["src"] == 0 and op["kind"] != b"dense":
                 raise TypeError(
-                    f"{name}: expected a dense array, got a sparse matrix, which only Dense takes, and the input goes to "
+                    f"{name}: expected a dense array, got a sparse matrix, which Dense alone takes, and not "
                     f"{place.access}, {type(place.layer).__name__}; toarray() gives one"
                 )
 
-    def check_rows(self, name: str, x: Array | CSR, rows: int) -> None:
+    def check_rows(self, name: str, x: Features, rows: int) -> None:
         """Raise if there is no memory for a pass of so many rows of x."""
         check_memory(name, rows * (self.row_bytes - (x.dtype.itemsize * self.inputs if isinstance(x, CSR) else 0)))
 
@@ -201,7 +199,7 @@ class Model:
                 network.publish()
         return self.params.shared(threads)
 
-    def forward(self, x: Array | CSR, threads: int) -> Array:
+    def forward(self, x: Features, threads: int) -> Array:
         """The forward pass of a training step; the caller has exclusive access."""
         if x.shape[0] > SMALL_BATCH:
             self.check_rows("x", x, x.shape[0])
@@ -225,11 +223,11 @@ class Model:
         self.expect_forward().network.backward(dx, dy, parameter_gradients, threads)
         self.pending_forward = None  # not before: one that fails for want of memory may be repeated
 
-    def predict(self, x: Array | CSR, threads: int, upto: int | None = None) -> Array:
+    def predict(self, x: Features, threads: int, upto: int | None = None) -> Array:
         """The outputs, or those of the first layers, with so many threads; the caller has shared access."""
         network = self.network(upto)
         y = np.empty((x.shape[0], self.outputs if upto is None else self.widths[str(upto - 1)]), self.dtype)
-        if self._categories is not None and self._categories.among(x):
+        if self._categories is not None and not isinstance(x, CSR) and self._categories.among(x):
             network = self._network_of_means(upto)
         if x.shape[0] <= PREDICTION_ROWS:
             if x.shape[0]:
@@ -256,7 +254,7 @@ class Model:
         program, slots, tables, _, grads = self._records(upto)
         return backend().Network(program, slots, tables, values, grads, self.statistics)
 
-    def layer_outputs(self, x: Array | CSR, step: int) -> Iterator[tuple[Place, Array]]:
+    def layer_outputs(self, x: Features, step: int) -> Iterator[tuple[Place, Array]]:
         """For every op its layer and its outputs in that training step; changes nothing."""
         from fastbp.core import reference  # here, as only an error needs it
 

@@ -10,6 +10,7 @@ from typing_extensions import disjoint_base
 
 from fastbp.core.plan import BUCKET_BYTES as BUCKET_BYTES
 from fastbp.core.plan import BatchPlan, LossSpec, Reducer, Report, UpdateSpec
+from fastbp.core.sparse import CSR
 
 _Real = TypeVar("_Real", np.float32, np.float64)
 _Dtype = np.dtype[np.float32] | np.dtype[np.float64]
@@ -148,14 +149,14 @@ class Network:
     def passes(self) -> int: ...
     def publish(self) -> None: ...
     def record_times(self, times: NDArray[np.float64] | None) -> None: ...
-    def forward(self, y: NDArray[_Real], x: NDArray[_Real], step: int, training: bool, threads: int) -> None: ...
+    def forward(self, y: NDArray[_Real], x: NDArray[_Real] | CSR, step: int, training: bool, threads: int) -> None: ...
     def backward(
         self, dx: NDArray[_Real] | None, dy: NDArray[_Real], parameter_gradients: bool, threads: int
     ) -> None: ...
     def train(
         self,
         report: Report,
-        data: tuple[NDArray[_Real], NDArray[_Real] | NDArray[np.int64], NDArray[_Real] | None],
+        data: tuple[NDArray[_Real] | CSR, NDArray[_Real] | NDArray[np.int64], NDArray[_Real] | None],
         batches: BatchPlan,
         loss_specs: Sequence[LossSpec],
         update_spec: UpdateSpec,

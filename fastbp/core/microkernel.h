@@ -183,6 +183,7 @@ DEFINE_TILE(float)
 DEFINE_TILE(double)
 
 static inline void prefetch_line(const char *p) { __builtin_prefetch(p); }
+static inline void prefetch_for_writing(const char *p) { __builtin_prefetch(p, 1); }
 
 /* out[j * ld_out + i] = in[i * ld_in + j] for a square block that fills whole 16-byte vectors: the inner step of
  * packing an operand that is stored the other way round. */

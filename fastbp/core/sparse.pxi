@@ -1,15 +1,19 @@
 # Sparse rows: the input of a first dense layer in compressed sparse rows (CSR), where only stored entries cost.
 #
-# The rows are read where the caller has them. He may write into his arrays while they are read: every column is compared
-# with the width before it is used, and the starts of the rows are a copy.
+# The rows are read where the user has them. Who may write into them meanwhile: every column is compared with the width
+# before it is used, and the starts of the rows are a copy.
 
 cdef extern from "microkernel.h" nogil:
     void sparse_row_float(float *out, intp out_panel, const float *values, const int32_t *columns, intp count, intp k,
                           const float *b, intp b_row, intp n, const float *initial)
     void sparse_row_double(double *out, intp out_panel, const double *values, const int32_t *columns, intp count,
                            intp k, const double *b, intp b_row, intp n, const double *initial)
+    void prefetch_for_writing(const char *p)
     void add_scaled_float(float *out, const float *src, intp src_panel, float scale, intp n)
     void add_scaled_double(double *out, const double *src, intp src_panel, double scale, intp n)
+
+cdef enum:
+    ENTRIES_AHEAD = 4
 
 cdef double ENTRIES_PER_ROW = 8  # of a weight: to update a row takes as long as to add so many entries to a gradient
 
@@ -50,6 +54,14 @@ cdef inline Range entries_between(const SparseRows *x, intp i, intp c0, intp c1)
     return entries
 
 
+cdef inline void prefetch_row(const real *rows, const SparseRows *x, intp e, intp end, intp n) noexcept nogil:
+    """Of a gradient or a weight, the row that an entry a few after this one changes: the hardware cannot predict it."""
+    cdef intp at
+    if e + ENTRIES_AHEAD < end:
+        for at in range(0, n * <intp> sizeof(real), 64):
+            prefetch_for_writing(<const char *> (rows + x.columns[e + ENTRIES_AHEAD] * n) + at)
+
+
 cdef void multiply_sparse(real *c, Layout layout, const SparseRows *x, const real *b, intp begin, intp end, intp n,
                           intp k, const Epilogue *epilogue) noexcept nogil:
     """Rows begin..end of c (m, n) = x (m, k) @ b (k, n), c in panels."""
@@ -76,7 +88,7 @@ cdef void multiply_sparse(real *c, Layout layout, const SparseRows *x, const rea
 
 cdef void multiply_sparse_transposed(real *out, char *used, const SparseRows *x, const real *dy, Layout layout, intp c0,
                                      intp c1, intp n, intp batch) noexcept nogil:
-    """Rows c0..c1 of out (k, n) += x^T (k, batch) @ dy (batch, n), in the order of the batch; used[c] of those added to."""
+    """Rows c0..c1 of out (k, n) += x^T (k, batch) @ dy (batch, n), in the order of the batch; these become used."""
     cdef const real *values = <const real *> x.values
     cdef Range entries
     cdef intp i, e, c
@@ -84,6 +96,7 @@ cdef void multiply_sparse_transposed(real *out, char *used, const SparseRows *x,
         entries = entries_between(x, i, c0, c1)
         for e in range(entries.begin, entries.end):
             c = x.columns[e]
+            prefetch_row(out, x, e, entries.end, n)
             if c0 <= c < c1:
                 used[c] = True
                 if real is float:

@@ -29,7 +29,8 @@ class CSR:
     @property
     def dtype(self) -> np.dtype:
         """That of the values."""
-        return self.values.dtype
+        dtype: np.dtype = self.values.dtype
+        return dtype
 
     @property
     def ndim(self) -> int:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastbp.core import backend
+from fastbp.core.sparse import CSR
 from fastbp.data.hints import near_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Samples = tuple[Array, Array, Array | None]  # features, targets and weights that were checked
+Features = Array | CSR
+Samples = tuple[Features, Array, Array | None]  # features, targets and weights that were checked
 
 if TYPE_CHECKING:  # numpy.random and numpy.typing are a good part of the time that the package takes to import
     from numpy.typing import ArrayLike
@@ -194,13 +196,13 @@ def check_features(
     return check_finite(name, array)
 
 
-def check_samples(name: str, array: Array, empty: bool) -> None:
+def check_samples(name: str, array: Features, empty: bool) -> None:
     """Raise if ``array`` has no rows, unless it may be empty."""
     if array.shape[0] == 0 and not empty:
         raise ValueError(f"{name}: expected at least one sample, got shape {array.shape}")
 
 
-def check_width(name: str, array: Array, width: int) -> None:
+def check_width(name: str, array: Features, width: int) -> None:
     """Raise unless ``array`` has rows of this width."""
     if array.shape[1:] != (width,):
         raise ValueError(f"{name}: expected shape (samples, {width}), got {array.shape}")

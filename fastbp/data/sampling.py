@@ -139,7 +139,7 @@ def _is_empty(X: Any) -> bool:
 def _owned(samples: Samples, chunk: Chunk) -> Samples:
     """Samples that the user's code cannot change any more: it may use its arrays again for the next chunk."""
 
-    def own(array: Array, given: Any) -> Array:
+    def own(array: Any, given: Any) -> Any:
         owned = isinstance(given, np.ndarray) and not np.may_share_memory(array, given)
         return array if owned else array.copy()
 
@@ -399,11 +399,11 @@ def batches(
     data = open_data((X, y, sample_weight), _checked, check_int("buffer_size", buffer_size))
     check_bool("drop_last", drop_last)
     key = epoch_key(check_bool("shuffle", shuffle), as_generator(seed))
-    return (
-        tuple(column for column in take_rows(part.data, rows) if column is not None)
-        for part in parts(data, key, batch_size, drop_last)
-        for rows in part.batches(batch_size)
-    )
+
+    def batch(part: Part, rows: Array) -> tuple[Any, ...]:
+        return tuple(column for column in take_rows(part.data, rows) if column is not None)
+
+    return (batch(part, rows) for part in parts(data, key, batch_size, drop_last) for rows in part.batches(batch_size))
 
 
 def _checked(data: Chunk, names: Names) -> Samples:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fastbp.core import backend
 from fastbp.core.sparse import CSR
-from fastbp.data.arrays import Array, cast, check_finite, check_samples, check_width
+from fastbp.data.arrays import Array, cast, check_samples, check_width
 
 WIDEST = 2**31 - 1  # columns that an int32 numbers
 
@@ -27,19 +28,16 @@ def check_sparse(name: str, value: Any, width: int, dtype: np.dtype[Any], empty:
 
     empty: whether it may have no samples.
     """
-    if not isinstance(value, CSR):
-        value = _as_csr(name, value, width, dtype)
-    check_width(name, value, width)
-    check_samples(name, value, empty)
-    _check_columns(name, value.columns[value.stored], width)
-    values = value.values[value.stored]
-    try:
-        check_finite(name, values)
-    except ValueError:
+    rows = value if isinstance(value, CSR) else _as_csr(name, value, width, dtype)
+    check_width(name, rows, width)
+    check_samples(name, rows, empty)
+    values, columns = rows.values[rows.stored], rows.columns[rows.stored]
+    _check_columns(name, columns, width)
+    if not backend().all_finite(values):
         at = int(np.argmin(np.isfinite(values)))
-        where = int(value.row_numbers()[at]), int(value.columns[value.stored][at])
-        raise ValueError(f"{name}: expected finite numbers, got {values[at]} at index {where} (as {dtype})") from None
-    return value
+        where = int(rows.row_numbers()[at]), int(columns[at])
+        raise ValueError(f"{name}: expected finite numbers, got {values[at]} at index {where} (as {dtype})")
+    return rows
 
 
 def _as_csr(name: str, value: Any, width: int, dtype: np.dtype[Any]) -> CSR:
@@ -51,7 +49,9 @@ def _as_csr(name: str, value: Any, width: int, dtype: np.dtype[Any]) -> CSR:
     starts = np.array(rows.indptr, np.int64)
     count = int(starts[-1]) if len(starts) == value.shape[0] + 1 else -1
     if starts[0] != 0 or not 0 <= count <= min(len(rows.indices), len(rows.data)) or (np.diff(starts) < 0).any():
-        raise ValueError(f"{name}: expected a valid sparse matrix, got one whose indptr does not fit its shape and data")
+        raise ValueError(
+            f"{name}: expected a valid sparse matrix, got one whose indptr does not fit its shape and data"
+        )
     _check_columns(name, rows.indices[:count], width)
     columns = np.require(rows.indices[:count], np.int32, ["C", "A"])
     values = cast(name, rows.data[:count], dtype)

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastbp import losses
 from fastbp.core import thread_limit
-from fastbp.data.arrays import Array, as_generator, cast, check_bool, check_choice, check_int, check_number
+from fastbp.data.arrays import Array, Features, as_generator, cast, check_bool, check_choice, check_int, check_number
 from fastbp.data.sampling import BUFFER_SIZE, Stream, epoch_key, steps_of
 from fastbp.divergence import DivergenceError
 from fastbp.formats import npz
@@ -136,7 +136,8 @@ class Sequential(Settings):
         Parameters
         ----------
         x : array_like (B, I)
-            Kept by reference, if it is a C-contiguous array of the model's dtype, until ``backward`` has used it.
+            Kept by reference, if it is a C-contiguous array of the model's dtype, until ``backward`` has used it. Or a
+            sparse matrix, see ``Dense``.
         training : bool
             Whether dropout drops, batch norm uses the batch's statistics, and ``backward`` may follow.
         upto : int or None
@@ -152,7 +153,7 @@ class Sequential(Settings):
         TypeError, ValueError
             If x is not numeric, has another width, no rows, NaN or infinite entries, or unknown categories.
         """
-        x, training = self.model.check_features("x", x), check_bool("training", training)
+        features, training = self.model.check_features("x", x), check_bool("training", training)
         if upto is not None:
             layers = len(self.layers)
             if training:
@@ -162,11 +163,11 @@ class Sequential(Settings):
             if not (0 < upto <= layers or -layers < upto < 0):
                 raise ValueError(f"upto: expected a number of the {layers} layers, got {upto}")
             with self.model.shared() as threads:
-                return self.model.predict(x, threads, int(upto) % (layers + (upto > 0)))
+                return self.model.predict(features, threads, int(upto) % (layers + (upto > 0)))
         if not training:
-            return self._predict(x)
+            return self._predict(features)
         with self.model.exclusive():
-            return self.model.forward(x, thread_limit())
+            return self.model.forward(features, thread_limit())
 
     def backward(
         self,
@@ -237,7 +238,7 @@ class Sequential(Settings):
             raise ValueError(f"loss: expected 'cross_entropy' or 'binary_cross_entropy' or None, got {loss!r}")
         return losses.probabilities(link, self.predict(x))
 
-    def _predict(self, x: Array) -> Array:
+    def _predict(self, x: Features) -> Array:
         with self.model.lock.shared(thread_limit()) as threads:
             return self.model.predict(x, threads)
 
@@ -328,6 +329,7 @@ class Sequential(Settings):
             Used without a copy if it lies in memory as a C-contiguous array of the model's dtype. ``np.memmap`` and,
             for example, HDF5 data sets are read in blocks of rows. A function that returns an iterable of chunks
             ``(X, y)`` or ``(X, y, sample_weight)`` is called in every epoch, in a thread of its own that reads ahead.
+            SciPy's sparse matrices, chunks too, are never made dense, see ``Dense``.
         y : array_like
             (N,) integer labels for cross-entropy, (N, O) or, with one output, (N,) elsewhere; None with chunks.
         loss : str, Loss or callable

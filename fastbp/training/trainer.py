@@ -18,7 +18,7 @@ import numpy as np
 from fastbp import profiling
 from fastbp.core import backend, thread_limit
 from fastbp.core.plan import BatchPlan, LossSpec, Reducer, Report
-from fastbp.data.arrays import Array, Samples, check_memory, take_rows
+from fastbp.data.arrays import Array, Features, Samples, take_rows
 from fastbp.data.sampling import NAMES, Part, epoch_rows, parts
 from fastbp.divergence import DivergenceError, in_gradient, in_model, in_parameters
 from fastbp.losses import Loss
@@ -208,7 +208,7 @@ class Trainer:
             return ValueError(f"{error}, in row {row}, which was written to while the model was trained on it")
         return ValueError(f"X, y: row {row} was written to while the model was trained on it")  # and once more
 
-    def _divergence(self, loss: float, x: Array, step: int, lr: float) -> DivergenceError:
+    def _divergence(self, loss: float, x: Features, step: int, lr: float) -> DivergenceError:
         """The error for a training step on the rows of x that was not applied, for its loss or its gradient."""
         params, number = self.model.params, self.optimizer.steps + 1
         if math.isfinite(loss):  # only clip_norm looks at the whole gradient before it is used

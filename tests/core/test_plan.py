@@ -20,7 +20,9 @@ def other_build(**families):
 
 def test_every_backend_has_the_registered_codes_and_names(any_backend):
     plan.check_codes(backend())
-    plan.check_names(backend(), "kinds", {"copy", "add", *(la.kind for la in LAYERS.values() if hasattr(la, "kind"))})
+    plan.check_names(
+        backend(), "kinds", {"copy", "add", "sparse", *(la.kind for la in LAYERS.values() if hasattr(la, "kind"))}
+    )
     plan.check_names(backend(), "losses", LOSSES)
     plan.check_names(backend(), "rules", {optimizer.rule for optimizer in OPTIMIZERS.values()})
 

@@ -39,6 +39,9 @@ cdef void update_used(Net *net, Layer *layer, const WeightPass *work, bint skips
         entries = entries_between(x, i, c0, c1)
         for e in range(entries.begin, entries.end):
             c = x.columns[e]
+            prefetch_row(<real *> layer.dweight, x, e, entries.end, n)
+            if skips:
+                prefetch_row(<real *> layer.weight, x, e, entries.end, n)
             if c0 <= c < c1 and layer.used[c]:
                 layer.used[c], gradient = False, <real *> layer.dweight + c * n
                 if skips:
@@ -53,7 +56,7 @@ cdef void sparse_weights(Net *net, Layer *layer, const Thread *thread, WeightPas
     """A thread's rows of the weight, and by the first thread the bias."""
     cdef intp inputs = layer.op.inputs, outputs = layer.op.outputs, entries = entries_of(&net.sparse, net.batch)
     cdef Slot *dst = dst_slot(net, layer)
-    cdef bint skips = work.updates and work.update.idle and entries < inputs
+    cdef bint skips = work.updates and work.update.idle
     cdef Range own = thread_columns(&net.sparse, inputs, entries, work.updates and not skips, thread, witness)
     cdef real *gradient = <real *> layer.dweight
     cdef Block b

@@ -38,7 +38,9 @@ class Network:
             if name not in KINDS:
                 raise ValueError(f"ops: expected one of the kinds {', '.join(KINDS)}, got {name!r}")
         self._kinds = [KINDS[name] for name in names]
-        self._kinds_on_sparse = [KINDS["sparse" if op["src"] == 0 else name] for op, name in zip(ops, names, strict=True)]
+        self._kinds_on_sparse = [
+            KINDS["sparse" if op["src"] == 0 else name] for op, name in zip(ops, names, strict=True)
+        ]
         counts = ops["end"] - ops["begin"]
         self._shares = counts / max(1, counts.sum())
         self._calls: list[Call] = []  # of the last forward pass in training, and the values of its slots

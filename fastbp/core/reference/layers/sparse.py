@@ -6,7 +6,7 @@ import numpy as np
 
 from fastbp.core.plan import Array
 from fastbp.core.reference.activations import activation_forward
-from fastbp.core.reference.layers.record import KINDS, Buffers, Call
+from fastbp.core.reference.layers.record import KINDS, Buffers, Call, Kind
 from fastbp.core.sparse import CSR
 
 
@@ -48,4 +48,4 @@ def _check(x: CSR, buffers: Buffers) -> int:
     return int(x.row_numbers()[wrong][-1]) if wrong.any() else -1
 
 
-KINDS["sparse"] = KINDS["dense"]._replace(forward=_forward, gradients=_gradients, check=_check)
+KINDS["sparse"] = Kind(_forward, KINDS["dense"].backward, _gradients, _check)
