@@ -269,7 +269,7 @@ DEFINE_ADD_RUN(double)
  * the latency of an addition; rows of B come in no order that the hardware predicts, so they are prefetched. A column
  * that B has no row for counts nothing. vectors is a compile-time constant, so that sum lives in registers. */
 #define SPARSE_VECTORS 8
-#define SPARSE_AHEAD 4 /* entries */
+#define SPARSE_AHEAD 8 /* entries */
 
 #define DEFINE_SPARSE(T)                                                                                              \
     INLINE void sparse_fixed_##T(const int vectors, T *out, intp out_panel, const T *values, const int32_t *columns,  \
