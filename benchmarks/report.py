@@ -34,7 +34,18 @@ def machine(*packages: str) -> str:
             versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return f"{'; '.join(versions)}; {os.cpu_count()} cores, {platform.machine()}."
+    return f"{'; '.join(versions)}; {os.cpu_count()} cores, {cpu()}."
+
+
+def cpu() -> str:
+    """What the CPU calls itself, and its family and model: virtual machines often give a name without a number."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    number = f"family {fields.get('cpu family', '?')}, model {fields.get('model', '?')}"
+    return f"{platform.machine()}, {fields.get('model name', platform.processor())}, {number}"
 
 
 def figure(value: float) -> str:

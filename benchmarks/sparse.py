@@ -2,8 +2,8 @@
 
     python benchmarks sparse [--quick] [--write]
 
-The words of a text follow Zipf's law. PyTorch has the layer as an ``EmbeddingBag``, with sparse gradients under SGD. All
-train from the same weights in the same order, in turns; the losses are compared before the times are.
+The words of a text follow Zipf's law. PyTorch has the layer as an ``EmbeddingBag``, with sparse gradients under SGD.
+All train from the same weights in the same order, in turns; the losses are compared before the times are.
 """
 
 from __future__ import annotations

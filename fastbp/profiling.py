@@ -65,6 +65,7 @@ class Table:
         self.model, self.optimizer, self.batch_size, self.backend = model, optimizer, batch_size, backend_name()
         self.threads = self.steps = self.samples = 0
         self.seconds = 0.0
+        self._stored = 0.0  # the samples, each times the share of its entries that is stored
         self.others: dict[str, Table] = {}
         self._times = np.zeros(3 + 3 * len(model.program))
         self._epochs: list[Callable[[Model, Optimizer], Trained]] = []  # to do again
@@ -82,6 +83,7 @@ class Table:
         self.threads = max(self.threads, network.threads)
         self.steps += -(-result.samples // self.batch_size)
         self.samples += result.samples
+        self._stored += result.samples * network.density
         self._times += times
         self._epochs.append(epoch)
         self.others.clear()  # they have not done this one
@@ -98,7 +100,8 @@ class Table:
         """The operations of an op's forward, dx and dweight with its update, and how many numbers each has to move."""
         op, spec = self.model.program[i], self.optimizer.update_spec(0.0)
         vectors = 1 + sum(vector is not None for vector in spec.state)
-        work = Work(self.samples, self.steps, vectors, spec.idle)
+        density = self._stored / self.samples if op["src"] == 0 and self.samples else 1.0
+        work = Work(self.samples, self.steps, vectors, spec.idle, density)
         has_dx = bool(self.model.slots[op["src"]]["learned"])
         return self.model.places[i].layer.costs(op, work, has_dx)
 
@@ -114,7 +117,8 @@ class Table:
         products = [op["outputs"] for op, place in zip(ops, self.model.places, strict=True) if place.layer.flop()]
         network = "-".join(str(width) for width in [self.model.inputs, *products])
         gather, loss, waiting, *layer_times = self._times.tolist()
-        rows = [Row(network, "gather", gather, 0, 2 * self.samples * self.model.inputs * size)]
+        gathered = 2 * int(self._stored * self.model.inputs) * size  # of sparse rows only their columns are read
+        rows = [Row(network, "gather", gather, 0, gathered)]
         for i in range(len(ops)):
             times = layer_times[3 * i : 3 * i + 3]
             for phase, seconds, (operations, numbers) in zip(_PHASES, times, self._costs(i), strict=True):

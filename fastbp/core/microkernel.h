@@ -182,6 +182,54 @@ typedef struct {
 DEFINE_TILE(float)
 DEFINE_TILE(double)
 
+/* C (rows, vectors * LANES) = A @ B as in DEFINE_TILE, for one to three rows: so few sums would wait for each other in a
+ * tile, so it is as wide as the registers allow. C lies in panels, c_panel apart; B is read row by row, in the order it
+ * lies in memory, and a few rows ahead are prefetched. */
+#define WIDE_ROWS 3
+#define WIDE_SUMS (MAX_ROWS == 14 ? 16 : 12)
+#define WIDE_AHEAD 4
+
+#define WIDE(rows, vectors)                                                                                           \
+    _Pragma("GCC unroll 3") for (int i = 0; i < rows; i++) _Pragma("GCC unroll 16") for (int v = 0; v < vectors; v++)
+#define WIDE_CASE(T, rows, vectors)                                                                                   \
+    case (rows) * 32 + (vectors):                                                                                     \
+        wide_fixed_##T(rows, vectors, k, a, a_panel, b, b_row, c, c_panel, epilogue);                                 \
+        break;
+
+#define DEFINE_WIDE(T)                                                                                                \
+    INLINE void wide_fixed_##T(const int rows, const int vectors, intp k, const T *a, intp a_panel, const T *b,       \
+                               intp b_row, T *c, intp c_panel, const TileEpilogue *epilogue)                          \
+    {                                                                                                                 \
+        vec_##T sum[WIDE_ROWS][16];                                                                                   \
+        WIDE(rows, vectors)                                                                                           \
+            sum[i][v] = epilogue->initial ? *(const vec_##T *)((const T *)epilogue->initial + v * LANES(T))           \
+                                          : (vec_##T){0};                                                             \
+        for (; k > 0; k -= PANEL(T), a += a_panel)                                                                    \
+            for (intp p = 0; p < (k < PANEL(T) ? k : PANEL(T)); p++, b += b_row) {                                    \
+                for (int line = 0; line < vectors * VECTOR_BYTES; line += 64)                                         \
+                    __builtin_prefetch((const char *)(b + WIDE_AHEAD * b_row) + line);                                \
+                WIDE(rows, vectors)                                                                                   \
+                    sum[i][v] = FMA_##T(a[i * PANEL(T) + p] - (vec_##T){0}, *(const vec_##T *)(b + v * LANES(T)),     \
+                                        sum[i][v]);                                                                   \
+            }                                                                                                         \
+        WIDE(rows, vectors) {                                                                                         \
+            vec_##T *to = (vec_##T *)(c + v / 2 * c_panel + i * PANEL(T) + v % 2 * LANES(T));                         \
+            if (epilogue->accumulate) sum[i][v] = *to + sum[i][v];                                                    \
+            *to = epilogue->relu ? ZERO_WHERE(T, sum[i][v] < (vec_##T){0}, sum[i][v]) : sum[i][v];                    \
+        }                                                                                                             \
+    }                                                                                                                 \
+    static void wide_##T(int rows, int vectors, intp k, const T *a, intp a_panel, const T *b, intp b_row, T *c,       \
+                         intp c_panel, const TileEpilogue *epilogue)                                                  \
+    {                                                                                                                 \
+        switch (rows * 32 + vectors) {                                                                                \
+            WIDE_CASE(T, 1, 16) WIDE_CASE(T, 1, 8) WIDE_CASE(T, 1, 4)                                                 \
+            WIDE_CASE(T, 2, 8) WIDE_CASE(T, 2, 4) WIDE_CASE(T, 3, 4)                                                  \
+        }                                                                                                             \
+    }
+
+DEFINE_WIDE(float)
+DEFINE_WIDE(double)
+
 static inline void prefetch_line(const char *p) { __builtin_prefetch(p); }
 static inline void prefetch_for_writing(const char *p) { __builtin_prefetch(p, 1); }
 

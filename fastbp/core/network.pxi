@@ -78,6 +78,7 @@ cdef class Network:
     cdef bint has_input_gradient  # whether the memory of a backward pass has place for the gradient of the input
     cdef intp longest_row    # of a weight
     cdef int thread_capacity
+    cdef readonly double density  # of the last input: the share of its entries that is stored
     cdef readonly int threads  # of the last epoch's team, if there was no contention
     cdef Trial trial
     cdef int lock            # of the workspace, for predictions
@@ -161,12 +162,13 @@ cdef class Network:
             for layer in net.layers[:net.count]:
                 if layer.op.src == 0:
                     layer.kind = find_kind("sparse" if sparse else kind_name(&layer.op), self.size)
+        self.density = x.density if sparse else 1
         if not sparse:
             return address(x)
         net.sparse.values, net.sparse.columns = address(x.values), <const int32_t *> address(x.columns)
         net.sparse.starts, net.sparse.rows = <const int64_t *> address(x.starts), NULL
         net.sparse.sample, net.sparse.sampled = <const int32_t *> address(x.sample), len(x.sample)
-        self.work = self.other_work + SPARSE_WORK * x.density * self.input_work
+        self.work = self.other_work + SPARSE_WORK * self.density * self.input_work
         return NULL
 
     cdef prepare(self, intp batch, bint training, bint backward, bint input_gradient, bint epoch):

@@ -22,6 +22,12 @@ cdef extern from "microkernel.h" nogil:
                      intp b_row, double *c, intp c_row, const TileEpilogue *epilogue, Prefetch prefetch)
     void dots_float(intp rows, intp k, const float *a, intp a_panel, const float *b, float *c, float start)
     void dots_double(intp rows, intp k, const double *a, intp a_panel, const double *b, double *c, double start)
+    const int WIDE_ROWS
+    const int WIDE_SUMS
+    void wide_float(int rows, int vectors, intp k, const float *a, intp a_panel, const float *b, intp b_row, float *c,
+                    intp c_panel, const TileEpilogue *epilogue)
+    void wide_double(int rows, int vectors, intp k, const double *a, intp a_panel, const double *b, intp b_row,
+                     double *c, intp c_panel, const TileEpilogue *epilogue)
     double peak_float(intp repeats, float *sink)
     double peak_double(intp repeats, double *sink)
 
@@ -209,6 +215,44 @@ cdef void multiply_few_rows(real *c, const real *a, Layout layout, const real *w
         q0 += group
 
 
+cdef inline int wide_vectors(intp rows, intp left) noexcept nogil:
+    """How many vectors of c one tile of `multiply_wide` computes, of those that are left."""
+    cdef int vectors = 16
+    while vectors > 2 and (vectors > left or vectors * rows > WIDE_SUMS):
+        vectors //= 2
+    return vectors
+
+
+cdef void multiply_wide(real *c, const real *a, Layout layout, const real *w, intp w_row, intp begin, intp end, intp n,
+                        intp k, const Epilogue *epilogue) noexcept nogil:
+    """`multiply_in_place` for up to WIDE_ROWS rows, b as it lies, by tiles of several panels."""
+    cdef intp width = panel_width(c), depth = block_depth(k, c), q = 0, p, i, at
+    cdef int vectors
+    cdef TileEpilogue tile
+    cdef const real *b
+    cdef real *out
+    while q < ceil_div(n, width):
+        vectors = wide_vectors(end - begin, ceil_div(n, lanes(c)) - 2 * q)
+        out, p = c + q * layout.panel + begin * width, 0
+        while p == 0 or p < k:
+            b, at = w + p * w_row + q * width, p // width * layout.panel + begin * width
+            if vectors == 2:
+                multiply_panel(c, a, layout, b, w_row, b + width, w_row, begin, end, q, n, p, depth, k, p,
+                               min(depth, k - p), NULL, epilogue)
+            else:
+                tile = tile_epilogue(epilogue, p == 0, p + depth >= k, out - c, q * width, c)
+                if real is float:
+                    wide_float(<int> (end - begin), vectors, min(depth, k - p), a + at, layout.panel, b, w_row, out,
+                               layout.panel, &tile)
+                else:
+                    wide_double(<int> (end - begin), vectors, min(depth, k - p), a + at, layout.panel, b, w_row, out,
+                                layout.panel, &tile)
+            p += depth
+        for i in range(vectors // 2 if vectors > 2 else 0):
+            apply_epilogue(out + i * layout.panel, end - begin, epilogue, out + i * layout.panel - c)
+        q += vectors // 2
+
+
 cdef inline void pack_panel(real *out, const real *w, intp w_row, bint transposed, intp q, intp n, intp p,
                             intp depth) noexcept nogil:
     """Rows p..p+depth of panel q of b (k, n), which is w or, transposed, w^T."""
@@ -249,7 +293,9 @@ cdef void multiply_in_place(real *c, const real *a, Layout layout, const real *w
     """
     if begin >= end:  # a thread without rows
         return
-    if end - begin <= FEW_TILES * MAX_ROWS:
+    if end - begin <= WIDE_ROWS and not transposed:
+        multiply_wide(c, a, layout, w, w_row, begin, end, n, k, epilogue)
+    elif end - begin <= FEW_TILES * MAX_ROWS:
         multiply_few_rows(c, a, layout, w, w_row, transposed, begin, end, n, k, epilogue)
     else:
         multiply_by_panels(c, a, layout, w, w_row, transposed, begin, end, n, k, epilogue)

@@ -32,6 +32,7 @@ class Work(NamedTuple):
     steps: int
     vectors: int  # that an update reads and writes: the parameters and the optimizer's state
     idle: bool  # whether a gradient of zero changes nothing
+    density: float = 1.0  # the share of its input's entries that is stored
 
 
 class Layer(Settings):
@@ -131,12 +132,15 @@ class Layer(Settings):
 
         A gradient itself need not leave the caches; the parameters and the state are read and written.
         """
-        product, numbers = work.samples * self.flop(), work.samples * int(op["inputs"] + op["outputs"])
+        product = int(work.samples * work.density * self.flop())
+        numbers = int(work.samples * (work.density * op["inputs"] + op["outputs"]))
         count = self.parameter_count
         weight = math.prod(self.shapes().get("weight", (0,)))
-        update = (0 if self.gradients_with_dx else numbers) + work.steps * 2 * work.vectors * count
+        used = work.steps * count if work.density == 1 else min(work.steps * count, product // 2)  # a row for an entry
+        updated = used if work.idle else work.steps * count
+        update = (0 if self.gradients_with_dx else numbers) + 2 * work.vectors * updated
         return (
-            (product, numbers + work.steps * count),
+            (product, numbers + used),
             (product, numbers + work.steps * weight) if has_dx and not self.is_activation else (0, 0),
             (product, update) if count else (0, 0),
         )

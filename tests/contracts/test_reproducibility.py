@@ -212,7 +212,7 @@ def test_a_row_has_the_bits_that_it_has_alone(compiled, dtype, layers):
     found = set()
     for threads in (1, 3):
         fb.set_num_threads(threads)
-        for rows in (1, 2, 7, 12, 13, 28, 29, 131):
+        for rows in (1, 2, 3, 7, 12, 13, 28, 29, 131):
             batches = [slice(first, first + rows) for first in range(0, len(X), rows)]
             outputs, gradients = [], []
             for batch in batches:

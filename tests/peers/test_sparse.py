@@ -231,6 +231,20 @@ def test_options_of_fit(any_backend):
                 np.testing.assert_allclose(histories[0][name], histories[1][name], rtol=1e-9)
 
 
+def test_profile_counts_what_is_stored(any_backend):
+    """A row of the weight for every entry; of the update all rows, unless those without a gradient are left out."""
+    X, entries = words(), words().nnz
+    for make, updated in ((fb.Adagrad, 4 * min(10 * (203 * 4 + 4), 4 * entries)), (fb.RMSprop, 40 * (203 * 4 + 4))):
+        model = fb.Sequential([fb.Dense(203, 4), fb.Dense(4, 5)])
+        with fb.profile() as profile:
+            fitted(X, labels(), make, {"lr": 0.01}, model, epochs=1, batch_size=30)
+        rows = {row.phase: row for row in profile.tables[0].rows() if row.layer.startswith("Dense 203")}
+        assert rows["forward"].operations == rows["backward dw + update"].operations == 2 * 4 * entries
+        own = entries + 300 * 4  # what is stored, and what it gives
+        assert rows["forward"].bytes == 4 * (own + min(10 * (203 * 4 + 4), 4 * entries))
+        assert rows["backward dw + update"].bytes == 4 * (own + updated)
+
+
 def test_a_loss_of_ones_own(any_backend):
     def mse(pred, target):
         return float(((pred - target) ** 2).mean()), 2 * (pred - target) / pred.size

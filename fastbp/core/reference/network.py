@@ -31,6 +31,7 @@ class Network:
         self.ops, self.slots = ops, slots
         self.values, self.grads, self.stats = values, grads, stats
         self.threads = 1  # that the last epoch was given
+        self.density = 1.0  # of its input: the share of the entries that is stored
         self.passes = 0  # forward passes in training
         self._buffers = Buffers(values, grads, stats, tables)
         names = [op["kind"].decode() for op in ops]
@@ -153,6 +154,7 @@ class Network:
         """
         (loss_spec,) = loss_specs
         self.threads, self._last = abs(threads), time.perf_counter()
+        self.density = data[0].density if isinstance(data[0], CSR) else 1.0
         for t in range(batches.steps):
             rows, batch = gather(data, batches, t)
             self._charge_time(_IN_GATHER)
