@@ -108,6 +108,12 @@ class Model:
         keys = self.generator.integers(0, 2**63, size=len(paths), dtype=np.uint64)
         program = lower(self.layers, widths, self.params, offsets, dict(zip(paths, keys, strict=True)))
         self.program, self.slots, self.tables, self.places = program
+        others = (
+            place
+            for op, place in zip(self.program, self.places, strict=True)
+            if op["src"] == 0 and op["kind"] != b"dense"
+        )
+        self._reads_dense = next(others, None)  # what reads the input and takes no sparse rows
         self._categories = self.layers[0].categories()
         self._initialise()
         self._bind(offsets)
@@ -167,18 +173,13 @@ class Model:
     def check_features(self, name: str, x: Any, empty: bool = False) -> Features:
         """``x`` as the model's input; empty: whether it may have no rows."""
         if type(x) is not np.ndarray and is_sparse(x):
-            self._check_takes_sparse(name)
-            return check_sparse(name, x, self.inputs, self.dtype, empty)
-        return check_features(name, x, self.inputs, self.dtype, self._categories, empty)
-
-    def _check_takes_sparse(self, name: str) -> None:
-        """Raise unless dense layers alone read the input."""
-        for op, place in zip(self.program, self.places, strict=True):
-            if op["src"] == 0 and op["kind"] != b"dense":
+            if self._reads_dense is not None:
                 raise TypeError(
                     f"{name}: expected a dense array, got a sparse matrix, which Dense alone takes, and not "
-                    f"{place.access}, {type(place.layer).__name__}; toarray() gives one"
+                    f"{self._reads_dense.access}, {type(self._reads_dense.layer).__name__}; toarray() gives one"
                 )
+            return check_sparse(name, x, self.inputs, self.dtype, empty)
+        return check_features(name, x, self.inputs, self.dtype, self._categories, empty)
 
     def check_rows(self, name: str, x: Features, rows: int) -> None:
         """Raise if there is no memory for a pass of so many rows of x."""

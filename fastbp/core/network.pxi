@@ -150,7 +150,7 @@ cdef class Network:
         else:
             reserve_memory(&self.net, &arena, batch, backward, <double *> NULL)
 
-    cdef const void *read_input(self, x) except? NULL:
+    cdef const void *read_input(self, x, bint trains) except? NULL:
         """Where a dense x begins; sparse rows, which the caller keeps alive, are read by layers of another kind."""
         cdef Net *net = &self.net
         cdef Layer *layer
@@ -167,7 +167,8 @@ cdef class Network:
             return address(x)
         net.sparse.values, net.sparse.columns = address(x.values), <const int32_t *> address(x.columns)
         net.sparse.starts, net.sparse.rows = <const int64_t *> address(x.starts), NULL
-        net.sparse.sample, net.sparse.sampled = <const int32_t *> address(x.sample), len(x.sample)
+        if trains:
+            net.sparse.sample, net.sparse.sampled = <const int32_t *> address(x.sample), len(x.sample)
         self.work = self.other_work + SPARSE_WORK * self.density * self.input_work
         return NULL
 
@@ -228,7 +229,7 @@ cdef class Network:
     cdef run_forward(self, y, x, uint64_t step, bint training, int threads):
         cdef Pass work
         self.net.step = step
-        work.x = self.read_input(x)
+        work.x = self.read_input(x, training)
         self.prepare(x.shape[0], training, False, False, False)
         work.net, work.y = self.net, address(y)
         threads = call_team(self.work * max(self.net.batch, <intp> ROWS_PER_WEIGHT), threads)
@@ -392,7 +393,7 @@ cdef class Network:
         read_update(&u, update_spec)
         u.idle = u.clip_value == 0 and update_spec.idle and reducer is None
         init_shuffle(&e.order, len(X), batches.order)
-        e.features, e.targets, e.target_bytes = self.read_input(X), <char *> address(y), y.nbytes // len(y)
+        e.features, e.targets, e.target_bytes = self.read_input(X, True), <char *> address(y), y.nbytes // len(y)
         e.sample_weight = address_or_null(sample_weight)
         e.first, e.steps, e.batch_size = batches.first, batches.steps, batches.batch_size
         e.criterion, e.update, e.clip_norm = &criterion, &u, update_spec.clip_norm

@@ -196,13 +196,13 @@ def check_features(
     return check_finite(name, array)
 
 
-def check_samples(name: str, array: Features, empty: bool) -> None:
+def check_samples(name: str, array: Any, empty: bool) -> None:
     """Raise if ``array`` has no rows, unless it may be empty."""
     if array.shape[0] == 0 and not empty:
         raise ValueError(f"{name}: expected at least one sample, got shape {array.shape}")
 
 
-def check_width(name: str, array: Features, width: int) -> None:
+def check_width(name: str, array: Any, width: int) -> None:
     """Raise unless ``array`` has rows of this width."""
     if array.shape[1:] != (width,):
         raise ValueError(f"{name}: expected shape (samples, {width}), got {array.shape}")

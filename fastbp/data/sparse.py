@@ -28,11 +28,12 @@ def check_sparse(name: str, value: Any, width: int, dtype: np.dtype[Any], empty:
 
     empty: whether it may have no samples.
     """
+    check_width(name, value, width)
+    check_samples(name, value, empty)
     rows = value if isinstance(value, CSR) else _as_csr(name, value, width, dtype)
-    check_width(name, rows, width)
-    check_samples(name, rows, empty)
     values, columns = rows.values[rows.stored], rows.columns[rows.stored]
-    _check_columns(name, columns, width)
+    if rows is value:
+        _check_columns(name, columns, width)
     if not backend().all_finite(values):
         at = int(np.argmin(np.isfinite(values)))
         where = int(rows.row_numbers()[at]), int(columns[at])
@@ -41,17 +42,17 @@ def check_sparse(name: str, value: Any, width: int, dtype: np.dtype[Any], empty:
 
 
 def _as_csr(name: str, value: Any, width: int, dtype: np.dtype[Any]) -> CSR:
-    """The rows of a matrix of SciPy's, checked as far as their order needs it."""
-    check_width(name, value, width)
+    """The rows of a matrix of SciPy's, with columns of the matrix, in ascending order and once each."""
     if width > WIDEST:
         raise ValueError(f"{name}: expected at most {WIDEST} columns in a sparse matrix, got {width}")
     rows = value.tocsr()
-    starts = np.array(rows.indptr, np.int64)
-    count = int(starts[-1]) if len(starts) == value.shape[0] + 1 else -1
-    if starts[0] != 0 or not 0 <= count <= min(len(rows.indices), len(rows.data)) or (np.diff(starts) < 0).any():
+    starts, stored = np.array(rows.indptr, np.int64), min(len(rows.indices), len(rows.data))
+    counts = np.diff(starts)
+    if len(counts) != value.shape[0] or starts[0] != 0 or starts[-1] > stored or counts.min(initial=0) < 0:
         raise ValueError(
             f"{name}: expected a valid sparse matrix, got one whose indptr does not fit its shape and data"
         )
+    count = int(starts[-1])
     _check_columns(name, rows.indices[:count], width)
     columns = np.require(rows.indices[:count], np.int32, ["C", "A"])
     values = cast(name, rows.data[:count], dtype)
@@ -66,6 +67,7 @@ def _as_csr(name: str, value: Any, width: int, dtype: np.dtype[Any]) -> CSR:
 
 
 def _check_columns(name: str, columns: Array, width: int) -> None:
+    """Raise unless every entry is in a column that there is."""
     if len(columns) and not 0 <= columns.min() <= columns.max() < width:
         wrong = columns.min() if columns.min() < 0 else columns.max()
         raise ValueError(f"{name}: expected columns from 0 to {width - 1}, got an entry in column {wrong}")

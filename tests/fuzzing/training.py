@@ -20,6 +20,10 @@ import fastbp as fb
 from fastbp.core import available_backends, backend_name
 
 try:
+    import scipy.sparse
+except ImportError:
+    scipy = None
+try:
     import torch
 except ImportError:
     torch = None
@@ -327,6 +331,26 @@ def differences(case):
         assert fb.check_gradients(model, case.X[:few], case.y[:few], case.loss(), sample_weight=weight) < 1e-4
 
 
+def sparse_rows(case):
+    """The data as a sparse matrix, half of it zeros: every driver as above, and the numbers of an array."""
+    if scipy is None:
+        return
+    zeroed = copy.copy(case)
+    zeroed.X = case.X * (np.random.default_rng(case.seed).random(case.X.shape) < 0.5)
+    given = copy.copy(zeroed)
+    given.X = scipy.sparse.csr_array(zeroed.X)
+    try:
+        case.model().predict(given.X)
+    except TypeError:
+        return  # another layer than Dense reads the input
+    for check in (threads, loop, streams, rows):
+        check(given)
+    samples, tolerance = min(case.samples, 32), 2e-2 if case.dtype == "float32" else 1e-8  # as for backends
+    results = [gradients_of(form.model(), form, samples) for form in (given, zeroed)]
+    for one, other in zip(*results, strict=True):
+        assert np.abs(one - other).max() <= tolerance * (np.abs(other).max() + 1e-3)
+
+
 def twin(layers):
     """The same in PyTorch, in float64; None if it has no such layer."""
     made = []
@@ -409,7 +433,7 @@ def dense(layers):
 
 
 BITS = [threads, loop, streams, resume, files, rows, errors]
-NUMBERS = [backends, differences, pytorch]
+NUMBERS = [backends, differences, pytorch, sparse_rows]
 
 
 def compared(seed):
