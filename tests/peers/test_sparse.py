@@ -4,11 +4,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import scipy.sparse
 from conftest import assert_close, rounding
 
 import fastbp as fb
 from fastbp.core.sparse import CSR
+
+sparse = pytest.importorskip("scipy.sparse")
 
 WIDTHS = 203, 37, 5  # no whole panels
 FORMATS = ["csr", "csc", "coo", "bsr", "lil", "dok", "dia"]
@@ -35,7 +36,7 @@ def words(samples=300, width=WIDTHS[0], seed=0, dtype=np.float64):
     share = rng.permutation(1 / np.arange(1, width + 1))
     counts = rng.poisson(4 * share / share.sum(), (samples, width))
     counts[::17], counts[:, ::13] = 0, 0
-    return scipy.sparse.csr_array((counts / 4).astype(dtype))
+    return sparse.csr_array((counts / 4).astype(dtype))
 
 
 def labels(samples=300, seed=0):
@@ -113,11 +114,11 @@ def test_pytorch(any_backend, make):
     for _ in range(50):
         rows = rng.permutation(300)[:32]
         xb = X[rows]
-        sparse = torch.sparse_csr_tensor(
+        given = torch.sparse_csr_tensor(
             torch.from_numpy(xb.indptr.astype(np.int64)), torch.from_numpy(xb.indices.astype(np.int64)),
             torch.from_numpy(xb.data), xb.shape, check_invariants=True,
         )  # fmt: skip
-        hidden = torch.tanh(torch.sparse.mm(sparse, weight) + bias)
+        hidden = torch.tanh(torch.sparse.mm(given, weight) + bias)
         loss = torch.nn.functional.cross_entropy(hidden @ weight2 + bias2, torch.from_numpy(y[rows]))
         theirs.zero_grad()
         loss.backward()
@@ -172,10 +173,10 @@ def test_a_row_has_the_bits_that_it_has_alone(compiled, dtype, threads):
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("numbers", [np.float64, np.float32, np.int8, np.bool_])
 def test_every_format_and_dtype(form, numbers):
-    X = scipy.sparse.csr_matrix((words() > 0).astype(numbers))
+    X = sparse.csr_matrix((words() > 0).astype(numbers))
     expected = network().predict(X)
     assert np.array_equal(network().predict(X.asformat(form)), expected)
-    assert np.array_equal(network().predict(scipy.sparse.csr_array(X.asformat(form))), expected)
+    assert np.array_equal(network().predict(sparse.csr_array(X.asformat(form))), expected)
 
 
 @pytest.mark.parametrize("index", [np.int32, np.int64])
@@ -185,7 +186,7 @@ def test_entries_in_any_order_and_twice(any_backend, index):
     order = np.concatenate([rng.permutation(np.repeat(np.arange(a, b), 2)) for a, b in zip(X.indptr, X.indptr[1:],
                                                                                           strict=False)])  # fmt: skip
     parts = X.data[order] / 2, X.indices[order].astype(index), (2 * X.indptr).astype(index)
-    messy = scipy.sparse.csr_array(parts, X.shape)
+    messy = sparse.csr_array(parts, X.shape)
     before = messy.data.copy(), messy.indices.copy(), messy.indptr.copy()
     assert bits(fitted(messy, labels(), fb.SGD, {"lr": 0.1})) == bits(fitted(X, labels(), fb.SGD, {"lr": 0.1}))
     assert all(np.array_equal(a, b) for a, b in zip((messy.data, messy.indices, messy.indptr), before, strict=True))
@@ -271,7 +272,7 @@ def test_chunks(any_backend):
     one, other = (model.evaluate(lambda: chunks(forms[0]), None, "cross_entropy") for model in models[::2])
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-9)
     taken = [xb for xb, _ in fb.batches(lambda: chunks(forms[0]), None, 64, shuffle=False, buffer_size=100)]
-    assert (scipy.sparse.vstack(taken) != X).nnz == 0
+    assert (sparse.vstack(taken) != X).nnz == 0
 
     def mixed():
         yield X[:100], y[:100]
@@ -286,7 +287,7 @@ def test_no_batch_is_ever_dense(any_backend):
     width, samples = 2_000_000, 3000
     rng = np.random.default_rng(0)
     columns, starts = rng.integers(0, width, 5 * samples), np.arange(0, 5 * samples + 1, 5)
-    X = scipy.sparse.csr_array((np.ones(5 * samples, np.float32), columns, starts), (samples, width))
+    X = sparse.csr_array((np.ones(5 * samples, np.float32), columns, starts), (samples, width))
     model = fb.Sequential([fb.Dense(width, 1)], seed=0)
     optimizer, y = fb.SGD(model.parameters(), lr=0.1), rng.standard_normal(samples)
     tracemalloc.start()
@@ -363,7 +364,7 @@ def test_targets_and_weights_are_dense():
     model = network()
     optimizer = fb.SGD(model.parameters(), lr=0.1)
     with pytest.raises(TypeError, match="y: expected a dense array"):
-        model.fit(words(), scipy.sparse.csr_array(np.eye(300, 5)), "mse", optimizer)
+        model.fit(words(), sparse.csr_array(np.eye(300, 5)), "mse", optimizer)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
