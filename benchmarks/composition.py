@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from report import figure, machine, options, table, write
+from report import figure, in_rounds, machine, table, write
 
 import fastbp as fb
 from fastbp.core import backend_name
@@ -139,11 +139,8 @@ def measure(kind: str, n: int, batch: int, threads: int, rounds: int) -> list[st
 
 
 def main(arguments: list[str]) -> None:
-    parser = options(__name__, __doc__)
-    parser.add_argument("--quick", action="store_true", help="ten rounds instead of thirty")
-    parser.add_argument("--write", action="store_true", help="put the results into benchmarks/README.md")
-    chosen = parser.parse_args(arguments)
-    rounds = 10 if chosen.quick else 30
+    chosen = in_rounds(__name__, __doc__, arguments, quick=10, rounds=30)
+    rounds = chosen.rounds
     text = f"{machine('torch')} Microseconds a step with SGD, best of {rounds} rounds in turns, float32.\n\n"
     head = ["network", "units", "batch", "threads", "fastbp", "PyTorch", "of FMA peak", "chain's", "share / chain's"]
     rows = [

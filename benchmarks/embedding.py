@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import torch
-from report import figure, machine, options, table, write
+from report import figure, in_rounds, machine, table, write
 
 import fastbp as fb
 
@@ -85,11 +85,8 @@ def measure(cardinalities: list[int], batch: int, optimizer: str, rounds: int) -
 
 
 def main(arguments: list[str]) -> None:
-    parser = options(__name__, __doc__)
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of ten")
-    parser.add_argument("--write", action="store_true", help="put the results into benchmarks/README.md")
-    chosen = parser.parse_args(arguments)
-    rounds = 3 if chosen.quick else 10
+    chosen = in_rounds(__name__, __doc__, arguments, quick=3, rounds=10)
+    rounds = chosen.rounds
     torch.set_num_threads(fb.get_num_threads())
     text = f"{machine('torch')} Microseconds a step, best (median) of {rounds} rounds in turns, "
     text += f"{fb.get_num_threads()} threads, float32; {NUMERIC} numeric columns, rows of {DIM} numbers, {HIDDEN} "

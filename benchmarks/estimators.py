@@ -15,7 +15,7 @@ import warnings
 import numpy as np
 import sklearn.datasets
 import sklearn.neural_network
-from report import figure, machine, options, table, write
+from report import figure, in_rounds, machine, table, write
 from sklearn.exceptions import ConvergenceWarning
 
 import fastbp as fb
@@ -59,11 +59,8 @@ def measure(data: str, rounds: int) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = options(__name__, __doc__)
-    parser.add_argument("--quick", action="store_true", help="two rounds instead of ten")
-    parser.add_argument("--write", action="store_true", help="put the results into benchmarks/README.md")
-    chosen = parser.parse_args(arguments)
-    rounds = 2 if chosen.quick else 10
+    chosen = in_rounds(__name__, __doc__, arguments, quick=2, rounds=10)
+    rounds = chosen.rounds
     warnings.simplefilter("ignore", ConvergenceWarning)
     text = f"{machine('numpy', 'scikit-learn')} Milliseconds of `fit`, best (median) of {rounds} rounds in turns, "
     text += f"{fb.get_num_threads()} threads, float64.\n\n"

@@ -26,6 +26,15 @@ def options(name: str, description: str | None) -> argparse.ArgumentParser:
     )
 
 
+def in_rounds(name: str, description: str | None, arguments: list[str], quick: int, rounds: int) -> argparse.Namespace:
+    """Of a benchmark that has no other options: how many ``rounds``, and whether to ``write``."""
+    parser = options(name, description)
+    parser.add_argument("--quick", action="store_const", dest="rounds", const=quick, default=rounds,
+                        help=f"{quick} rounds instead of {rounds}")  # fmt: skip
+    parser.add_argument("--write", action="store_true", help="put the results into benchmarks/README.md")
+    return parser.parse_args(arguments)
+
+
 def machine(*packages: str) -> str:
     """The versions of fastbp and of the peers, and the kind of machine."""
     versions = [f"fastbp {fb.__version__}, backend {backend_name()}"]

@@ -18,7 +18,7 @@ import scipy.sparse
 import sklearn.feature_extraction.text
 import sklearn.neural_network
 import torch
-from report import figure, machine, options, table, write
+from report import figure, in_rounds, machine, table, write
 from sklearn.exceptions import ConvergenceWarning
 
 import fastbp as fb
@@ -141,11 +141,8 @@ def prediction(X: scipy.sparse.csr_matrix, rounds: int) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = options(__name__, __doc__)
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of ten")
-    parser.add_argument("--write", action="store_true", help="put the results into benchmarks/README.md")
-    chosen = parser.parse_args(arguments)
-    rounds = 3 if chosen.quick else 10
+    chosen = in_rounds(__name__, __doc__, arguments, quick=3, rounds=10)
+    rounds = chosen.rounds
     warnings.simplefilter("ignore", ConvergenceWarning)
     torch.set_num_threads(fb.get_num_threads())
     X, y = texts()

@@ -30,9 +30,8 @@ class Dense(Parametric):
     """A fully connected layer, ``y = activation(x @ weight + bias)``.
 
     As the first layer, or the first one of branches, it also takes SciPy's sparse matrices, of any format: a pass costs
-    what their stored entries cost. A row of the weight that no entry of a batch meets has a gradient of zero; SGD
-    without momentum and Adagrad, both without penalties, leave it as it is: ``fit`` and ``train_on_batch`` do not visit
-    it.
+    what their stored entries cost. A row of the weight that no entry of a batch meets has a gradient of zero; where SGD
+    without momentum or Adagrad, without penalties, leave it as it is, ``fit`` and ``train_on_batch`` do not visit it.
     CSR of the model's dtype, with sorted indices of 32 bits and without duplicates, is used where it lies in memory.
 
     Parameters
