@@ -33,11 +33,6 @@ class CSR:
         return dtype
 
     @property
-    def ndim(self) -> int:
-        """Always 2."""
-        return 2
-
-    @property
     def stored(self) -> slice:
         """Where the entries of these rows are."""
         return slice(int(self.starts[0]), int(self.starts[-1]))

@@ -56,25 +56,21 @@ def _dense_gradients(dweight: Array, dbias: Array | None, dz: Array, x: Array) -
         np.sum(dz, axis=0, out=dbias)
 
 
-def _shape(op: np.void) -> tuple[int, int]:
-    return int(op["inputs"]), int(op["outputs"])
-
-
 def _forward(call: Call) -> None:
-    inputs, outputs = _shape(call.op)
+    inputs, outputs = call.weight_shape
     weight, bias = call.value("weight", inputs, outputs), call.value("bias", outputs)
     dense_forward(call.y, call.z, call.x, weight, bias, int(call.op["activation"]), None, call.threads)
 
 
 def _gradients(call: Call, dy: Array) -> None:
-    inputs, outputs = _shape(call.op)
+    inputs, outputs = call.weight_shape
     _dense_gradients(call.grad("weight", inputs, outputs), call.grad("bias", outputs), dy, call.x)
 
 
 def _backward(call: Call, dx: Array | None, dy: Array) -> None:
     """The network applies the derivative of the activation that gave x: other gradients of x may be added first."""
     if dx is not None:
-        np.matmul(dy, call.value("weight", *_shape(call.op)).T, out=dx)
+        np.matmul(dy, call.value("weight", *call.weight_shape).T, out=dx)
 
 
 KINDS["dense"] = Kind(_forward, _backward, _gradients)

@@ -46,6 +46,11 @@ class Call:
         self.parameter_gradients = True
         self.kept: Array | None = None
 
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(I, O)."""
+        return int(self.op["inputs"]), int(self.op["outputs"])
+
     def value(self, name: str, *shape: int) -> Array:
         """The tensor of that name, ``weight`` or ``bias``, or None if the op has none."""
         return _tensor(self.buffers.values, int(self.op[name]), shape)

@@ -22,21 +22,17 @@ def multiply_sparse_transposed(dweight: Array, x: CSR, dy: Array) -> None:
     np.add.at(dweight, x.columns[stored], x.values[stored, None] * dy[x.row_numbers()])
 
 
-def _shape(op: np.void) -> tuple[int, int]:
-    return int(op["inputs"]), int(op["outputs"])
-
-
 def _forward(call: Call) -> None:
     bias = call.value("bias", int(call.op["outputs"]))
     call.y[:] = 0 if bias is None else bias
-    multiply_sparse(call.y, call.x, call.value("weight", *_shape(call.op)))
+    multiply_sparse(call.y, call.x, call.value("weight", *call.weight_shape))
     if call.z is not None:
         call.z[:] = call.y
     activation_forward(call.y, call.y, int(call.op["activation"]), call.threads)
 
 
 def _gradients(call: Call, dy: Array) -> None:
-    dweight, dbias = call.grad("weight", *_shape(call.op)), call.grad("bias", int(call.op["outputs"]))
+    dweight, dbias = call.grad("weight", *call.weight_shape), call.grad("bias", int(call.op["outputs"]))
     dweight[:] = 0
     multiply_sparse_transposed(dweight, call.x, dy)
     if dbias is not None:
